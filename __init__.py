@@ -1,0 +1,48 @@
+"""DenseMLLM (arXiv 2602.14134) for Hugging Face Transformers: a multimodal LLM that predicts dense maps by itself."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
+from .image_processing_densemllm import DenseMLLMImageProcessor
+from .loss_densemllm import ntp_m_loss
+from .modeling_densemllm import (
+    DenseMLLMForConditionalGeneration,
+    DenseMLLMModel,
+    DenseMLLMPreTrainedModel,
+    DenseMLLMVisionModel,
+)
+from .prediction_densemllm import DensePrediction, EncodedImage
+from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
+
+
+__version__ = "0.1.0"
+
+# With the package imported, the Auto classes know these without `trust_remote_code`.
+AutoConfig.register(DenseMLLMConfig.model_type, DenseMLLMConfig, exist_ok=True)
+for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(DenseMLLMConfig, DenseMLLMForConditionalGeneration, exist_ok=True)
+AutoImageProcessor.register(DenseMLLMConfig, DenseMLLMImageProcessor, exist_ok=True)
+AutoProcessor.register(DenseMLLMConfig, DenseMLLMProcessor, exist_ok=True)
+
+__all__ = [
+    "DenseMLLMConfig",
+    "DenseMLLMForConditionalGeneration",
+    "DenseMLLMImageProcessor",
+    "DenseMLLMModel",
+    "DenseMLLMPreTrainedModel",
+    "DenseMLLMProcessor",
+    "DenseMLLMVisionConfig",
+    "DenseMLLMVisionModel",
+    "DensePrediction",
+    "EncodedImage",
+    "add_dense_tokens",
+    "ntp_m_loss",
+]

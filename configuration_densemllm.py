@@ -1,0 +1,321 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of DenseMLLM (arXiv 2602.14134). The defaults are the geometry of `tencent/Youtu-VL-4B-Instruct`."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+# The auto classes that a saved checkpoint answers to: one table, as `register_for_auto_class` keeps a single name.
+AUTO_MAP = {
+    "AutoConfig": "configuration_densemllm.DenseMLLMConfig",
+    "AutoModel": "modeling_densemllm.DenseMLLMForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_densemllm.DenseMLLMForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_densemllm.DenseMLLMForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_densemllm.DenseMLLMForConditionalGeneration",
+    "AutoImageProcessor": "image_processing_densemllm.DenseMLLMImageProcessor",
+    "AutoProcessor": "processing_densemllm.DenseMLLMProcessor",
+}
+
+# Youtu-LLM at the dimensions of the released 4B checkpoint (`YoutuConfig`'s own defaults are a smaller model's).
+RELEASED_TEXT_CONFIG = {
+    "vocab_size": 283386,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "rope_interleave": True,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "pad_token_id": 128001,
+    "tie_word_embeddings": True,
+}
+
+# How metres become depth bins, one row a data set (paper, section on depth tokens). A row with a `prompt` is a known
+# camera: its prompt stands before the image, so that the vision tokens can read it. A row with a `focal_length`
+# (pixels) is an open-world one: images are scaled to that focal length.
+RELEASED_DEPTH_RANGES = {
+    "nyuv2": {
+        "mapping": "linear",
+        "min_depth": 0.0,
+        "max_depth": 10.0,
+        "prompt": "Please estimate the depth of this image from the NYUv2 dataset.",
+    },
+    "cityscapes": {
+        "mapping": "linear",
+        "min_depth": 0.0,
+        "max_depth": 80.0,
+        "prompt": "Please estimate the depth of this image from the Cityscapes dataset.",
+    },
+    "ddad": {
+        "mapping": "linear",
+        "min_depth": 0.05,
+        "max_depth": 120.0,
+        "prompt": "Please estimate the depth of this image from the DDAD dataset.",
+    },
+    "open_world": {"mapping": "log", "min_depth": 0.5, "max_depth": 100.0, "focal_length": 2000.0},
+}
+
+
+def check_depth_ranges(depth_ranges: dict, default_depth_range: str) -> None:
+    """Raise a `ValueError` that names the row and the entry if a table of depth ranges can't be used.
+
+    Args:
+        depth_ranges: name to row; a row has `mapping` ("linear" or "log"), `min_depth` and `max_depth` in metres, and
+            optionally `prompt` (text before the image) and `focal_length` (pixels).
+        default_depth_range: the row that is used when a caller names none.
+    """
+    if not isinstance(depth_ranges, dict) or not depth_ranges:
+        raise ValueError(f"`depth_ranges` must be a dict with at least one row, got {depth_ranges!r}")
+    for name, row in depth_ranges.items():
+        where = f"`depth_ranges[{name!r}]`"
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} must be a dict, got {row!r}")
+        unknown = set(row) - {"mapping", "min_depth", "max_depth", "prompt", "focal_length"}
+        if unknown:
+            raise ValueError(f"{where} has unknown entries {sorted(unknown)}")
+        if row.get("mapping") not in ("linear", "log"):
+            raise ValueError(f"{where} needs `mapping` 'linear' or 'log', got {row.get('mapping')!r}")
+        low, high = row.get("min_depth"), row.get("max_depth")
+        if not all(isinstance(value, (int, float)) for value in (low, high)) or not 0 <= low < high < float("inf"):
+            raise ValueError(f"{where} needs 0 <= min_depth < max_depth in metres, got {low!r} and {high!r}")
+        if row["mapping"] == "log" and low == 0:
+            raise ValueError(f"{where} is logarithmic and needs min_depth > 0, got {low!r}")
+        if row.get("prompt") is not None and not isinstance(row["prompt"], str):
+            raise ValueError(f"{where} needs `prompt` as a string, got {row['prompt']!r}")
+        focal_length = row.get("focal_length")
+        if focal_length is not None and not (isinstance(focal_length, (int, float)) and focal_length > 0):
+            raise ValueError(f"{where} needs `focal_length` > 0 pixels, got {focal_length!r}")
+    if default_depth_range not in depth_ranges:
+        raise ValueError(f"`default_depth_range` must be one of {sorted(depth_ranges)}, got {default_depth_range!r}")
+
+
+def _check_choice(config: PreTrainedConfig, name: str, accepted: tuple[str, ...]) -> None:
+    if getattr(config, name) not in accepted:
+        raise ValueError(f"`{name}` must be one of {accepted}, got {getattr(config, name)!r}")
+
+
+def _check_positive(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"`{name}` must be greater than 0, got {getattr(config, name)!r}")
+
+
+@strict
+class DenseMLLMVisionConfig(PreTrainedConfig):
+    r"""
+    The vision tower: a SigLIP2 encoder over packed patches. The defaults are the released checkpoint's tower.
+    `position_embedding="table"`, `window_size=None` is the original SigLIP2-NaFlex encoder.
+
+    Args:
+        hidden_size (`int`, defaults to 1152): width.
+        intermediate_size (`int`, defaults to 4304): width of the feed-forward layers.
+        num_hidden_layers (`int`, defaults to 27): number of layers.
+        num_attention_heads (`int`, defaults to 16): attention heads.
+        num_channels (`int`, defaults to 3): image channels.
+        patch_size (`int`, defaults to 16): edge of a patch in pixels.
+        spatial_merge_size (`int`, defaults to 2): edge, in patches, of the block that becomes one vision token.
+        hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): activation of the feed-forward layers.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of the layer norms.
+        attention_dropout (`float`, defaults to 0.0): dropout on attention weights in training.
+        position_embedding (`str`, defaults to `"rope"`): `"rope"` (2-D rotary) or `"table"` (SigLIP2-NaFlex: a square
+            learned table, resized bilinearly with antialiasing to each image's grid).
+        num_patches (`int`, defaults to 256): entries of the table, a square number; used with `"table"` only.
+        rope_theta (`float`, defaults to 10000.0): base of the rotary frequencies; used with `"rope"` only.
+        window_size (`int`, *optional*, defaults to 256): edge, in pixels, of the attention windows; a multiple of
+            `patch_size * spatial_merge_size`. `None`: full attention in every layer.
+        fullatt_block_indexes (`list[int]`, defaults to `[7, 15, 23, 26]`): layers with full attention within each
+            image. Without effect where `window_size` is `None`.
+        initializer_range (`float`, defaults to 0.02): standard deviation of new weights.
+    """
+
+    model_type = "densemllm_vision"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    patch_size: int = 16
+    spatial_merge_size: int = 2
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float | int = 0.0
+    position_embedding: str = "rope"
+    num_patches: int = 256
+    rope_theta: float | int = 10000.0
+    window_size: int | None = 256
+    fullatt_block_indexes: list[int] | tuple[int, ...] | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.fullatt_block_indexes is None:
+            released = (7, 15, 23, 26)
+            self.fullatt_block_indexes = [index for index in released if index < self.num_hidden_layers]
+        self.fullatt_block_indexes = list(self.fullatt_block_indexes)
+        super().__post_init__(**kwargs)
+        self.validate_fields()  # here too: `@strict` wraps a validator's error into one that is no ValueError
+
+    def validate_fields(self):
+        _check_choice(self, "position_embedding", ("rope", "table"))
+        _check_positive(
+            self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
+            "patch_size", "spatial_merge_size", "layer_norm_eps", "rope_theta",
+        )  # fmt: skip
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
+                f"{self.num_attention_heads}"
+            )
+        if self.position_embedding == "rope" and (self.hidden_size // self.num_attention_heads) % 4:
+            raise ValueError(
+                "`position_embedding='rope'` needs `hidden_size / num_attention_heads` to be a multiple of 4, got "
+                f"{self.hidden_size // self.num_attention_heads}"
+            )
+        if self.position_embedding == "table" and round(self.num_patches**0.5) ** 2 != self.num_patches:
+            raise ValueError(f"`num_patches` must be a square number, got {self.num_patches}")
+        if not 0 <= self.attention_dropout < 1:
+            raise ValueError(f"`attention_dropout` must be in [0, 1), got {self.attention_dropout}")
+        cell = self.patch_size * self.spatial_merge_size
+        if self.window_size is not None and (self.window_size <= 0 or self.window_size % cell):
+            raise ValueError(
+                "`window_size` must be None or a positive multiple of `patch_size * spatial_merge_size` = "
+                f"{cell} pixels, got {self.window_size}"
+            )
+        outside = [index for index in self.fullatt_block_indexes if not 0 <= index < self.num_hidden_layers]
+        if outside:
+            raise ValueError(
+                f"`fullatt_block_indexes` must lie in 0..{self.num_hidden_layers - 1} (`num_hidden_layers` is "
+                f"{self.num_hidden_layers}), got {outside}"
+            )
+
+
+@strict
+class DenseMLLMConfig(PreTrainedConfig):
+    r"""
+    A DenseMLLM: vision tower, projector and any causal language model.
+
+    Args:
+        vision_config (`DenseMLLMVisionConfig` or `dict`, *optional*): the tower.
+        text_config (`PreTrainedConfig` or `dict`, *optional*): any causal language model that `AutoModel` can build
+            (`model_type` in the dict). Defaults to `youtu` at the released dimensions.
+        image_token_id (`int`, defaults to 128264): the placeholder of one vision token.
+        vision_start_token_id (`int`, defaults to 128262): the token before an image's placeholders.
+        vision_end_token_id (`int`, defaults to 128263): the token after them.
+        spatial_merge_size (`int`, *optional*): edge, in patches, of the block that becomes one vision token. `None`
+            takes the tower's, and a given value is handed to the tower: the two are always the same.
+        projector_hidden_act (`str`, defaults to `"gelu"`): activation of the projector.
+        vision_attention (`str`, defaults to `"causal"`): `"causal"` as in the paper, or `"bidirectional"`: the vision
+            tokens of one image see each other, text stays causal.
+        ntp_m_top_k (`int`, defaults to 100): how many negatives a vision token gets in the NTP-M loss, those with the
+            highest probability. The paper does not print its value.
+        ntp_m_weight (`float`, defaults to 1.0): weight of the NTP-M loss against the text loss. The paper does not
+            print its value.
+        num_depth_bins (`int`, defaults to 1000): number of depth tokens.
+        depth_ranges (`dict[str, dict]`, *optional*): how metres become bins, one named row a data set; see
+            [`check_depth_ranges`]. Defaults to the released four: `nyuv2`, `cityscapes`, `ddad`, `open_world`.
+        default_depth_range (`str`, *optional*): the row used when a caller names none; defaults to `open_world`, or to
+            the first row of a table without it.
+        tie_word_embeddings (`bool`, defaults to `True`): whether the output embedding is the input embedding.
+
+    Raises:
+        ValueError: a value that can't be used; the message names the field, what was given and what is accepted. (A
+            value of the wrong type raises `huggingface_hub.errors.StrictDataclassFieldValidationError`.)
+    """
+
+    model_type = "densemllm"
+    sub_configs_defaults = {
+        "vision_config": DenseMLLMVisionConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="youtu", init_kwargs=RELEASED_TEXT_CONFIG),
+    }
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 128264
+    vision_start_token_id: int = 128262
+    vision_end_token_id: int = 128263
+    spatial_merge_size: int | None = None
+    projector_hidden_act: str = "gelu"
+    vision_attention: str = "causal"
+    ntp_m_top_k: int = 100
+    ntp_m_weight: float | int = 1.0
+    num_depth_bins: int = 1000
+    depth_ranges: dict | None = None
+    default_depth_range: str | None = None
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.vision_config, dict) and self.spatial_merge_size is not None:
+            self.vision_config = {"spatial_merge_size": self.spatial_merge_size, **self.vision_config}
+        elif self.vision_config is None and self.spatial_merge_size is not None:
+            self.vision_config = {"spatial_merge_size": self.spatial_merge_size}
+        if self.depth_ranges is None:
+            self.depth_ranges = {name: dict(row) for name, row in RELEASED_DEPTH_RANGES.items()}
+        if self.default_depth_range is None and self.depth_ranges:
+            first = next(iter(self.depth_ranges))
+            self.default_depth_range = "open_world" if "open_world" in self.depth_ranges else first
+        # A checkpoint that was loaded from the Hub carries "repo--module.Class": written back as it is, the folder
+        # would depend on that repository.
+        kwargs["auto_map"] = dict(AUTO_MAP)
+        super().__post_init__(**kwargs)
+        if self.spatial_merge_size is None:
+            self.spatial_merge_size = self.vision_config.spatial_merge_size
+        self.validate_fields()
+
+    def validate_fields(self):
+        _check_choice(self, "vision_attention", ("causal", "bidirectional"))
+        # `model_type` and not the class: a checkpoint's own code is a second copy of this module.
+        if self.vision_config.model_type != DenseMLLMVisionConfig.model_type:
+            raise ValueError(
+                f"`vision_config` must be a {DenseMLLMVisionConfig.model_type!r} config, got "
+                f"{self.vision_config.model_type!r}"
+            )
+        if self.spatial_merge_size != self.vision_config.spatial_merge_size:
+            raise ValueError(
+                f"`spatial_merge_size` ({self.spatial_merge_size}) and `vision_config.spatial_merge_size` "
+                f"({self.vision_config.spatial_merge_size}) must be the same"
+            )
+        _check_positive(self, "ntp_m_top_k", "num_depth_bins")
+        if not 0 <= self.ntp_m_weight < float("inf"):
+            raise ValueError(f"`ntp_m_weight` must be a finite number >= 0, got {self.ntp_m_weight}")
+        vocab_size = self.get_text_config().vocab_size
+        if not 0 <= self.image_token_id < vocab_size:
+            raise ValueError(
+                f"`image_token_id` must be in the text model's vocabulary (0..{vocab_size - 1}), got "
+                f"{self.image_token_id}"
+            )
+        for name in ("vision_start_token_id", "vision_end_token_id"):
+            if getattr(self, name) < 0 or getattr(self, name) == self.image_token_id:
+                raise ValueError(
+                    f"`{name}` must be >= 0 and differ from `image_token_id` ({self.image_token_id}), got "
+                    f"{getattr(self, name)}"
+                )
+        check_depth_ranges(self.depth_ranges, self.default_depth_range)
+
+
+DenseMLLMConfig.register_for_auto_class()
+
+__all__ = ["DenseMLLMConfig", "DenseMLLMVisionConfig"]

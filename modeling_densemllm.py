@@ -1,0 +1,727 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""DenseMLLM (arXiv 2602.14134): vision tower, projector and a causal LM whose vision logits are dense maps."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
+from .loss_densemllm import ntp_m_loss, supervised_tokens
+from .prediction_densemllm import DensePredictionMixin
+
+
+# ---- vision tower ----
+
+
+class AttentionSegments(NamedTuple):
+    """Which patches of a packed batch attend to each other: segments, sorted so that those of one length stand next to
+    each other and are computed as one dense batch. No mask is ever built, so memory is linear in the segments.
+
+    Attributes:
+        shapes: `(count, length)` of each run of segments with the same length.
+        order: `[n_patches]`, the patches in the segments' order; `None` where that is the patches' own.
+        inverse: `[n_patches]`, back from there; `None` with `order`.
+        cos, sin: `[n_patches, head_dim]` rotary factors in the segments' order; `None` without rotary positions.
+    """
+
+    shapes: list[tuple[int, int]]
+    order: torch.Tensor | None
+    inverse: torch.Tensor | None
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
+
+
+def check_image_grid(image_grid_thw: torch.Tensor, n_patches: int, merge_size: int) -> list[tuple[int, int]]:
+    """`image_grid_thw` as a list of (patches high, patches wide).
+
+    Raises:
+        ValueError: it is no `[n_images, 3]` of `(1, h, w)`, an edge is no multiple of `merge_size`, or the patches
+            don't add up to `n_patches`.
+    """
+    if image_grid_thw is None or image_grid_thw.ndim != 2 or image_grid_thw.shape[-1] != 3:
+        given = None if image_grid_thw is None else tuple(image_grid_thw.shape)
+        raise ValueError(f"`image_grid_thw` must be [n_images, 3], got {given}")
+    rows = image_grid_thw.tolist()
+    for t, height, width in rows:
+        if t != 1 or height < 1 or width < 1 or height % merge_size or width % merge_size:
+            raise ValueError(
+                f"`image_grid_thw` must have rows (1, h, w) with h and w multiples of {merge_size}, got "
+                f"{(t, height, width)}"
+            )
+    if sum(height * width for _, height, width in rows) != n_patches:
+        raise ValueError(
+            f"`image_grid_thw` has {sum(height * width for _, height, width in rows)} patches, `pixel_values` has "
+            f"{n_patches}"
+        )
+    return [(height, width) for _, height, width in rows]
+
+
+def _runs(lengths: list[int]) -> list[tuple[int, int]]:
+    shapes: list[tuple[int, int]] = []
+    for length in lengths:
+        count = shapes.pop()[0] if shapes and shapes[-1][1] == length else 0
+        shapes.append((count + 1, length))
+    return shapes
+
+
+class DenseMLLMVisionEmbeddings(nn.Module):
+    """Patch embedding, plus the position table of SigLIP2-NaFlex where the config asks for it."""
+
+    def __init__(self, config: DenseMLLMVisionConfig):
+        super().__init__()
+        self.merge_size = config.spatial_merge_size
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        has_table = config.position_embedding == "table"
+        self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size) if has_table else None
+
+    def forward(self, pixel_values: torch.Tensor, grids: list[tuple[int, int]]) -> torch.Tensor:
+        weight = self.patch_embedding.weight
+        hidden_states = self.patch_embedding(pixel_values.to(weight.dtype))  # [n_patches, hidden_size]
+        if self.position_embedding is None:
+            return hidden_states
+        positions = {grid: self.resized_positions(*grid) for grid in dict.fromkeys(grids)}
+        return hidden_states + torch.cat([positions[grid] for grid in grids])
+
+    def resized_positions(self, height: int, width: int) -> torch.Tensor:
+        """The table resized to a grid, merge-block-major: `[height * width, hidden_size]`."""
+        table = self.position_embedding.weight
+        side, merge = math.isqrt(table.shape[0]), self.merge_size
+        table_2d = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        # Antialiased resizing is not there for half precision on every device.
+        resized = F.interpolate(
+            table_2d.float(), size=(height, width), mode="bilinear", align_corners=False, antialias=True
+        )
+        blocks = resized[0].reshape(-1, height // merge, merge, width // merge, merge)
+        return blocks.permute(1, 3, 2, 4, 0).reshape(height * width, -1).to(table.dtype)
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((-x2, x1), dim=-1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+):
+    attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    attn_weights = F.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = F.dropout(attn_weights, p=dropout, training=module.training)
+    return torch.matmul(attn_weights, value).transpose(1, 2).contiguous(), attn_weights
+
+
+class DenseMLLMVisionAttention(nn.Module):
+    """Attention within segments of a packed batch of patches."""
+
+    def __init__(self, config: DenseMLLMVisionConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, segments: AttentionSegments, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | tuple[torch.Tensor, ...] | None]:
+        """`[n_patches, hidden_size]` to the same. Attention weights are `[segments, heads, length, length]`, one such
+        tensor for each length of segments, with implementations that return them."""
+        if segments.order is not None:
+            hidden_states = hidden_states[segments.order]
+        heads = (-1, self.num_heads, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads)  # [n_patches, heads, head_dim]
+        key = self.k_proj(hidden_states).view(heads)
+        value = self.v_proj(hidden_states).view(heads)
+        if segments.cos is not None:
+            # In float32: half precision loses the low frequencies' small angles.
+            cos, sin = segments.cos[:, None], segments.sin[:, None]
+            query = (query.float() * cos + rotate_half(query.float()) * sin).to(value.dtype)
+            key = (key.float() * cos + rotate_half(key.float()) * sin).to(value.dtype)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        outputs, weights, start = [], [], 0
+        for count, length in segments.shapes:
+            end = start + count * length
+            output, weight = attention_interface(
+                self,
+                *(x[start:end].view(count, length, *heads[1:]).transpose(1, 2) for x in (query, key, value)),
+                attention_mask=None,
+                dropout=self.config.attention_dropout if self.training else 0.0,
+                scaling=self.scaling,
+                is_causal=False,
+                **kwargs,
+            )
+            outputs.append(output.reshape(end - start, -1))
+            weights.append(weight)
+            start = end
+        output = self.out_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+        if segments.inverse is not None:
+            output = output[segments.inverse]
+        if weights[0] is None:
+            return output, None
+        return output, weights[0] if len(weights) == 1 else tuple(weights)
+
+
+class DenseMLLMVisionMLP(nn.Module):
+    def __init__(self, config: DenseMLLMVisionConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class DenseMLLMVisionLayer(GradientCheckpointingLayer):
+    def __init__(self, config: DenseMLLMVisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = DenseMLLMVisionAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = DenseMLLMVisionMLP(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, segments: AttentionSegments, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        hidden_states = hidden_states + self.self_attn(self.layer_norm1(hidden_states), segments, **kwargs)[0]
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class DenseMLLMVisionEncoder(nn.Module):
+    def __init__(self, config: DenseMLLMVisionConfig):
+        super().__init__()
+        self.layers = nn.ModuleList([DenseMLLMVisionLayer(config) for _ in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+
+
+class DenseMLLMPreTrainedModel(PreTrainedModel):
+    config: DenseMLLMConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DenseMLLMVisionEmbeddings", "DenseMLLMVisionLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False  # the tower's segments depend on the images' sizes
+
+
+class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
+    """SigLIP2 encoder over packed patches of any number of images; its keys are those of `Siglip2VisionModel`."""
+
+    config: DenseMLLMVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    base_model_prefix = "vision_model"
+    _input_embed_layer = "patch_embedding"
+    _can_record_outputs = {"hidden_states": DenseMLLMVisionLayer, "attentions": DenseMLLMVisionAttention}
+
+    def __init__(self, config: DenseMLLMVisionConfig):
+        super().__init__(config)
+        self.embeddings = DenseMLLMVisionEmbeddings(config)
+        self.encoder = DenseMLLMVisionEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embedding
+
+    def rotary_factors(self, image_grid_thw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of the 2-D rotary positions, `float32 [n_patches, head_dim]`, merge-block-major.
+
+        The frequencies are worked out here at each call: a buffer of them would be left unset by loading on the meta
+        device.
+        """
+        dim = self.config.hidden_size // self.config.num_attention_heads // 2
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=image_grid_thw.device) / dim
+        positions = get_vision_position_ids(image_grid_thw, self.config.spatial_merge_size)  # [n_patches, 2]
+        angles = positions[..., None] * (self.config.rope_theta**-exponents)  # [n_patches, 2, dim / 2]
+        angles = angles.flatten(1).repeat(1, 2)
+        return angles.cos(), angles.sin()
+
+    def attention_segments(self, image_grid_thw: torch.Tensor) -> tuple[AttentionSegments, AttentionSegments]:
+        """The segments of full and of windowed layers: whole images, and windows of `window_size` pixels."""
+        config = self.config
+        cos, sin = self.rotary_factors(image_grid_thw) if config.position_embedding == "rope" else (None, None)
+        lengths = (image_grid_thw[:, 1] * image_grid_thw[:, 2]).tolist()
+        full = AttentionSegments(_runs(lengths), None, None, cos, sin)
+        if config.window_size is None:
+            return full, full
+        cells, ends = get_vision_window_index(
+            image_grid_thw, config.spatial_merge_size, config.window_size, config.patch_size
+        )
+        unit = config.spatial_merge_size**2
+        device = image_grid_thw.device
+        patches = (cells.to(device)[:, None] * unit + torch.arange(unit, device=device)).flatten()
+        lengths = ends.diff().long()
+        by_length = torch.argsort(lengths.repeat_interleave(lengths), descending=True, stable=True)
+        order = patches[by_length]
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=device)
+        shapes = _runs(lengths.sort(descending=True).values.tolist())
+        cos, sin = (None, None) if cos is None else (cos[order], sin[order])
+        return full, AttentionSegments(shapes, order, inverse, cos, sin)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(n_patches, patch_size**2 * num_channels)`):
+                Patches of all images, merge-block-major.
+            image_grid_thw (`torch.LongTensor` of shape `(n_images, 3)`):
+                Rows `(1, patches high, patches wide)`.
+
+        Returns:
+            `last_hidden_state` of shape `(n_patches, hidden_size)`, after the last layer norm, in the patches' order.
+        """
+        features = self.config.num_channels * self.config.patch_size**2
+        if pixel_values.ndim != 2 or pixel_values.shape[-1] != features:
+            raise ValueError(f"`pixel_values` must be [n_patches, {features}], got {tuple(pixel_values.shape)}")
+        grids = check_image_grid(image_grid_thw, pixel_values.shape[0], self.config.spatial_merge_size)
+        image_grid_thw = image_grid_thw.to(pixel_values.device)
+        hidden_states = self.embeddings(pixel_values, grids)
+        full, windows = self.attention_segments(image_grid_thw)
+        for index, layer in enumerate(self.encoder.layers):
+            segments = full if index in self.config.fullatt_block_indexes else windows
+            hidden_states = layer(hidden_states, segments, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=self.post_layernorm(hidden_states))
+
+
+class DenseMLLMMultiModalProjector(nn.Module):
+    """`merge_size**2` patches to one vision token: RMSNorm, concatenate, two linear layers."""
+
+    def __init__(self, config: DenseMLLMConfig):
+        super().__init__()
+        width = config.vision_config.hidden_size * config.spatial_merge_size**2
+        self.norm = nn.RMSNorm(config.vision_config.hidden_size, eps=1e-6)
+        self.linear_1 = nn.Linear(width, width)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(width, config.get_text_config().hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # [n_patches, vision width] -> [n_vision_tokens, merge_size**2 * vision width] -> [.., text width]
+        hidden_states = self.norm(hidden_states).reshape(-1, self.linear_1.in_features)
+        return self.linear_2(self.act(self.linear_1(hidden_states)))
+
+
+# ---- multimodal model ----
+
+
+@dataclass
+class DenseMLLMModelOutputWithPast(BaseModelOutputWithPast):
+    r"""
+    image_hidden_states (`torch.FloatTensor` of shape `(n_vision_tokens, hidden_size)`, *optional*):
+        The projected vision tokens of all images, as they enter the language model.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class DenseMLLMCausalLMOutputWithPast(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `()`, *optional*): with `labels` or `dense_targets`:
+        `text_loss + config.ntp_m_weight * ntp_m_loss`, whichever are there.
+    logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`): next-token logits; of the
+        positions in `logits_to_keep` only.
+    past_key_values (`Cache`, *optional*): the key-value cache.
+    hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): of the language model, on request.
+    image_hidden_states (`torch.FloatTensor` of shape `(n_vision_tokens, hidden_size)`, *optional*): the projected
+        vision tokens.
+    text_loss (`torch.FloatTensor` of shape `()`, *optional*): next-token loss, with `labels`.
+    ntp_m_loss (`torch.FloatTensor` of shape `()`, *optional*): NTP-M loss before its weight, with `dense_targets`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor] | None = None
+    attentions: tuple[torch.FloatTensor] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    ntp_m_loss: torch.FloatTensor | None = None
+
+
+def vision_block_ids(is_image: torch.Tensor, past_length: int) -> torch.Tensor:
+    """Number of the image that each position belongs to, -1 for text: a run of image tokens is an image.
+
+    Args:
+        is_image: `bool [batch_size, sequence_length]`, of the new positions.
+        past_length: number of positions before them, in the cache.
+
+    Returns:
+        `int64 [batch_size, past_length + sequence_length]`.
+    """
+    starts = is_image & ~F.pad(is_image, (1, 0))[:, :-1]
+    blocks = torch.where(is_image, starts.cumsum(dim=1) - 1, -1)
+    return F.pad(blocks, (past_length, 0), value=-1)
+
+
+class DenseMLLMModel(DenseMLLMPreTrainedModel):
+    """Vision tower, projector and the backbone of the language model."""
+
+    def __init__(self, config: DenseMLLMConfig):
+        super().__init__(config)
+        self.vision_tower = DenseMLLMVisionModel._from_config(config.vision_config)
+        self.multi_modal_projector = DenseMLLMMultiModalProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        image_grid_thw: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Vision tokens of packed images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(n_patches, patch_size**2 * num_channels)`): patches.
+            image_grid_thw (`torch.LongTensor` of shape `(n_images, 3)`): rows `(1, patches high, patches wide)`.
+
+        Returns:
+            the tower's output, with `pooler_output` a list of one `(n_vision_tokens, hidden_size)` tensor an image.
+        """
+        outputs = self.vision_tower(pixel_values, image_grid_thw, return_dict=True, **kwargs)
+        features = self.multi_modal_projector(outputs.last_hidden_state)
+        sizes = image_grid_thw.prod(dim=-1) // self.config.spatial_merge_size**2
+        outputs.pooler_output = list(features.split(sizes.tolist()))
+        return outputs
+
+    def get_image_token_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None
+    ) -> torch.BoolTensor:
+        """Which positions are image placeholders: `bool [batch_size, sequence_length]`."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+
+    def get_placeholder_mask(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor,
+        image_features: torch.FloatTensor,
+    ) -> torch.BoolTensor:
+        """Mask of the image placeholders, `bool [batch_size, sequence_length, 1]`.
+
+        Raises:
+            ValueError: their number is not that of the vision tokens.
+        """
+        is_image = self.get_image_token_mask(input_ids, inputs_embeds).to(inputs_embeds.device)
+        if int(is_image.sum()) != image_features.shape[0]:
+            raise ValueError(
+                f"`input_ids` have {int(is_image.sum())} image placeholders, but the images have "
+                f"{image_features.shape[0]} vision tokens"
+            )
+        return is_image[..., None]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DenseMLLMModelOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): with one image placeholder a
+                vision token, the images in the order of the placeholders.
+            pixel_values (`torch.FloatTensor` of shape `(n_patches, patch_size**2 * num_channels)`): packed patches.
+            image_grid_thw (`torch.LongTensor` of shape `(n_images, 3)`): rows `(1, patches high, patches wide)`.
+            mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for image
+                placeholders, 0 for text; read with `vision_attention="bidirectional"`, found from the placeholders
+                where left out.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of
+                `pixel_values`.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, both of `pixel_values` and
+                `mm_encoder_outputs`, or images that don't match their placeholders.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`")
+        image_outputs = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None and image_outputs is not None:
+            raise ValueError("You cannot specify both `pixel_values` and `mm_encoder_outputs` at the same time")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            image_outputs = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+
+        if self.config.vision_attention == "bidirectional" and (attention_mask is None or attention_mask.ndim == 2):
+            is_image = mm_token_type_ids == 1 if mm_token_type_ids is not None else None
+            if is_image is None:
+                is_image = self.get_image_token_mask(input_ids, inputs_embeds)
+            # One new position can't see a later one: decoding needs no mask of its own.
+            if inputs_embeds.shape[1] > 1 and bool(is_image.any()):
+                past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+                attention_mask = create_masks_for_generate(
+                    config=self.config.get_text_config(),
+                    inputs_embeds=inputs_embeds,
+                    attention_mask=attention_mask,
+                    past_key_values=past_key_values,
+                    position_ids=position_ids,
+                    block_sequence_ids=vision_block_ids(is_image, past_length),
+                )
+
+        image_features = None
+        if image_outputs is not None:
+            image_features = torch.cat(list(image_outputs.pooler_output))
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            is_image = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(is_image, image_features)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return DenseMLLMModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+
+class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictionMixin, GenerationMixin):
+    """DenseMLLM with its output embedding: generates text, and predicts dense maps from its vision tokens' logits."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: DenseMLLMConfig):
+        super().__init__(config)
+        self.model = DenseMLLMModel(config)
+        text_config = config.get_text_config()
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        # Language models differ in what they call their input embedding.
+        embedding = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        image_grid_thw: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """See [`DenseMLLMModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, image_grid_thw, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        dense_targets: torch.LongTensor | None = None,
+        dense_candidates: torch.LongTensor | None = None,
+        dense_candidate_ranges: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        num_dense_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DenseMLLMCausalLMOutputWithPast:
+        r"""
+        Args:
+            input_ids, pixel_values, image_grid_thw, mm_token_type_ids, mm_encoder_outputs: see
+                [`DenseMLLMModel.forward`].
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): next-token targets, -100
+                where ignored.
+            dense_targets (`torch.LongTensor` of shape `(n_vision_tokens, max_targets)`, *optional*): vocabulary ids
+                that are true of each vision token, filled up with -100; see [`ntp_m_loss`] and
+                `DenseMLLMProcessor.encode_annotations`, which also explain the next two.
+            dense_candidates (`torch.LongTensor` of shape `(n_vision_tokens,)`, *optional*).
+            dense_candidate_ranges (`torch.LongTensor` of shape `(n_rows, n_ranges, 2)`, *optional*).
+            logits_to_keep (`int` or `torch.Tensor`, defaults to 0): the last so many positions (0: all), their
+                indices, or a mask of shape `(batch_size, sequence_length)`.
+            num_dense_items_in_batch (`int`, *optional*): divide the NTP-M loss by this count of supervised vision
+                tokens, as `num_items_in_batch` does for the text loss.
+
+        Returns:
+            [`DenseMLLMCausalLMOutputWithPast`].
+        """
+        outputs: DenseMLLMModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+
+        losses = []
+        text_loss = dense_loss = None
+        if labels is not None:
+            if kwargs.get("num_items_in_batch") is None:
+                # A batch without a single text label has loss 0, not the mean of nothing.
+                kwargs["num_items_in_batch"] = (labels[:, 1:] != -100).sum().clamp(min=1)
+            text_loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.get_text_config().vocab_size, **kwargs
+            )
+            losses.append(text_loss)
+        if dense_targets is not None:
+            if dense_candidates is None or dense_candidate_ranges is None:
+                raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
+            vision_states = hidden_states[self.model.get_image_token_mask(input_ids, inputs_embeds)]
+            dense_loss = self._dense_loss(
+                vision_states, dense_targets, dense_candidates, dense_candidate_ranges, num_dense_items_in_batch
+            )
+            losses.append(self.config.ntp_m_weight * dense_loss)
+
+        return DenseMLLMCausalLMOutputWithPast(
+            loss=sum(losses) if losses else None,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            text_loss=text_loss,
+            ntp_m_loss=dense_loss,
+        )
+
+    def _dense_loss(self, vision_states, targets, candidates, ranges, num_items):
+        if targets.shape[0] != vision_states.shape[0]:
+            raise ValueError(
+                f"`dense_targets` must have one row a vision token, got {targets.shape[0]} rows for "
+                f"{vision_states.shape[0]} vision tokens"
+            )
+        rows = supervised_tokens(targets, candidates)
+        logits = self.lm_head(vision_states[rows])
+        return ntp_m_loss(logits, targets[rows], candidates[rows], ranges, self.config.ntp_m_top_k, num_items)
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
+        # With a static cache the mask is made before forward, from `mm_token_type_ids` alone.
+        if self.config.vision_attention == "bidirectional" and kwargs.get("mm_token_type_ids") is None:
+            use_embeds = inputs_embeds is not None and kwargs.get("is_first_iteration")
+            is_image = self.model.get_image_token_mask(None if use_embeds else input_ids, inputs_embeds)
+            kwargs["mm_token_type_ids"] = is_image.long()
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(
+        config,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        **kwargs,
+    ):
+        """The mask for a static cache; the vision tokens of an image see each other where the config says so."""
+        blocks = None
+        if config.vision_attention == "bidirectional" and mm_token_type_ids is not None:
+            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            blocks = vision_block_ids(mm_token_type_ids == 1, int(past_length))
+        return create_masks_for_generate(
+            config=config.get_text_config(),
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            block_sequence_ids=blocks,
+        )
+
+
+DenseMLLMForConditionalGeneration.register_for_auto_class("AutoModel")
+
+__all__ = [
+    "DenseMLLMForConditionalGeneration",
+    "DenseMLLMModel",
+    "DenseMLLMPreTrainedModel",
+    "DenseMLLMVisionModel",
+]

@@ -1,0 +1,613 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Dense prediction with a DenseMLLM: read an image once, then labels, depth, masks and questions from there."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .image_processing_densemllm import check_target_sizes, resize_map
+from .processing_densemllm import DenseMLLMProcessor, get_task, parse_box, parse_refs
+
+
+@dataclass
+class DensePrediction:
+    """Maps of one image, at its own size unless asked otherwise. Fields that the task does not fill in are `None`.
+
+    Attributes:
+        segmentation (`torch.LongTensor [height, width]`): positions in `labels`, or its keys where a dict was given;
+            -1 where none of them is chosen.
+        segments_info (`list[dict]`): a row a segment: `id` and `label_id` (the value in `segmentation`), `label`,
+            `score` (mean confidence), `area` (pixels), `was_fused` (always False).
+        labels (`dict[int, str]`): the names asked for, or those that the model named, by their value.
+        predicted_depth (`torch.FloatTensor [height, width]`): metres.
+        mask (`torch.BoolTensor [height, width]`): the referred object.
+        box (`tuple[float, float, float, float]`): of the referred object: x0, y0, x1, y1 in pixels of the image.
+        scores (`torch.FloatTensor [height, width]`): confidence in [0, 1]: of the chosen label, of the depth bin, or
+            of the foreground. With several tasks in one call a dict from task to map.
+        logits (`torch.FloatTensor [num_labels, grid_height, grid_width]`): label logits, with `return_logits=True`
+            only. With several tasks in one call a dict from task to tensor.
+        text (`str`): what the model answered where it was asked for a class list or a box.
+    """
+
+    segmentation: torch.Tensor | None = None
+    segments_info: list[dict] | None = None
+    labels: dict[int, str] | None = None
+    predicted_depth: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    box: tuple[float, float, float, float] | None = None
+    scores: "torch.Tensor | dict[str, torch.Tensor] | None" = None
+    logits: "torch.Tensor | dict[str, torch.Tensor] | None" = None
+    text: str | None = None
+
+    def to_pil(self, field: str | None = None) -> PIL.Image.Image:
+        """A picture of one field: classes and the mask in colours, depth from near (bright) to far (dark).
+
+        Args:
+            field: `"segmentation"`, `"predicted_depth"` or `"mask"`; the first that is there where left out.
+        """
+        field = self._field(field)
+        values = getattr(self, field).cpu().numpy()
+        if field == "predicted_depth":
+            return PIL.Image.fromarray(colorize_depth(values))
+        palette = label_colors(int(values.max()) + 1)
+        return PIL.Image.fromarray(np.concatenate([np.zeros((1, 3), np.uint8), palette])[values.astype(np.int64) + 1])
+
+    def overlay(self, image, field: str | None = None, alpha: float = 0.55) -> PIL.Image.Image:
+        """The picture of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
+
+        Args:
+            image: PIL image of the scene.
+            field: as for [`to_pil`].
+            alpha: weight of the map in [0, 1].
+        """
+        field = self._field(field)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"`alpha` must be in [0, 1], got {alpha}")
+        colors = np.asarray(self.to_pil(field), dtype=np.float32)
+        picture = image.convert("RGB").resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR)
+        picture = np.asarray(picture, dtype=np.float32)
+        values = getattr(self, field).cpu().numpy()
+        shown = values > 0 if field == "mask" else values >= 0
+        mixed = np.where(shown[..., None], alpha * colors + (1 - alpha) * picture, picture)
+        return PIL.Image.fromarray(mixed.round().astype(np.uint8))
+
+    def _field(self, field: str | None) -> str:
+        there = [name for name in ("segmentation", "predicted_depth", "mask") if getattr(self, name) is not None]
+        if not there or (field is not None and field not in there):
+            raise ValueError(f"`field` must be one of {there}, got {field!r}")
+        return field or there[0]
+
+
+@dataclass
+class EncodedImage:
+    """An image that the model has read: start any number of label sets, maps and questions from it.
+
+    Attributes:
+        hidden_states: `[n_vision_tokens, hidden_size]`, of the vision tokens after the language model.
+        image_features: `[n_vision_tokens, hidden_size]`, of the vision tokens before it.
+        grid: `(height, width)` in vision tokens.
+        image: the picture, upright, RGB.
+        prompt: the text before the image.
+        input_ids: `int64 [1, length]`, the prompt up to the last vision token.
+        past_key_values: the key-value cache of `input_ids`, or `None`.
+    """
+
+    hidden_states: torch.Tensor
+    image_features: torch.Tensor
+    grid: tuple[int, int]
+    image: PIL.Image.Image
+    prompt: str
+    input_ids: torch.Tensor
+    past_key_values: Cache | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """`(height, width)` of the picture in pixels."""
+        return self.image.height, self.image.width
+
+
+class DensePredictionMixin:
+    """What [`DenseMLLMForConditionalGeneration`] does beyond forward and generate: `encode_image`, `predict_dense` and
+    `query`. It needs nothing of the model but its backbone and its output embedding."""
+
+    def get_processor(self, processor: DenseMLLMProcessor | None = None) -> DenseMLLMProcessor:
+        """`processor`, or the one that was saved with this checkpoint.
+
+        Raises:
+            ValueError: the model comes from no checkpoint, or the processor is another model's.
+        """
+        if processor is None:
+            processor = self.__dict__.get("_processor")
+            if processor is None and not self.name_or_path:
+                raise ValueError("`processor` is needed: this model was not loaded from a checkpoint that has one")
+            if processor is None:
+                processor = DenseMLLMProcessor.from_pretrained(self.name_or_path)
+        for name, own, given in (
+            ("image_token_id", self.config.image_token_id, processor.image_token_id),
+            ("spatial_merge_size", self.config.spatial_merge_size, processor.image_processor.merge_size),
+            ("patch_size", self.config.vision_config.patch_size, processor.image_processor.patch_size),
+            ("num_depth_bins", self.config.num_depth_bins, processor.num_depth_bins),
+            ("depth_ranges", self.config.depth_ranges, processor.depth_ranges),
+        ):
+            if own != given:
+                raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {own}")
+        self.__dict__["_processor"] = processor
+        return processor
+
+    @torch.no_grad()
+    def encode_image(
+        self,
+        images,
+        prompt: str = "",
+        processor: DenseMLLMProcessor | None = None,
+        batch_size: int = 8,
+        use_cache: bool = True,
+        **images_kwargs,
+    ) -> "EncodedImage | list[EncodedImage]":
+        """Read images once, to predict and ask often.
+
+        A vision token sees only what stands before it, so its hidden state is the same whatever is asked afterwards.
+
+        Args:
+            images: one image or a list of them, as for [`predict_dense`].
+            prompt: text before the image, for depth of a known camera.
+            processor: found from the checkpoint where left out.
+            batch_size: images a forward pass.
+            use_cache: keep the key-value cache, which [`query`] and class lists start from.
+            images_kwargs: for the image processor (`scale`, `max_num_patches`...).
+
+        Returns:
+            one [`EncodedImage`], or a list for a list.
+        """
+        processor = self.get_processor(processor)
+        single = not isinstance(images, (list, tuple))
+        pictures = [processor.image_processor.load_picture(image) for image in ([images] if single else images)]
+        encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, images_kwargs)
+        return encoded[0] if single else encoded
+
+    def _encode(self, pictures, prompt, processor, batch_size, use_cache, images_kwargs) -> list[EncodedImage]:
+        encoded = []
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        for start in range(0, len(pictures), batch_size):
+            batch = pictures[start : start + batch_size]
+            inputs = processor.image_processor(batch, return_tensors="pt", **images_kwargs)
+            grid = inputs["image_grid_thw"]
+            features = self.model.get_image_features(
+                inputs["pixel_values"].to(self.device), grid.to(self.device), return_dict=True
+            ).pooler_output
+            merge_size = self.config.spatial_merge_size
+            grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
+            encoded += self._prefill_images(batch, features, grids, prompt, processor, use_cache)
+        return encoded
+
+    def _prefill_images(self, pictures, features, grids, prompt, processor, use_cache) -> list[EncodedImage]:
+        """Run the language model over prompt and vision tokens of each image, images of like length together."""
+        head, _ = self._prompt_ids(processor, prompt, "")
+        encoded: list[EncodedImage | None] = [None] * len(pictures)
+        for group in _length_groups([len(feature) for feature in features], 0.0 if use_cache else 0.25):
+            longest = max(len(features[index]) for index in group)
+            # Shorter rows are filled up at the right, where a causal model's earlier positions never look.
+            input_ids = head.new_zeros(len(group), len(head) + longest)
+            input_ids[:, : len(head)] = head
+            for row, index in enumerate(group):
+                input_ids[row, len(head) : len(head) + len(features[index])] = self.config.image_token_id
+            outputs = self.model(
+                input_ids=input_ids,
+                mm_encoder_outputs={
+                    "image": BaseModelOutputWithPooling(pooler_output=[features[index] for index in group])
+                },
+                use_cache=use_cache,
+                past_key_values=DynamicCache(config=self.config.get_text_config()) if use_cache else None,
+            )
+            for row, index in enumerate(group):
+                length = len(head) + len(features[index])
+                encoded[index] = EncodedImage(
+                    hidden_states=outputs.last_hidden_state[row, len(head) : length],
+                    image_features=features[index],
+                    grid=grids[index],
+                    image=pictures[index],
+                    prompt=prompt,
+                    input_ids=input_ids[row : row + 1, :length],
+                    past_key_values=outputs.past_key_values if use_cache else None,
+                )
+        return encoded
+
+    def _prompt_ids(self, processor, prompt: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The chat prompt's ids before and after the vision tokens."""
+        content = [{"type": "text", "text": prompt}] if prompt else []
+        content += [{"type": "image"}] + ([{"type": "text", "text": question}] if question else [])
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self.device)
+        at = (ids == self.config.image_token_id).nonzero()[:, 0]
+        if len(at) != 1:
+            raise ValueError(
+                f"`processor.chat_template` must write one image placeholder for an image, got {len(at)}; does the "
+                f"text contain {processor.image_token!r}?"
+            )
+        return ids[: at[0]], ids[at[0] + 1 :]
+
+    @torch.no_grad()
+    def query(
+        self, image, text: str, processor: DenseMLLMProcessor | None = None, max_new_tokens: int = 256, **kwargs
+    ) -> str:
+        """Ask about one image in words.
+
+        Args:
+            image: an image, as for [`predict_dense`], or an [`EncodedImage`].
+            text: the question.
+            processor: found from the checkpoint where left out.
+            max_new_tokens: length of the answer, at most.
+            kwargs: for `generate`; greedy decoding unless told otherwise.
+
+        Returns:
+            the answer; structural tokens such as `<ref>` stay, special ones don't.
+        """
+        processor = self.get_processor(processor)
+        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image, processor=processor)
+        if encoded.past_key_values is None:
+            encoded = self._prefill_images([encoded.image], [encoded.image_features], [encoded.grid], encoded.prompt,
+                                    processor, use_cache=True)[0]  # fmt: skip
+        _, tail = self._prompt_ids(processor, encoded.prompt, text)
+        input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
+        output = self.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            past_key_values=copy.deepcopy(encoded.past_key_values),  # generate writes into it
+            max_new_tokens=max_new_tokens,
+            **{"do_sample": False, **kwargs},
+        )
+        return processor.post_process_image_text_to_text(output[:, input_ids.shape[1] :])[0]
+
+    def label_logits(self, hidden_states: torch.Tensor, label_ids: list[list[int]]) -> torch.Tensor:
+        """Score of each label: the mean of the logits of its sub-words (paper, section on decoding).
+
+        Only the labels' columns of the output embedding are used, in one matrix product in float32.
+
+        Args:
+            hidden_states: `[n_tokens, hidden_size]`.
+            label_ids: vocabulary ids of each label.
+
+        Returns:
+            `float32 [n_tokens, num_labels]`.
+
+        Raises:
+            ValueError: an id that the vocabulary lacks.
+        """
+        device = hidden_states.device
+        flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
+        label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
+        vocab_size = self.config.get_text_config().vocab_size
+        if len(flat) and int(flat.max()) >= vocab_size:
+            raise ValueError(
+                f"`processor` does not belong to this model: a label has the id {int(flat.max())}, but the vocabulary "
+                f"has {vocab_size}"
+            )
+        counts = torch.bincount(label, minlength=len(label_ids))[:, None]
+        head = self.get_output_embeddings()
+        if type(head) is nn.Linear and head.weight.device == device:
+            # The mean of logits is the logit of the mean column.
+            columns = head.weight[flat].float()
+            if len(flat) > len(label_ids):
+                columns = columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns) / counts
+            return hidden_states.float() @ columns.T
+        # An adapter, a quantised or an offloaded layer: only its own forward knows the logits.
+        logits = torch.cat([head(chunk)[:, flat].float() for chunk in hidden_states.split(256)])
+        return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
+
+    @torch.no_grad()
+    def predict_dense(
+        self,
+        images,
+        task: "str | tuple[str, ...]" = "segmentation",
+        labels: "list[str] | dict[int, str] | None" = None,
+        text: "str | list[str] | None" = None,
+        box=None,
+        background: bool = False,
+        threshold: float | None = None,
+        depth_range: str | None = None,
+        focal_length: float | None = None,
+        target_sizes=None,
+        return_logits: bool = False,
+        processor: DenseMLLMProcessor | None = None,
+        batch_size: int = 8,
+        **images_kwargs,
+    ) -> "DensePrediction | list[DensePrediction]":
+        """Dense maps from the vision tokens' logits: the columns of the label tokens, and an argmax. No head.
+
+        Args:
+            images: a PIL image, a path, a numpy array `uint8 [height, width, 3]`, a torch tensor `[3, height, width]`
+                (`uint8`, or floating point in [0, 1]), an [`EncodedImage`], or a list of these.
+            task: `"segmentation"`, `"depth"`, `"referring"`, or a tuple of the first two, which share one pass over
+                the image where the text before the image is the same.
+            labels: class names, or a dict from id to name. `None`: the model names the classes itself.
+            text: expression of the object to find, for referring; one, or one an image.
+            box: `(x0, y0, x1, y1)` in pixels of the image around that object, one, or one an image. `None`: the model
+                finds it from `text`.
+            background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
+            threshold: pixels of a segmentation whose score is lower become -1.
+            depth_range: row of `config.depth_ranges`; the config's default where left out.
+            focal_length: of the image in pixels. In a range with a focal length of its own, the image is scaled to
+                that, as far as the patch cap lets it, and depth is corrected for the rest.
+            target_sizes: `(height, width)` of the maps, or one an image; the images' own sizes where left out.
+            return_logits: keep the label logits on the grid of vision tokens.
+            processor: found from the checkpoint where left out.
+            batch_size: images a forward pass.
+            images_kwargs: for the image processor (`scale`, `max_num_patches`...).
+
+        Returns:
+            one [`DensePrediction`], or a list for a list; maps are on the CPU.
+
+        Raises:
+            ValueError, TypeError: an argument that can't be used, named; before anything is computed.
+        """
+        processor = self.get_processor(processor)
+        tasks = (task,) if isinstance(task, str) else tuple(task)
+        rows = {name: get_task(name) for name in tasks}
+        if not tasks or len(rows) < len(tasks):
+            raise ValueError(f"`task` must name at least one task, each once, got {task!r}")
+        if "referring" in tasks and len(tasks) > 1:
+            raise ValueError(f"`task` 'referring' looks at crops of the image and has to be asked alone, got {task!r}")
+        label_ids = {
+            name: processor.task_label_ids(name, labels)
+            for name, row in rows.items()
+            if row.label_set != "classes" or labels is not None
+        }
+        range_row = processor.get_depth_range(depth_range) if "depth" in tasks else {}
+        if focal_length is not None and not (math.isfinite(focal_length) and focal_length > 0):
+            raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], got {threshold}")
+
+        single = not isinstance(images, (list, tuple))
+        entries = [
+            entry if isinstance(entry, EncodedImage) else processor.image_processor.load_picture(entry)
+            for entry in ([images] if single else images)
+        ]
+        sizes = [
+            entry.image_size if isinstance(entry, EncodedImage) else (entry.height, entry.width) for entry in entries
+        ]
+        if target_sizes is not None:
+            one = len(target_sizes) == 2 and not isinstance(target_sizes[0], (tuple, list))
+            sizes = check_target_sizes([target_sizes] * len(entries) if one else target_sizes, len(entries))
+
+        options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
+        if "referring" in tasks:
+            predictions = self._predict_referring(
+                entries, sizes, text, box, label_ids["referring"], return_logits, options
+            )
+            return predictions[0] if single else predictions
+
+        predictions = [DensePrediction(scores={}, logits={}) for _ in entries]
+        encodings: dict[tuple, list[EncodedImage]] = {}
+        for name in tasks:
+            is_depth = rows[name].label_set == "depth"
+            prompt = range_row.get("prompt") or "" if is_depth else ""
+            scale = images_kwargs.get("scale")
+            if is_depth and focal_length is not None and range_row.get("focal_length"):
+                scale = range_row["focal_length"] / focal_length * (scale or 1.0)
+            ask = rows[name].label_set == "classes" and labels is None
+            if (prompt, scale) not in encodings:
+                scaled = options if scale is None else {**options, "scale": scale}
+                encodings[prompt, scale] = self._encode_entries(entries, prompt, ask, scaled)
+            for index, encoded in enumerate(encodings[prompt, scale]):
+                task_labels, ids = labels, label_ids.get(name)
+                if ask:
+                    answer = self.query(encoded, rows[name].question, processor)
+                    predictions[index].text = answer
+                    task_labels = parse_refs(answer)
+                    ids = processor.label_token_ids(task_labels) if task_labels else []
+                logits = self.label_logits(encoded.hidden_states, ids).T.unflatten(1, encoded.grid)
+                fields = self._decode(name, logits, sizes[index], task_labels, encoded, processor, {
+                    "background": background, "threshold": threshold, "depth_range": depth_range,
+                    "focal_length": focal_length,
+                })  # fmt: skip
+                predictions[index].scores[name] = fields.pop("scores")
+                predictions[index].logits[name] = logits.cpu()
+                for field, value in fields.items():
+                    setattr(predictions[index], field, value)
+        for prediction in predictions:
+            if not return_logits:
+                prediction.logits = None
+            elif len(tasks) == 1:
+                prediction.logits = prediction.logits[tasks[0]]
+            if len(tasks) == 1:
+                prediction.scores = prediction.scores[tasks[0]]
+        return predictions[0] if single else predictions
+
+    def _encode_entries(self, entries, prompt, use_cache, options) -> list[EncodedImage]:
+        """Encode pictures; take encoded images as they are, or start from their vision tokens for another prompt."""
+        options = dict(options)
+        processor, batch_size = options.pop("processor"), options.pop("batch_size")
+        pictures = [entry for entry in entries if not isinstance(entry, EncodedImage)]
+        fresh = iter(self._encode(pictures, prompt, processor, batch_size, use_cache, options))
+        encoded = []
+        for entry in entries:
+            if not isinstance(entry, EncodedImage):
+                entry = next(fresh)
+            elif entry.prompt != prompt:
+                entry = self._prefill_images(
+                    [entry.image], [entry.image_features], [entry.grid], prompt, processor, False
+                )[0]
+            encoded.append(entry)
+        return encoded
+
+    def _decode(self, task, logits, size, labels, encoded, processor, options) -> dict:
+        """[`DenseMLLMProcessor.decode_dense`] with the focal length that the model saw; maps on the CPU."""
+        if get_task(task).label_set == "classes" and not labels:
+            nothing = torch.full(tuple(size), -1, dtype=torch.long)
+            return {"segmentation": nothing, "segments_info": [], "labels": {}, "scores": torch.zeros(tuple(size))}
+        if options.get("focal_length") is not None:
+            cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
+            seen = math.sqrt(encoded.grid[0] * encoded.grid[1]) * cell / math.sqrt(math.prod(encoded.image_size))
+            options = {**options, "focal_length": options["focal_length"] * seen}
+        fields = processor.decode_dense(task, logits, tuple(size), labels, **options)
+        if get_task(task).label_set == "classes":
+            fields["labels"] = processor.normalize_labels(labels)
+        return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in fields.items()}
+
+    def _predict_referring(
+        self, entries, sizes, text, box, label_ids, return_logits, options
+    ) -> list[DensePrediction]:
+        """Ground the expression to a box, draw it, crop around it, and read foreground against background there."""
+        processor = options["processor"]
+        texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(entries)
+        boxes = [box] * len(entries) if box is None or isinstance(box[0], (int, float)) else list(box)
+        if len(texts) != len(entries) or len(boxes) != len(entries):
+            raise ValueError(
+                f"`text` and `box` must be one, or one an image, got {len(texts)} and {len(boxes)} for {len(entries)} "
+                "images"
+            )
+        for own_text, own_box in zip(texts, boxes, strict=True):
+            if own_box is None and not (isinstance(own_text, str) and own_text.strip()):
+                raise ValueError(f"`text` must be an expression where no `box` is given, got {own_text!r}")
+
+        predictions, crops, places = [], [], []
+        for entry, own_text, own_box in zip(entries, texts, boxes, strict=True):
+            prediction = DensePrediction()
+            picture = entry.image if isinstance(entry, EncodedImage) else entry
+            if own_box is not None:
+                own_box = check_box(own_box, picture.size)
+            else:
+                encoded = self._encode_entries([entry], "", True, options)[0]
+                question = get_task("referring").question.format(text=own_text.strip())
+                prediction.text = self.query(encoded, question, processor, max_new_tokens=32)
+                own_box = self._grounded_box(prediction.text, encoded)
+            prediction.box = own_box
+            predictions.append(prediction)
+            if own_box is None:
+                places.append(None)
+                continue
+            crop, place = crop_box(picture, own_box, processor.referring_crop_size)
+            crops.append(crop)
+            places.append(place)
+        encoded_crops = iter(self._encode_entries(crops, "", False, options))
+        for prediction, place, entry, size in zip(predictions, places, entries, sizes, strict=True):
+            picture = entry.image if isinstance(entry, EncodedImage) else entry
+            mask = torch.zeros(picture.height, picture.width)
+            scores = torch.zeros(picture.height, picture.width)
+            if place is not None:
+                encoded = next(encoded_crops)
+                x0, y0, x1, y1 = place
+                logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
+                fields = self._decode("referring", logits, encoded.image_size, None, encoded, processor, {})
+                for whole, part in ((mask, fields["mask"].float()), (scores, fields["scores"])):
+                    whole[y0:y1, x0:x1] = resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
+                prediction.logits = logits.cpu() if return_logits else None
+            if tuple(size) != tuple(mask.shape):
+                mask, scores = (resize_map(whole, size, mode="nearest-exact") for whole in (mask, scores))
+            prediction.mask, prediction.scores = mask > 0.5, scores
+        return predictions
+
+    def _grounded_box(self, answer: str, encoded: EncodedImage) -> tuple[float, float, float, float] | None:
+        """The box of an answer, from pixels of the resized image to pixels of the image; `None` if there is none."""
+        found = parse_box(answer)
+        if found is None:
+            return None
+        cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
+        height, width = encoded.image_size
+        scales = (width / (encoded.grid[1] * cell), height / (encoded.grid[0] * cell)) * 2
+        scaled = [value * scale for value, scale in zip(found, scales, strict=True)]
+        x0, x1 = (min(max(value, 0.0), float(width)) for value in scaled[0::2])
+        y0, y1 = (min(max(value, 0.0), float(height)) for value in scaled[1::2])
+        return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+
+def check_box(box, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """`box` clipped to an image of `(width, height)` pixels, or a `ValueError` if it has no area there."""
+    values = tuple(float(value) for value in box)
+    if len(values) != 4 or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"`box` must be (x0, y0, x1, y1) in pixels, got {tuple(box)}")
+    width, height = image_size
+    x0, x1 = (min(max(value, 0.0), float(width)) for value in values[0::2])
+    y0, y1 = (min(max(value, 0.0), float(height)) for value in values[1::2])
+    if not (x1 > x0 and y1 > y0):
+        raise ValueError(f"`box` must have x0 < x1 and y0 < y1 within an image of {width}x{height}, got {values}")
+    return x0, y0, x1, y1
+
+
+def crop_box(
+    image: PIL.Image.Image, box: tuple[float, float, float, float], short_edge: int, padding: float = 1.2
+) -> tuple[PIL.Image.Image, tuple[int, int, int, int]]:
+    """Draw `box` with a line of 1 px, cut out `padding` times its size and resize the short edge (paper, decoding).
+
+    Returns:
+        the crop, and its place (x0, y0, x1, y1) in whole pixels of the image.
+    """
+    x0, y0, x1, y1 = box
+    drawn = image.copy()
+    corners = [int(x0), int(y0), max(int(x0), math.ceil(x1) - 1), max(int(y0), math.ceil(y1) - 1)]
+    PIL.ImageDraw.Draw(drawn).rectangle(corners, outline=(255, 0, 0), width=1)
+    grow_x, grow_y = (padding - 1) / 2 * (x1 - x0), (padding - 1) / 2 * (y1 - y0)
+    place = (
+        max(0, math.floor(x0 - grow_x)),
+        max(0, math.floor(y0 - grow_y)),
+        min(image.width, math.ceil(x1 + grow_x)),
+        min(image.height, math.ceil(y1 + grow_y)),
+    )
+    width, height = place[2] - place[0], place[3] - place[1]
+    scale = short_edge / min(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return drawn.crop(place).resize(size, PIL.Image.Resampling.BILINEAR), place
+
+
+def _length_groups(lengths: list[int], waste: float) -> list[list[int]]:
+    """Indices grouped so that filling a group up to its longest adds at most `waste` of its own length."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and waste > 0:
+            together = groups[-1] + [index]
+            filled = lengths[together[0]] * len(together)
+            if filled <= (1 + waste) * sum(lengths[i] for i in together):
+                groups[-1] = together
+                continue
+        groups.append([index])
+    return groups
+
+
+def label_colors(count: int) -> np.ndarray:
+    """`uint8 [count, 3]` colours that differ well from their neighbours, the same in every call."""
+    hue = (np.arange(count) * 0.61803398875) % 1
+    value = 0.95 - 0.35 * ((np.arange(count) // 8) % 2)
+    saturation = 0.75 - 0.3 * ((np.arange(count) // 4) % 2)
+    channels = (hue[:, None] * 6 + np.array([0, 4, 2])) % 6
+    rgb = np.clip(np.abs(channels - 3) - 1, 0, 1)
+    return np.round(255 * value[:, None] * (1 - saturation[:, None] * (1 - rgb))).astype(np.uint8)
+
+
+def colorize_depth(depth: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Metres `[height, width]` to `uint8 [height, width, 3]`: near is bright yellow, far is dark violet.
+
+    Args:
+        depth: metres.
+        low, high: ends of the scale; the map's own where left out.
+    """
+    low = float(depth.min()) if low is None else low
+    high = float(depth.max()) if high is None else high
+    position = np.clip((high - depth) / max(high - low, 1e-6), 0, 1)
+    anchors = np.array([[10, 7, 34], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
+    at = np.linspace(0, 1, len(anchors))
+    return np.stack([np.interp(position, at, anchors[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+
+
+__all__ = ["DensePrediction", "DensePredictionMixin", "EncodedImage"]

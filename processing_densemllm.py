@@ -1,0 +1,636 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Processor of DenseMLLM: prompts, labels and depth as vocabulary ids, annotations as multi-label targets, results."""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.tokenization_utils_base import AddedToken
+
+from .configuration_densemllm import RELEASED_DEPTH_RANGES, check_depth_ranges
+from .image_processing_densemllm import (
+    DenseMLLMImageProcessor,
+    check_target_sizes,
+    decode_depth_bins,
+    decode_segmentation,
+    resize_map,
+)
+
+
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ bos_token or '' }}system\nYou are a helpful assistant.{{ eos_token or '' }}\n"
+    "{% endif %}"
+    "{% for message in messages %}"
+    "{{ bos_token or '' }}{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{{ eos_token or '' }}\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ bos_token or '' }}assistant\n{% endif %}"
+)
+
+IMAGE_TOKEN = "<|image_pad|>"
+BACKGROUND_LABEL = "<OTHERS>"
+FOREGROUND_LABELS = ("<BG>", "<FG>")  # in this order: position 1 is the foreground
+# Tokens of the released vocabulary that the text forms and the labels are made of, but for coordinates and depth bins.
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
+STRUCTURE_TOKENS = (
+    "<ref>", "</ref>", "<box>", "</box>", "<ins>", "</ins>", "<poly>", "</poly>", "<mask>", "</mask>", "<depth>",
+    "<person>", "</person>", "<kpt>", "</kpt>", "<v_0.0>", "<v_1.0>", BACKGROUND_LABEL, *FOREGROUND_LABELS,
+)  # fmt: skip
+IGNORED = -100  # fills up `dense_targets`, as it does `labels`
+
+
+@dataclass(frozen=True)
+class DenseTask:
+    """One row of the task table: a task is a label set and a way to read it, nothing else.
+
+    Attributes:
+        label_set: where the label tokens come from: `"classes"` (the caller's labels), `"depth"` (the depth tokens) or
+            `"foreground"` (`<BG>` and `<FG>`).
+        question: prompt with which the model itself supplies what the caller left out (the class list, or the box of
+            an expression); `None` where nothing is missing.
+    """
+
+    label_set: str
+    question: str | None = None
+
+
+TASKS = {
+    "segmentation": DenseTask("classes", "Segment all objects in this image."),
+    "depth": DenseTask("depth"),
+    "referring": DenseTask(
+        "foreground", "Please provide the bounding box coordinate of the region this sentence describes: {text}"
+    ),
+}
+
+
+def add_dense_tokens(tokenizer, num_depth_bins: int = 1000, num_coordinates: int = 2048) -> int:
+    """Add the tokens of DenseMLLM that `tokenizer` lacks, so that any tokenizer can become a DenseMLLM one.
+
+    The image tokens are added as special ones. The others (`<ref>`, `<FG>`, depth bins `<custom_1>`..., coordinates
+    `<x_0>`...) are part of answers, so they are ordinary added tokens and stay when special tokens are skipped. The
+    model's embeddings have to be resized afterwards: `model.resize_token_embeddings(len(tokenizer))`.
+
+    Args:
+        tokenizer: any tokenizer of transformers; changed in place.
+        num_depth_bins: number of depth tokens.
+        num_coordinates: number of x and of y coordinate tokens; 0 for none.
+
+    Returns:
+        number of tokens that were added.
+    """
+    plain = list(STRUCTURE_TOKENS)
+    for k in range(num_coordinates):
+        plain += [f"<x_{k}>", f"<y_{k}>"]
+    plain += [f"<custom_{k}>" for k in range(1, num_depth_bins + 1)]
+    vocabulary = tokenizer.get_vocab()
+    added = 0
+    for tokens, special in ((VISION_TOKENS, True), (plain, False)):
+        missing = [AddedToken(token, special=special, normalized=False) for token in tokens if token not in vocabulary]
+        added += tokenizer.add_tokens(missing, special_tokens=special)
+    return added
+
+
+def nearest_resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Nearest-neighbour resize of `[H, W]` by pixel centres: the labels' side of the resize that an image gets."""
+    rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(np.int64)
+    return values[rows[:, None], columns[None, :]]
+
+
+class DenseMLLMProcessor(ProcessorMixin):
+    r"""
+    Image processor and tokenizer of DenseMLLM in one, and the map between labels, metres and vocabulary ids.
+
+    Calling it is as with every processor of transformers: `processor(images=..., text=..., return_tensors="pt")`
+    gives `input_ids`, `attention_mask`, `mm_token_type_ids`, `pixel_values` and `image_grid_thw`; each `<|image_pad|>`
+    of the text is expanded to one placeholder a vision token.
+
+    Args:
+        image_processor (`DenseMLLMImageProcessor`): the image processor.
+        tokenizer (`PreTrainedTokenizerBase`): a tokenizer that has `<|image_pad|>`; see [`add_dense_tokens`].
+        chat_template (`str`, *optional*): Jinja template; defaults to the released checkpoint's form, with the
+            tokenizer's own `bos_token` and `eos_token`.
+        depth_ranges (`dict[str, dict]`, *optional*): how metres become bins; the model's config must have the same.
+        default_depth_range (`str`, *optional*): the row used when a caller names none.
+        num_depth_bins (`int`, defaults to 1000): number of depth tokens.
+        referring_crop_size (`int`, defaults to 1280): short edge, in pixels, of the crop around a referred object.
+
+    Raises:
+        ValueError: the tokenizer lacks `<|image_pad|>`, or a depth range can't be used.
+    """
+
+    return_mm_token_type_ids = True
+    text_kwargs = {"return_token_type_ids": False}
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        depth_ranges: dict | None = None,
+        default_depth_range: str | None = None,
+        num_depth_bins: int = 1000,
+        referring_crop_size: int = 1280,
+    ):
+        self.image_token = getattr(tokenizer, "image_token", IMAGE_TOKEN)
+        self.image_token_id = _token_id(tokenizer, self.image_token)
+        self.depth_ranges = {
+            name: dict(row) for name, row in (RELEASED_DEPTH_RANGES if depth_ranges is None else depth_ranges).items()
+        }
+        if default_depth_range is None:
+            default_depth_range = "open_world" if "open_world" in self.depth_ranges else next(iter(self.depth_ranges))
+        check_depth_ranges(self.depth_ranges, default_depth_range)
+        self.default_depth_range = default_depth_range
+        self.num_depth_bins = num_depth_bins
+        self.referring_crop_size = referring_crop_size
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        # Our own class and not AutoImageProcessor, which would ask for `trust_remote_code` to load this same code.
+        image_processor = DenseMLLMImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
+        return [image_processor, tokenizer]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return super().model_input_names + ["mm_token_type_ids"]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        merge_size = kwargs.get("merge_size") or self.image_processor.merge_size
+        return self.image_token * (
+            math.prod(int(edge) for edge in image_inputs["image_grid_thw"][image_idx]) // merge_size**2
+        )
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        """Number of placeholders and of patches of images of the given sizes (height, width), in pixels."""
+        if image_sizes is None:
+            return MultiModalData()
+        images_kwargs = self._merge_kwargs(**kwargs).get("images_kwargs", {})
+        images_kwargs = {name: value for name, value in images_kwargs.items() if value is not None}
+        merge_size = images_kwargs.get("merge_size", self.image_processor.merge_size)
+        patches = [self.image_processor.get_number_of_image_patches(*size, images_kwargs) for size in image_sizes]
+        return MultiModalData(num_image_tokens=[n // merge_size**2 for n in patches], num_image_patches=patches)
+
+    # ---- labels and depth as vocabulary ids ----
+
+    def normalize_labels(self, labels) -> dict[int, str]:
+        """Label names in the form that is tokenised, by their key.
+
+        Rules: a list's keys are its positions, a dict's its own integer keys (`id2label`); names lose outer white
+        space, inner white space becomes one blank, and they become lower case, unless a name is a token by itself such
+        as `<OTHERS>`; order is kept.
+
+        Raises:
+            TypeError: `labels` is no list or dict, or a name no string.
+            ValueError: no labels, an empty name, a name given twice, a negative key.
+        """
+        if isinstance(labels, str) or not isinstance(labels, (dict, list, tuple)):
+            raise TypeError(f"`labels` must be a list of names or a dict from id to name, got {type(labels).__name__}")
+        items = labels.items() if isinstance(labels, dict) else enumerate(labels)
+        names = {}
+        for key, name in items:
+            if not isinstance(name, str):
+                raise TypeError(f"`labels` must have names that are strings, got {name!r}")
+            if not isinstance(key, (int, np.integer)) or key < 0:
+                raise ValueError(f"`labels` must have keys that are integers >= 0, got {key!r} for {name!r}")
+            name = " ".join(name.split())
+            names[int(key)] = name if name in self._added_token_names else name.lower()
+        if not names:
+            raise ValueError("`labels` is empty; at least one name is needed")
+        seen = {}
+        for key, name in names.items():
+            if not name:
+                raise ValueError(f"`labels` has an empty name (key {key})")
+            if name in seen:
+                raise ValueError(f"`labels` has the name {name!r} twice (keys {seen[name]} and {key})")
+            seen[name] = key
+        return names
+
+    def label_token_ids(self, labels) -> list[list[int]]:
+        """The vocabulary ids of each label's sub-words, in the labels' order.
+
+        Args:
+            labels: as for [`normalize_labels`].
+
+        Raises:
+            ValueError: a name that the tokenizer can't write, or two names with the same ids.
+        """
+        names = self.normalize_labels(labels)
+        ids = [self.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names.values()]
+        seen = {}
+        for name, name_ids in zip(names.values(), ids, strict=True):
+            if not name_ids or self.tokenizer.unk_token_id in name_ids:
+                raise ValueError(f"`labels` has the name {name!r}, for which the tokenizer has no tokens")
+            if tuple(name_ids) in seen:
+                raise ValueError(
+                    f"`labels` has {seen[tuple(name_ids)]!r} and {name!r}, which are the same tokens {name_ids}"
+                )
+            seen[tuple(name_ids)] = name
+        return ids
+
+    @cached_property
+    def depth_token_ids(self) -> list[int]:
+        """The ids of the depth tokens `<custom_1>`... in the order of the bins.
+
+        Raises:
+            ValueError: the tokenizer lacks one; see [`add_dense_tokens`].
+        """
+        return [_token_id(self.tokenizer, f"<custom_{k}>") for k in range(1, self.num_depth_bins + 1)]
+
+    @cached_property
+    def foreground_token_ids(self) -> list[int]:
+        """The ids of `<BG>` and `<FG>`, in this order."""
+        return [_token_id(self.tokenizer, token) for token in FOREGROUND_LABELS]
+
+    @cached_property
+    def _added_token_names(self) -> set[str]:
+        return {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+
+    @cached_property
+    def _text_token_ids(self) -> np.ndarray:
+        """Ids that text is made of: the vocabulary without added tokens (image codes, coordinates, depth bins...)."""
+        return np.setdiff1d(list(self.tokenizer.get_vocab().values()), list(self.tokenizer.added_tokens_decoder))
+
+    def get_depth_range(self, name: str | None = None) -> dict:
+        """The row of `depth_ranges` by its name (the default row for `None`).
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        name = self.default_depth_range if name is None else name
+        if name not in self.depth_ranges:
+            raise ValueError(f"`depth_range` must be one of {sorted(self.depth_ranges)}, got {name!r}")
+        return self.depth_ranges[name]
+
+    def depth_to_bins(self, depth, depth_range: str | None = None, focal_length: float | None = None) -> np.ndarray:
+        """Metres to depth bins.
+
+        Args:
+            depth: array of metres, any shape. Values that are not finite, not above 0, or outside the range are
+                invalid.
+            depth_range: row of `depth_ranges`.
+            focal_length: in pixels, of the image as the model gets it. In a range with a focal length of its own,
+                depth is multiplied by `range's / focal_length` first, which makes it the depth that the same picture
+                has in a camera of the range's focal length. `None`: it is that focal length.
+
+        Returns:
+            `int64` array of the same shape: 1..`num_depth_bins`, and 0 where invalid.
+        """
+        row = self.get_depth_range(depth_range)
+        depth = np.asarray(depth, dtype=np.float64) * _focal_scale(row, focal_length)
+        low, high = row["min_depth"], row["max_depth"]
+        with np.errstate(invalid="ignore"):
+            valid = np.isfinite(depth) & (depth > 0) & (depth >= low) & (depth <= high)
+        depth = np.where(valid, depth, high)
+        if row["mapping"] == "log":
+            position = np.log(depth / low) / math.log(high / low)
+        else:
+            position = (depth - low) / (high - low)
+        bins = np.clip((position * self.num_depth_bins).astype(np.int64) + 1, 1, self.num_depth_bins)
+        return np.where(valid, bins, 0)
+
+    def bins_to_depth(self, bins, depth_range: str | None = None, focal_length: float | None = None) -> torch.Tensor:
+        """Depth bins to metres: the bins' centres. The inverse of [`depth_to_bins`] to within half a bin.
+
+        Args:
+            bins: integers, any shape; 0 is invalid and becomes 0 metres.
+            depth_range, focal_length: as for [`depth_to_bins`].
+
+        Returns:
+            `float32` tensor of metres, on the device of `bins`.
+
+        Raises:
+            ValueError: a bin outside 0..`num_depth_bins`.
+        """
+        row = self.get_depth_range(depth_range)
+        bins = torch.as_tensor(bins)
+        if bins.numel() and not (0 <= int(bins.min()) and int(bins.max()) <= self.num_depth_bins):
+            raise ValueError(f"`bins` must lie in 0..{self.num_depth_bins}, got {int(bins.min())}..{int(bins.max())}")
+        low, high = row["min_depth"], row["max_depth"]
+        position = (torch.arange(1, self.num_depth_bins + 1, dtype=torch.float64) - 0.5) / self.num_depth_bins
+        if row["mapping"] == "log":
+            centres = low * torch.exp(position * math.log(high / low))
+        else:
+            centres = low + position * (high - low)
+        centres = torch.cat([centres.new_zeros(1), centres / _focal_scale(row, focal_length)])
+        return centres.float().to(bins.device)[bins.long()]
+
+    # ---- annotations as targets ----
+
+    def encode_annotations(
+        self, annotations: list[dict], image_grid_thw, candidates: str = "vocabulary"
+    ) -> dict[str, torch.Tensor]:
+        """Pixel annotations of images to sparse multi-label targets of their vision tokens (paper, NTP-M).
+
+        Each map is resized as its image was (nearest neighbour), and every label that occurs in a token's cell is a
+        target of that token; a name of several sub-words makes each of them one. Pixels without annotation count for
+        nothing; a token whose cell has none is not supervised.
+
+        Args:
+            annotations: one dict an image, in the images' order; empty for an image without annotations. Entries:
+                `segmentation`: integers `[height, width]`, with `id2label` (id to name) and `ignore_index` (default
+                255); `depth`: metres `[height, width]`, invalid where not finite, not above 0 or outside the range,
+                with `depth_range` and `focal_length` as in [`depth_to_bins`]; `mask`: booleans `[height, width]`, the
+                foreground.
+            image_grid_thw: `[n_images, 3]` from the image processor.
+            candidates: which ids are negatives where a segmentation is annotated: `"vocabulary"`, all text tokens, or
+                `"labels"`, those of the other labels only.
+
+        Returns:
+            `dense_targets`: `int64 [n_vision_tokens, max_targets]`, vocabulary ids, filled up with -100.
+            `dense_candidates`: `int64 [n_vision_tokens]`, the token's row of the next one, -1 where not supervised.
+            `dense_candidate_ranges`: `int64 [n_rows, max_ranges, 2]`, ids that are annotated (M_i in the paper) as
+            half-open ranges; ranges that only fill up are empty, (0, 0).
+
+        Raises:
+            ValueError: an entry that is unknown, of the wrong shape or type, a class id that `id2label` lacks, or a
+                number of annotations that is not the number of images.
+        """
+        grids = [tuple(int(edge) for edge in grid) for grid in image_grid_thw]
+        if len(annotations) != len(grids):
+            raise ValueError(
+                f"`annotations` must be one dict an image, got {len(annotations)} for {len(grids)} images"
+            )
+        if candidates not in ("vocabulary", "labels"):
+            raise ValueError(f"`candidates` must be 'vocabulary' or 'labels', got {candidates!r}")
+        merge_size, patch_size = self.image_processor.merge_size, self.image_processor.patch_size
+        tokens, ids, rows, tables, offset = [], [], [], [], 0
+        for index, (annotation, (_, grid_height, grid_width)) in enumerate(zip(annotations, grids, strict=True)):
+            unknown = set(annotation) - {
+                "segmentation", "id2label", "ignore_index", "depth", "depth_range", "focal_length", "mask",
+            }  # fmt: skip
+            if unknown:
+                raise ValueError(f"`annotations[{index}]` has unknown entries {sorted(unknown)}")
+            size = (grid_height * patch_size, grid_width * patch_size)
+            n_tokens = grid_height * grid_width // merge_size**2
+            kinds = [
+                self._encode_map(index, annotation, kind, size, candidates)
+                for kind in ("segmentation", "depth", "mask")
+                if annotation.get(kind) is not None
+            ]
+            # Which kinds are annotated differs from cell to cell, so a token's candidates are a set of kinds: bit k
+            # of its code is kind k.
+            code = np.zeros(n_tokens, dtype=np.int64)
+            for bit, (kind_tokens, kind_ids, _) in enumerate(kinds):
+                tokens.append(kind_tokens + offset)
+                ids.append(kind_ids)
+                code[kind_tokens] |= 1 << bit
+            row = np.full(n_tokens, -1, dtype=np.int64)
+            for used in np.unique(code[code > 0]):
+                row[code == used] = len(tables)
+                tables.append(
+                    _ranges(np.unique(np.concatenate([kind[2] for b, kind in enumerate(kinds) if used >> b & 1])))
+                )
+            rows.append(row)
+            offset += n_tokens
+        return {
+            "dense_targets": _pad_ragged(tokens, ids, offset),
+            "dense_candidates": torch.from_numpy(np.concatenate(rows)) if rows else torch.zeros(0, dtype=torch.long),
+            "dense_candidate_ranges": _stack_ranges(tables),
+        }
+
+    def _encode_map(
+        self, index: int, annotation: dict, kind: str, size: tuple[int, int], candidates: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One annotated map to (token, id) pairs, each once, and the ids that it annotates."""
+        where = f"`annotations[{index}][{kind!r}]`"
+        values = np.asarray(annotation[kind])
+        if values.ndim != 2 or 0 in values.shape:
+            raise ValueError(f"{where} must be [height, width], got shape {values.shape}")
+        if kind == "depth":
+            if not np.issubdtype(values.dtype, np.number):
+                raise ValueError(f"{where} must be numbers (metres), got {values.dtype}")
+            values = self.depth_to_bins(values, annotation.get("depth_range"), annotation.get("focal_length"))
+            label_ids, ignored = [[]] + [[token_id] for token_id in self.depth_token_ids], 0
+            annotated = np.array(self.depth_token_ids)
+        elif kind == "mask":
+            if values.dtype != np.bool_:
+                raise ValueError(f"{where} must be booleans, got {values.dtype}")
+            label_ids, ignored = [[token_id] for token_id in self.foreground_token_ids], -1
+            annotated = np.array(self.foreground_token_ids)
+        else:
+            id2label = annotation.get("id2label")
+            if id2label is None:
+                raise ValueError(f"{where} needs `id2label`, a dict from class id to name")
+            if not np.issubdtype(values.dtype, np.integer):
+                raise ValueError(f"{where} must be integers (class ids), got {values.dtype}")
+            ignored = annotation.get("ignore_index", 255)
+            names = self.normalize_labels(id2label)
+            unknown = sorted(set(np.unique(values).tolist()) - set(names) - {ignored})
+            if unknown:
+                raise ValueError(f"{where} has class ids {unknown[:10]} that `id2label` and `ignore_index` lack")
+            named = self.label_token_ids(id2label)
+            label_ids = [[] for _ in range(max(names) + 1)]
+            for key, name_ids in zip(names, named, strict=True):
+                label_ids[key] = name_ids
+            annotated = np.concatenate(named)
+            if candidates == "vocabulary":
+                background = self.tokenizer.get_vocab().get(BACKGROUND_LABEL)
+                annotated = np.union1d(annotated, self._text_token_ids)
+                annotated = annotated if background is None else np.union1d(annotated, [background])
+        cell = self.image_processor.patch_size * self.image_processor.merge_size
+        values = nearest_resize(values, *size).astype(np.int64)
+        cells = (np.arange(size[0]) // cell)[:, None] * (size[1] // cell) + (np.arange(size[1]) // cell)[None, :]
+        valid = values != ignored
+        pairs = np.unique(cells[valid] * len(label_ids) + values[valid])
+        tokens, values = pairs // len(label_ids), pairs % len(label_ids)
+        lengths = np.array([len(entry) for entry in label_ids])
+        starts = np.cumsum(lengths) - lengths
+        counts = lengths[values]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        ids = np.concatenate([np.asarray(entry, dtype=np.int64) for entry in label_ids])
+        ids = ids[np.repeat(starts[values], counts) + within]
+        # Two labels of a cell may share a sub-word: each id once.
+        tokens, ids = np.unique(np.stack([np.repeat(tokens, counts), ids]), axis=1)
+        return tokens, ids, annotated
+
+    # ---- outputs ----
+
+    def task_label_ids(self, task: str, labels=None) -> list[list[int]]:
+        """The vocabulary ids of a task's labels: of `labels` for classes, else of the task's own tokens."""
+        label_set = get_task(task).label_set
+        if label_set == "classes":
+            return self.label_token_ids(labels)
+        own = self.depth_token_ids if label_set == "depth" else self.foreground_token_ids
+        return [[token_id] for token_id in own]
+
+    def decode_dense(
+        self, task: str, logits: torch.Tensor, size: tuple[int, int], labels=None, background: bool = False,
+        threshold: float | None = None, depth_range: str | None = None, focal_length: float | None = None,
+    ) -> dict:  # fmt: skip
+        """Label logits of one image to maps of `size`, (height, width) in pixels (paper, section on decoding).
+
+        Args:
+            task: name of a task.
+            logits: `[num_labels, grid_height, grid_width]`, in the order of [`task_label_ids`].
+            size: of the maps.
+            labels: as for [`normalize_labels`], for classes.
+            background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
+            threshold: pixels of a segmentation with a lower score become -1.
+            depth_range, focal_length: as for [`bins_to_depth`].
+
+        Returns:
+            the fields of a [`DensePrediction`] that the task fills in, maps on the device of `logits`.
+        """
+        label_set = get_task(task).label_set
+        if label_set == "depth":
+            bins, scores = decode_depth_bins(logits)
+            depth = resize_map(self.bins_to_depth(bins, depth_range, focal_length), size)
+            return {"predicted_depth": depth, "scores": resize_map(scores, size)}
+        if label_set == "foreground":
+            best, scores = decode_segmentation(logits, size, temperature=1.0)
+            return {"mask": best == 1, "scores": torch.where(best == 1, scores, 1 - scores)}
+        names = self.normalize_labels(labels)
+        keys = list(names)
+        others = [position for position, name in enumerate(names.values()) if name == BACKGROUND_LABEL]
+        if others:
+            # The background's own logit is not read: it wins wherever no label has a chance above one half.
+            kept = [position for position in range(len(keys)) if position not in others]
+            logits, rest, background = logits[kept], keys[others[0]], True
+            keys = [keys[position] for position in kept]
+        else:
+            rest = -1
+        if keys:
+            best, scores = decode_segmentation(logits, size, background)
+            segmentation = torch.tensor([rest, *keys], device=best.device)[best + 1]
+        else:
+            segmentation = torch.full(size, rest, dtype=torch.long, device=logits.device)
+            scores = torch.full(size, 0.5, device=logits.device)
+        if threshold is not None:
+            segmentation = segmentation.masked_fill(scores < threshold, -1)
+        return {
+            "segmentation": segmentation,
+            "scores": scores,
+            "segments_info": _segments_info(segmentation, scores, names),
+        }
+
+    def post_process_semantic_segmentation(self, outputs, target_sizes=None, background: bool = False):
+        """See [`DenseMLLMImageProcessor.post_process_semantic_segmentation`]."""
+        return self.image_processor.post_process_semantic_segmentation(outputs, target_sizes, background)
+
+    def post_process_depth_estimation(
+        self, outputs, target_sizes=None, depth_range: str | None = None, focal_length: float | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Logits of the depth tokens to depth maps, in the form of transformers' own image processors.
+
+        Args:
+            outputs: object with `logits`, one `[num_depth_bins, grid_height, grid_width]` tensor an image (a list, or
+                one tensor with a batch dimension).
+            target_sizes: `(height, width)` in pixels, one an image; twice the grid where left out.
+            depth_range, focal_length: as for [`bins_to_depth`].
+
+        Returns:
+            one `{"predicted_depth": float32 [height, width]}` an image, in metres.
+        """
+        if target_sizes is None:
+            target_sizes = [(2 * logits.shape[-2], 2 * logits.shape[-1]) for logits in outputs.logits]
+        sizes = check_target_sizes(target_sizes, len(outputs.logits))
+        options = {"depth_range": depth_range, "focal_length": focal_length}
+        maps = [
+            self.decode_dense("depth", logits, size, **options)["predicted_depth"]
+            for logits, size in zip(outputs.logits, sizes, strict=True)
+        ]
+        return [{"predicted_depth": depth} for depth in maps]
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
+        """Generated ids to texts; structural tokens such as `<ref>` stay."""
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+
+def get_task(name: str) -> DenseTask:
+    """The row of the task table, or a `ValueError` that names the accepted ones."""
+    if not isinstance(name, str) or name not in TASKS:
+        raise ValueError(f"`task` must be one of {sorted(TASKS)} or a tuple of them, got {name!r}")
+    return TASKS[name]
+
+
+def parse_refs(text: str) -> list[str]:
+    """Names in `<ref>name</ref>`, lower case, in order of appearance, each once."""
+    names = (" ".join(name.lower().split()) for name in re.findall(r"<ref>([^<]*)</ref>", text))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def parse_box(text: str) -> tuple[int, int, int, int] | None:
+    """The first `<box><x_a><y_b><x_c><y_d></box>` as (x0, y0, x1, y1) in pixels of the resized image."""
+    match = re.search(r"<box>\s*<x_(\d+)>\s*<y_(\d+)>\s*<x_(\d+)>\s*<y_(\d+)>\s*</box>", text)
+    return tuple(int(value) for value in match.groups()) if match else None
+
+
+def _token_id(tokenizer, token: str) -> int:
+    token_id = None if tokenizer is None else tokenizer.get_vocab().get(token)
+    if token_id is None:
+        raise ValueError(f"`tokenizer` lacks the token {token!r}; `add_dense_tokens(tokenizer)` adds what is missing")
+    return token_id
+
+
+def _focal_scale(row: dict, focal_length: float | None) -> float:
+    if focal_length is None or row.get("focal_length") is None:
+        return 1.0
+    if not (focal_length > 0 and math.isfinite(focal_length)):
+        raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
+    return row["focal_length"] / focal_length
+
+
+def _segments_info(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
+    found, inverse = torch.unique(segmentation, return_inverse=True)
+    areas = torch.bincount(inverse.flatten(), minlength=len(found))
+    sums = torch.bincount(inverse.flatten(), weights=scores.flatten().double(), minlength=len(found))
+    return [
+        {"id": key, "label_id": key, "label": names[key], "score": total / area, "area": area, "was_fused": False}
+        for key, area, total in zip(found.tolist(), areas.tolist(), sums.tolist(), strict=True)
+        if key >= 0
+    ]
+
+
+def _ranges(ids: np.ndarray) -> np.ndarray:
+    """Sorted unique ids to half-open ranges `[n_ranges, 2]`."""
+    breaks = np.flatnonzero(np.diff(ids) != 1)
+    return np.stack([ids[np.r_[0, breaks + 1]], ids[np.r_[breaks, len(ids) - 1]] + 1], axis=1)
+
+
+def _stack_ranges(tables: list[np.ndarray]) -> torch.Tensor:
+    stacked = np.zeros((len(tables), max((len(table) for table in tables), default=0), 2), dtype=np.int64)
+    for row, table in enumerate(tables):
+        stacked[row, : len(table)] = table
+    return torch.from_numpy(stacked)
+
+
+def _pad_ragged(tokens: list[np.ndarray], ids: list[np.ndarray], n_tokens: int) -> torch.Tensor:
+    """(token, id) pairs to `[n_tokens, most ids of a token]`, filled up with -100."""
+    tokens = np.concatenate([np.zeros(0, dtype=np.int64), *tokens])
+    ids = np.concatenate([np.zeros(0, dtype=np.int64), *ids])
+    order = np.argsort(tokens, kind="stable")
+    tokens, ids = tokens[order], ids[order]
+    counts = np.bincount(tokens, minlength=n_tokens)
+    column = np.arange(len(tokens)) - np.repeat(np.cumsum(counts) - counts, counts)
+    padded = np.full((n_tokens, counts.max(initial=0)), IGNORED, dtype=np.int64)
+    padded[tokens, column] = ids
+    return torch.from_numpy(padded)
+
+
+DenseMLLMProcessor.register_for_auto_class()
+
+__all__ = ["DenseMLLMProcessor", "add_dense_tokens"]

@@ -1,0 +1,122 @@
+"""Small random models, tokenizers and pictures that the tests are made of."""
+
+import numpy as np
+import PIL.Image
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from densemllm import (
+    DenseMLLMConfig,
+    DenseMLLMForConditionalGeneration,
+    DenseMLLMImageProcessor,
+    DenseMLLMProcessor,
+    add_dense_tokens,
+)
+
+
+NUM_DEPTH_BINS = 16
+DEPTH_RANGES = {
+    "room": {"mapping": "linear", "min_depth": 0.0, "max_depth": 8.0},
+    "road": {"mapping": "log", "min_depth": 0.5, "max_depth": 80.0, "focal_length": 100.0},
+    "camera": {"mapping": "linear", "min_depth": 0.0, "max_depth": 4.0, "prompt": "depth of the camera data"},
+}
+TEXTS = ["the cat sat on the table beside a chair and a lamp", "wall floor ceiling sky tree cup plate red ball"] * 3
+
+YOUTU = {
+    "model_type": "youtu",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "max_position_embeddings": 4096,
+}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 4096,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "window_size": 16,
+    "fullatt_block_indexes": [1],
+    "num_patches": 16,
+}
+
+
+def make_tokenizer(num_depth_bins: int = NUM_DEPTH_BINS, num_coordinates: int = 64) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|end_of_text|>",
+        pad_token="<|pad|>",
+        padding_side="left",
+    )
+    add_dense_tokens(fast, num_depth_bins, num_coordinates)
+    return fast
+
+
+def make_processor(**kwargs) -> DenseMLLMProcessor:
+    image_processor = DenseMLLMImageProcessor(patch_size=4, merge_size=2, max_num_patches=1024)
+    options = {
+        "depth_ranges": DEPTH_RANGES,
+        "default_depth_range": "room",
+        "num_depth_bins": NUM_DEPTH_BINS,
+        "referring_crop_size": 32,
+    }
+    return DenseMLLMProcessor(image_processor, make_tokenizer(), **{**options, **kwargs})
+
+
+def make_config(processor: DenseMLLMProcessor, text: dict | None = None, vision: dict | None = None, **kwargs):
+    tokenizer = processor.tokenizer
+    text_config = {
+        **(text or YOUTU),
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    options = {
+        "image_token_id": processor.image_token_id,
+        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        "num_depth_bins": processor.num_depth_bins,
+        "depth_ranges": processor.depth_ranges,
+        "default_depth_range": processor.default_depth_range,
+        "ntp_m_top_k": 8,
+    }
+    return DenseMLLMConfig(text_config=text_config, vision_config={**VISION, **(vision or {})}, **{**options, **kwargs})
+
+
+def make_model(processor: DenseMLLMProcessor, seed: int = 0, **kwargs) -> DenseMLLMForConditionalGeneration:
+    torch.manual_seed(seed)
+    return DenseMLLMForConditionalGeneration(make_config(processor, **kwargs)).eval()
+
+
+def make_image(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
