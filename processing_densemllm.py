@@ -20,6 +20,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
@@ -171,6 +172,8 @@ class DenseMLLMProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # Our own class and not AutoImageProcessor, which would ask for `trust_remote_code` to load this same code.
         image_processor = DenseMLLMImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # With no config at hand, AutoTokenizer would ask to run this checkpoint's code just to read one.
+        kwargs.setdefault("config", PreTrainedConfig())
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
 

@@ -109,7 +109,8 @@ def make_config(processor: DenseMLLMProcessor, text: dict | None = None, vision:
         "default_depth_range": processor.default_depth_range,
         "ntp_m_top_k": 8,
     }
-    return DenseMLLMConfig(text_config=text_config, vision_config={**VISION, **(vision or {})}, **{**options, **kwargs})
+    vision_config = {**VISION, **(vision or {})}
+    return DenseMLLMConfig(text_config=text_config, vision_config=vision_config, **{**options, **kwargs})
 
 
 def make_model(processor: DenseMLLMProcessor, seed: int = 0, **kwargs) -> DenseMLLMForConditionalGeneration:

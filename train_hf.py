@@ -1,0 +1,266 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+r"""Train a DenseMLLM with the Trainer of Hugging Face.
+
+    python train_hf.py --model_name_or_path MODEL --dataset DATA --id2label labels.json \
+        --output_dir out --per_device_train_batch_size 8 --num_train_epochs 3
+
+A sample has an `image` and any of: `segmentation` (class ids `[height, width]`, 255 is ignored), `depth` (metres
+`[height, width]`, 0 is invalid), `mask` (foreground `[height, width]`) and `messages` (chat with its last answer to
+learn). All that is there is supervised at once.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+
+from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.loss_densemllm import supervised_tokens
+from densemllm.processing_densemllm import TASKS
+
+
+class DenseCollator:
+    """Samples to one batch for [`DenseMLLMForConditionalGeneration.forward`]: packed patches, padded text, targets.
+
+    A sample with a segmentation but no `messages` learns to name its classes, in the released checkpoint's words.
+
+    Args:
+        processor: of the model.
+        id2label: class id to name, for `segmentation`.
+        depth_range: row of `processor.depth_ranges`, for `depth`; its default row where left out.
+        candidates: see `DenseMLLMProcessor.encode_annotations`.
+    """
+
+    def __init__(
+        self,
+        processor: DenseMLLMProcessor,
+        id2label: dict[int, str] | None = None,
+        depth_range: str | None = None,
+        candidates: str = "vocabulary",
+    ):
+        self.processor = processor
+        self.id2label = None if id2label is None else processor.normalize_labels(id2label)
+        self.depth_range = depth_range
+        self.candidates = candidates
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        processor = self.processor
+        annotations = [self.annotation(sample) for sample in samples]
+        conversations = [self.conversation(*pair) for pair in zip(samples, annotations, strict=True)]
+        prompts = [processor.apply_chat_template(prompt, add_generation_prompt=True) for prompt, _ in conversations]
+        images = [processor.image_processor.load_picture(sample["image"]) for sample in samples]
+        inputs = processor(images=images, text=prompts)
+        ids, labels = [], []
+        for prompt_ids, (_, answer) in zip(inputs["input_ids"], conversations, strict=True):
+            # Apart from the prompt, as in generation, where the prompt is tokenised before there is an answer.
+            answer_ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
+            if answer_ids and processor.tokenizer.eos_token_id is not None:
+                answer_ids = answer_ids + [processor.tokenizer.eos_token_id]
+            ids.append(torch.tensor(list(prompt_ids) + answer_ids))
+            labels.append(torch.tensor([-100] * len(prompt_ids) + answer_ids))
+        pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=processor.tokenizer.padding_side)
+        grid = torch.as_tensor(np.asarray(inputs["image_grid_thw"]))
+        return {
+            "input_ids": pad(ids, padding_value=processor.tokenizer.pad_token_id or 0),
+            "attention_mask": pad([torch.ones_like(row) for row in ids], padding_value=0),
+            "labels": pad(labels, padding_value=-100),
+            "pixel_values": torch.as_tensor(np.asarray(inputs["pixel_values"])),
+            "image_grid_thw": grid,
+            **processor.encode_annotations(annotations, grid, self.candidates),
+        }
+
+    def annotation(self, sample: dict) -> dict:
+        """A sample's maps in the form of `encode_annotations`."""
+        annotation = {}
+        if sample.get("segmentation") is not None:
+            if self.id2label is None:
+                raise ValueError("`id2label` is needed: the data has a `segmentation`")
+            segmentation = np.asarray(sample["segmentation"])
+            annotation |= {"segmentation": segmentation, "id2label": self.id2label}
+        if sample.get("depth") is not None:
+            depth = np.asarray(sample["depth"], dtype=np.float32)
+            annotation |= {"depth": depth, "depth_range": self.depth_range}
+        if sample.get("mask") is not None:
+            annotation["mask"] = np.asarray(sample["mask"]) > 0
+        return annotation
+
+    def conversation(self, sample: dict, annotation: dict) -> tuple[list[dict], str]:
+        """The chat before the last answer, and that answer (empty: no text to learn)."""
+        image = [{"type": "image"}]
+        if sample.get("messages"):
+            *before, last = sample["messages"]
+            return before, last["content"] if isinstance(last["content"], str) else last["content"][0]["text"]
+        if "segmentation" in annotation:
+            present = np.unique(annotation["segmentation"])
+            names = "".join(f"<ref>{name}</ref>" for key, name in self.id2label.items() if key in present)
+            question = [{"type": "text", "text": TASKS["segmentation"].question}]
+            return [{"role": "user", "content": image + question}], f"The target categories include {names}."
+        if "depth" in annotation:
+            prompt = self.processor.get_depth_range(self.depth_range).get("prompt")
+            image = ([{"type": "text", "text": prompt}] if prompt else []) + image
+        return [{"role": "user", "content": image}], ""
+
+
+class DenseTrainer(Trainer):
+    """`Trainer` that divides the NTP-M loss by the global count of supervised vision tokens, as `Trainer` itself does
+    with the text loss and its labels: the same data gives the same gradients however it is spread over accumulation
+    steps and processes."""
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        # Both counts travel as one tensor through the Trainer's own code, which only hands it on to `compute_loss`.
+        counts = torch.zeros(2, dtype=torch.long)
+        for batch in batch_samples:
+            if "labels" in batch:
+                counts[0] += (batch["labels"][..., 1:] != -100).sum().cpu()
+            if "dense_targets" in batch:
+                counts[1] += supervised_tokens(batch["dense_targets"], batch["dense_candidates"]).sum().cpu()
+        counts = counts.to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(dim=0)
+        return counts.clamp(min=1)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if num_items_in_batch is not None:
+            inputs = {**inputs, "num_dense_items_in_batch": num_items_in_batch[1]}
+            num_items_in_batch = num_items_in_batch[0]
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def evaluate_dense(
+    model: DenseMLLMForConditionalGeneration,
+    processor: DenseMLLMProcessor,
+    samples,
+    id2label: dict[int, str] | None = None,
+    depth_range: str | None = None,
+    batch_size: int = 8,
+) -> dict:
+    """mIoU and depth metrics of `predict_dense` on annotated samples, at the annotations' own size.
+
+    Args:
+        model, processor: what is measured.
+        samples: sequence of samples with `image` and `segmentation`, `depth` or both.
+        id2label: class id to name; segmentation is left out without it.
+        depth_range: as for `predict_dense`.
+        batch_size: images a forward pass.
+
+    Returns:
+        what [`SegmentationMetrics`] and [`DepthMetrics`] compute.
+    """
+    model.eval()
+    segmentation = SegmentationMetrics(max(id2label) + 1) if id2label else None
+    depth = DepthMetrics()
+    for start in tqdm(range(0, len(samples), batch_size), desc="evaluating", leave=False):
+        batch = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
+        tasks = [
+            name for name in ("segmentation", "depth")
+            if batch[0].get(name) is not None and (name == "depth" or id2label)
+        ]  # fmt: skip
+        predictions = model.predict_dense(
+            [sample["image"] for sample in batch], task=tuple(tasks), labels=id2label, depth_range=depth_range,
+            target_sizes=[np.asarray(sample[tasks[0]]).shape for sample in batch], processor=processor,
+            batch_size=batch_size,
+        )  # fmt: skip
+        for sample, prediction in zip(batch, predictions, strict=True):
+            if "segmentation" in tasks:
+                segmentation.add(prediction.segmentation, torch.as_tensor(np.array(sample["segmentation"])))
+            if "depth" in tasks:
+                depth.add(prediction.predicted_depth, torch.as_tensor(np.array(sample["depth"], dtype=np.float32)))
+    return {**(segmentation.compute() if segmentation else {}), **(depth.compute() if depth.pixels else {})}
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(metadata={"help": "folder or Hub name of a DenseMLLM checkpoint"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run the code that the checkpoint's tokenizer brings"}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
+    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16"})
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(metadata={"help": "folder of `save_to_disk`, or whatever `load_dataset` takes"})
+    id2label: str | None = field(default=None, metadata={"help": "JSON file: class id to name"})
+    depth_range: str | None = field(default=None, metadata={"help": "row of the config's `depth_ranges`"})
+    train_split: str = field(default="train", metadata={"help": "split to train on"})
+    eval_split: str | None = field(default=None, metadata={"help": "split to evaluate on after training"})
+    candidates: str = field(
+        default="vocabulary", metadata={"help": "negatives of a segmentation: vocabulary, or labels only"}
+    )
+
+
+def load_split(name: str, split: str) -> Dataset:
+    """A split of a folder that `save_to_disk` wrote, or of whatever `load_dataset` takes."""
+    if not os.path.isdir(name) or not any(
+        os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json")
+    ):
+        return load_dataset(name, split=split)
+    data = load_from_disk(name)
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise ValueError(f"`dataset` has the splits {sorted(data)}, not {split!r}")
+        return data[split]
+    return data
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """The script: train, save model and processor, evaluate. Returns the metrics."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    args.remove_unused_columns = False  # the collator makes the model's inputs out of the samples' columns
+    if args.n_gpu > 1:
+        raise ValueError("packed images can't be split by DataParallel; use `torchrun` or `accelerate launch`")
+    set_seed(args.seed)
+    id2label = None
+    if data_args.id2label is not None:
+        with open(data_args.id2label, encoding="utf-8") as file:
+            id2label = {int(key): name for key, name in json.load(file).items()}
+
+    processor = DenseMLLMProcessor.from_pretrained(
+        model_args.model_name_or_path, trust_remote_code=model_args.trust_remote_code
+    )
+    model = DenseMLLMForConditionalGeneration.from_pretrained(
+        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+    )
+    trainer = DenseTrainer(
+        model=model,
+        args=args,
+        train_dataset=load_split(data_args.dataset, data_args.train_split),
+        data_collator=DenseCollator(processor, id2label, data_args.depth_range, data_args.candidates),
+        processing_class=processor,
+    )
+    metrics = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
+    trainer.save_model()  # with the processor
+    if data_args.eval_split is not None and trainer.is_world_process_zero():
+        data = load_split(data_args.dataset, data_args.eval_split)
+        metrics |= evaluate_dense(
+            model, processor, data, id2label, data_args.depth_range, args.per_device_eval_batch_size
+        )
+        trainer.save_metrics("all", metrics, combined=False)
+        print(json.dumps({name: value for name, value in metrics.items() if not isinstance(value, list)}, indent=2))
+    return metrics
+
+
+if __name__ == "__main__":
+    main()
