@@ -1,0 +1,464 @@
+"""predict_dense, encode_image and query."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import torch.nn.functional as F
+
+from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, DensePrediction
+from densemllm.prediction_densemllm import crop_box
+from tiny import NUM_DEPTH_BINS, make_image, make_model, make_processor, make_tokenizer
+
+
+LABELS = ["cat", "red ball", "sky", "table"]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor()
+
+
+@pytest.fixture(scope="module", params=["causal", "bidirectional"])
+def model(processor, request):
+    model = make_model(processor, vision_attention=request.param)
+    model.get_processor(processor)
+    return model
+
+
+@pytest.fixture(scope="module")
+def causal(processor):
+    model = make_model(processor)
+    model.get_processor(processor)
+    return model
+
+
+def full_vision_logits(model, processor, image, prompt=""):
+    """Logits of the vision tokens by an ordinary forward pass over the chat prompt, `[vocabulary, height, width]`."""
+    content = ([{"type": "text", "text": prompt}] if prompt else []) + [{"type": "image"}]
+    content += [{"type": "text", "text": "a question that must not matter"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(images=[image], text=[text], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits[inputs["input_ids"] == processor.image_token_id]
+    _, height, width = inputs["image_grid_thw"][0].tolist()
+    return logits.T.unflatten(1, (height // 2, width // 2))
+
+
+def reference_scores(logits, ids):
+    return torch.stack([logits[name_ids].mean(0) for name_ids in ids])
+
+
+def assert_same(a: DensePrediction, b: DensePrediction):
+    for field in ("segmentation", "predicted_depth", "mask", "scores"):
+        one, other = getattr(a, field), getattr(b, field)
+        assert (one is None) == (other is None)
+        if isinstance(one, dict):
+            for name in one:
+                torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-4)
+        elif one is not None and one.is_floating_point():
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        elif one is not None:
+            assert (one == other).float().mean() > 0.999  # a pixel on an edge may fall either way
+
+
+# ---- what is computed ----
+
+
+def test_segmentation_is_the_method_over_full_logits(model, processor):
+    image = make_image(30, 50)
+    prediction = model.predict_dense(image, labels=LABELS, return_logits=True)
+    scores = reference_scores(full_vision_logits(model, processor, image), processor.label_token_ids(LABELS))
+    torch.testing.assert_close(prediction.logits, scores, atol=1e-4, rtol=1e-4)
+    chances = (scores / 0.2).softmax(0)
+    resized = F.interpolate(chances[None], size=(30, 50), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(prediction.scores, resized.amax(0), atol=1e-4, rtol=1e-4)
+    assert prediction.segmentation.dtype == torch.int64
+    assert (prediction.segmentation == resized.argmax(0)).float().mean() > 0.999
+
+
+def test_depth_is_the_method_over_full_logits(model, processor):
+    image = make_image(32, 48)
+    prediction = model.predict_dense(image, task="depth", return_logits=True)
+    logits = full_vision_logits(model, processor, image)[processor.depth_token_ids]
+    torch.testing.assert_close(prediction.logits, logits, atol=1e-4, rtol=1e-4)
+    bins = F.interpolate(logits[None], scale_factor=2, mode="bilinear", align_corners=False)[0].argmax(0)
+    metres = (bins + 0.5) * 8.0 / NUM_DEPTH_BINS
+    expected = F.interpolate(metres[None, None], size=(32, 48), mode="bilinear", align_corners=False)[0, 0]
+    assert prediction.predicted_depth.dtype == torch.float32
+    torch.testing.assert_close(prediction.predicted_depth, expected)
+
+
+def test_background_is_minus_one_and_others_has_its_own_value(causal):
+    image = make_image(30, 50)
+    plain = causal.predict_dense(image, labels=LABELS, background=True)
+    named = causal.predict_dense(image, labels=["<OTHERS>", *LABELS])
+    assert (plain.segmentation == -1).any() and (plain.segmentation >= 0).any()
+    assert torch.equal(plain.segmentation + 1, named.segmentation)
+    assert all(segment["label"] in LABELS for segment in plain.segments_info)
+
+
+def test_labels_of_a_dict_keep_their_ids(causal):
+    image = make_image(30, 50)
+    by_position = causal.predict_dense(image, labels=LABELS)
+    by_id = causal.predict_dense(image, labels={7: "cat", 40: "red ball", 3: "sky", 0: "table"})
+    ids = torch.tensor([7, 40, 3, 0])
+    assert torch.equal(by_id.segmentation, ids[by_position.segmentation])
+    assert by_id.labels == {7: "cat", 40: "red ball", 3: "sky", 0: "table"}
+    assert {segment["id"] for segment in by_id.segments_info} == set(by_id.segmentation.unique().tolist())
+
+
+def test_segments_info_counts_the_pixels(causal):
+    prediction = causal.predict_dense(make_image(30, 50), labels=LABELS)
+    assert sum(segment["area"] for segment in prediction.segments_info) == 30 * 50
+    for segment in prediction.segments_info:
+        own = prediction.segmentation == segment["id"]
+        assert segment["area"] == int(own.sum()) and segment["label"] == LABELS[segment["label_id"]]
+        assert segment["score"] == pytest.approx(float(prediction.scores[own].double().mean()), abs=1e-5)
+
+
+def test_threshold_turns_uncertain_pixels_into_minus_one(causal):
+    plain = causal.predict_dense(make_image(30, 50), labels=LABELS)
+    strict = causal.predict_dense(make_image(30, 50), labels=LABELS, threshold=0.6)
+    assert torch.equal(strict.segmentation, plain.segmentation.masked_fill(plain.scores < 0.6, -1))
+    assert 0 < int((strict.segmentation == -1).sum()) < 30 * 50
+
+
+def test_known_camera_reads_its_prompt_before_the_image(causal, processor):
+    image = make_image(32, 48)
+    prediction = causal.predict_dense(image, task="depth", depth_range="camera", return_logits=True)
+    logits = full_vision_logits(causal, processor, image, prompt="depth of the camera data")
+    torch.testing.assert_close(prediction.logits, logits[processor.depth_token_ids], atol=1e-4, rtol=1e-4)
+    assert float(prediction.predicted_depth.max()) <= 4.0
+
+
+def test_focal_length_scales_the_image_and_corrects_the_rest(causal):
+    image = make_image(32, 48)
+    doubled = causal.predict_dense(image, task="depth", depth_range="road", focal_length=50.0)
+    by_hand = causal.predict_dense(image, task="depth", depth_range="road", scale=2.0)
+    torch.testing.assert_close(doubled.predicted_depth, by_hand.predicted_depth)  # 100 px is the range's own
+    capped = causal.predict_dense(image, task="depth", depth_range="road", focal_length=50.0, max_num_patches=96)
+    same = causal.predict_dense(image, task="depth", depth_range="road", max_num_patches=96)
+    torch.testing.assert_close(capped.predicted_depth, same.predicted_depth * 0.5)  # seen at 50 px, not at 100
+
+
+# ---- once for many ----
+
+
+def test_two_tasks_in_one_call_equal_two_calls(model):
+    image = make_image(30, 50)
+    both = model.predict_dense(image, task=("segmentation", "depth"), labels=LABELS, return_logits=True)
+    segmentation = model.predict_dense(image, task="segmentation", labels=LABELS)
+    depth = model.predict_dense(image, task="depth")
+    assert torch.equal(both.segmentation, segmentation.segmentation)
+    assert torch.equal(both.predicted_depth, depth.predicted_depth)
+    assert torch.equal(both.scores["depth"], depth.scores)
+    assert set(both.logits) == {"segmentation", "depth"}
+
+
+def test_two_tasks_share_one_pass_where_the_prompt_allows(causal, monkeypatch):
+    passes = []
+    tower = type(causal.model.vision_tower)
+    forward = tower.forward
+    monkeypatch.setattr(tower, "forward", lambda self, *a, **k: passes.append(1) or forward(self, *a, **k))
+    causal.predict_dense(make_image(30, 50), task=("segmentation", "depth"), labels=LABELS)
+    assert len(passes) == 1
+    causal.predict_dense(make_image(30, 50), task=("segmentation", "depth"), labels=LABELS, depth_range="camera")
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize("depth_range", ["room", "camera"])
+def test_an_encoded_image_gives_what_a_fresh_call_gives(model, depth_range):
+    image = make_image(30, 50)
+    encoded = model.encode_image(image)
+    for labels in (LABELS, ["cup", "plate"]):
+        assert_same(model.predict_dense(encoded, labels=labels), model.predict_dense(image, labels=labels))
+    options = {"task": "depth", "depth_range": depth_range}
+    assert_same(model.predict_dense(encoded, **options), model.predict_dense(image, **options))
+    assert model.query(encoded, "what is it?", max_new_tokens=6) == model.query(image, "what is it?", max_new_tokens=6)
+    # Asking has not changed it.
+    assert_same(model.predict_dense(encoded, labels=LABELS), model.predict_dense(image, labels=LABELS))
+
+
+def test_a_second_query_runs_neither_tower_nor_language_model(causal, monkeypatch):
+    encoded = causal.encode_image(make_image(30, 50))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the image was read again")
+
+    monkeypatch.setattr(type(causal.model), "forward", refuse)
+    monkeypatch.setattr(type(causal.model.vision_tower), "forward", refuse)
+    monkeypatch.setattr(type(causal.lm_head), "forward", refuse)  # full-vocabulary logits
+    assert causal.predict_dense(encoded, task=("segmentation", "depth"), labels=LABELS).segmentation is not None
+
+
+def test_query_equals_generate(causal, processor):
+    image = make_image(30, 50)
+    content = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(images=[image], text=[text], return_tensors="pt")
+    ids = causal.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    assert causal.query(image, "what is it?", max_new_tokens=8) == processor.post_process_image_text_to_text(ids)[0]
+
+
+def test_a_batch_of_different_images_equals_single_calls(model):
+    sizes = [(40, 56), (38, 57), (16, 90), (64, 8), (41, 55), (24, 24), (8, 8), (40, 56)]
+    images = [make_image(*size, seed) for seed, size in enumerate(sizes)]
+    options = {"task": ("segmentation", "depth"), "labels": LABELS, "return_logits": True}
+    together = model.predict_dense(images, **options)
+    for image, size, prediction in zip(images, sizes, together, strict=True):
+        assert prediction.segmentation.shape == prediction.predicted_depth.shape == size
+        alone = model.predict_dense(image, **options)
+        for name in alone.logits:
+            torch.testing.assert_close(prediction.logits[name], alone.logits[name], atol=1e-4, rtol=1e-4)
+    for prediction, other in zip(together, model.predict_dense(images, batch_size=3, **options), strict=True):
+        assert_same(prediction, other)
+
+
+def test_encoded_and_fresh_images_mix_in_one_list(causal):
+    images = [make_image(30, 50), make_image(24, 24, 1), make_image(16, 40, 2)]
+    mixed = [images[0], causal.encode_image(images[1]), images[2]]
+    for a, b in zip(
+        causal.predict_dense(mixed, labels=LABELS), causal.predict_dense(images, labels=LABELS), strict=True
+    ):
+        assert_same(a, b)
+
+
+# ---- classes and boxes that the model supplies ----
+
+
+def answer_with(monkeypatch, model, text):
+    monkeypatch.setattr(type(model), "query", lambda self, *args, **kwargs: text)
+
+
+def test_the_model_names_the_classes_itself(causal, monkeypatch):
+    image = make_image(30, 50)
+    answer = (
+        "The target categories include <ref>Sky</ref><ref>red  ball</ref><ref>sky</ref><ref></ref>, numbered <ref>c"
+    )
+    answer_with(monkeypatch, causal, answer)
+    prediction = causal.predict_dense(image)
+    assert prediction.labels == {0: "sky", 1: "red ball"} and prediction.text == answer
+    assert_same(prediction, causal.predict_dense(image, labels=["sky", "red ball"]))
+
+
+def test_no_named_class_is_an_empty_segmentation(causal, monkeypatch):
+    answer_with(monkeypatch, causal, "I see nothing")
+    prediction = causal.predict_dense(make_image(30, 50), return_logits=True)
+    assert (prediction.segmentation == -1).all() and prediction.segments_info == [] and prediction.labels == {}
+    assert prediction.logits.shape[0] == 0
+
+
+def test_referring_reads_foreground_in_the_crop_and_pastes_it(causal, processor):
+    image, box = make_image(60, 80), (20.0, 10.0, 50.0, 40.0)
+    prediction = causal.predict_dense(image, task="referring", text="the red ball", box=box, return_logits=True)
+    assert prediction.mask.shape == (60, 80) and prediction.mask.dtype == torch.bool and prediction.box == box
+    outside = prediction.mask.clone()
+    outside[7:43, 17:53] = False  # the box with a margin of a tenth on each side
+    assert not outside.any()
+    crop, place = crop_box(image, box, processor.referring_crop_size)
+    assert place == (17, 7, 53, 43) and crop.size == (32, 32)
+    logits = full_vision_logits(causal, processor, crop)[processor.foreground_token_ids]
+    torch.testing.assert_close(prediction.logits, logits, atol=1e-4, rtol=1e-4)
+    chances = F.interpolate(logits.softmax(0)[None], size=(32, 32), mode="bilinear", align_corners=False)[0]
+    expected = F.interpolate(chances[1:2][None], size=(36, 36), mode="nearest-exact")[0, 0]
+    torch.testing.assert_close(prediction.scores[7:43, 17:53], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_crop_has_the_box_drawn_and_its_short_edge_resized():
+    crop, place = crop_box(PIL.Image.new("RGB", (100, 100)), (10, 20, 50, 40), short_edge=48)
+    assert place == (6, 18, 54, 42) and crop.size == (96, 48)
+    pixels = np.asarray(crop)
+    assert pixels[:, :, 0].max() > 200 and pixels[:, :, 1].max() == 0  # a red line, nothing else
+
+
+def test_referring_box_comes_from_the_answer_in_resized_pixels(causal, monkeypatch):
+    image = make_image(30, 50)  # becomes 32 x 56
+    answer_with(monkeypatch, causal, "<box><x_14><y_8><x_28><y_24></box>")
+    prediction = causal.predict_dense(image, task="referring", text="the red ball")
+    assert prediction.box == pytest.approx((14 * 50 / 56, 8 * 30 / 32, 28 * 50 / 56, 24 * 30 / 32))
+    assert prediction.mask.any() or prediction.scores.max() > 0
+
+
+@pytest.mark.parametrize("answer", ["no idea", "<box><x_1><y_2>", "<box><x_9><y_9><x_9><y_20></box>"])
+def test_an_answer_without_a_box_is_an_empty_mask(causal, monkeypatch, answer):
+    answer_with(monkeypatch, causal, answer)
+    prediction = causal.predict_dense(make_image(30, 50), task="referring", text="the red ball")
+    assert prediction.box is None and not prediction.mask.any() and prediction.text == answer
+
+
+def test_referring_in_a_batch_equals_single_calls(causal):
+    images = [make_image(60, 80), make_image(50, 40, 1)]
+    boxes = [(20, 10, 50, 40), (0, 0, 40, 20)]
+    together = causal.predict_dense(images, task="referring", box=boxes)
+    for image, box, prediction in zip(images, boxes, together, strict=True):
+        assert_same(prediction, causal.predict_dense(image, task="referring", box=box))
+
+
+# ---- images of every kind ----
+
+
+def test_the_same_picture_in_every_form(causal, tmp_path):
+    image = make_image(30, 50)
+    image.save(tmp_path / "image.png")
+    pixels = np.asarray(image)
+    forms = [
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
+        pixels,
+        torch.from_numpy(pixels.copy()).permute(2, 0, 1),
+        torch.from_numpy(pixels / 255).permute(2, 0, 1),
+        image.convert("RGBA"),
+    ]
+    expected = causal.predict_dense(image, labels=LABELS)
+    for form, prediction in zip(forms, causal.predict_dense(forms, labels=LABELS), strict=True):
+        assert_same(prediction, expected), form
+
+
+def test_exif_orientation_is_honoured(causal, tmp_path):
+    image = make_image(30, 50)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    prediction = causal.predict_dense(tmp_path / "turned.png", labels=LABELS)
+    assert prediction.segmentation.shape == (50, 30)
+    assert_same(prediction, causal.predict_dense(image.rotate(-90, expand=True), labels=LABELS))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 77), (77, 1), (1500, 3)])
+def test_images_of_extreme_shapes(causal, size):
+    prediction = causal.predict_dense(make_image(*size), task=("segmentation", "depth"), labels=LABELS)
+    assert prediction.segmentation.shape == prediction.predicted_depth.shape == size
+
+
+def test_target_sizes(causal):
+    images = [make_image(30, 50), make_image(24, 24)]
+    for prediction in causal.predict_dense(images, labels=LABELS, target_sizes=(11, 13)):
+        assert prediction.segmentation.shape == (11, 13)
+    sizes = [(5, 6), (70, 80)]
+    predictions = causal.predict_dense(images, task="depth", target_sizes=sizes)
+    assert [tuple(p.predicted_depth.shape) for p in predictions] == sizes
+    assert causal.predict_dense([], labels=LABELS) == []
+
+
+# ---- pictures of the result ----
+
+
+def test_pictures_of_a_prediction(causal):
+    image = make_image(30, 50)
+    prediction = causal.predict_dense(image, task=("segmentation", "depth"), labels=LABELS, background=True)
+    colors = np.asarray(prediction.to_pil())
+    assert colors.shape == (30, 50, 3)
+    assert (colors[prediction.segmentation.numpy() == -1] == 0).all()
+    depth = prediction.predicted_depth.numpy()
+    picture = np.asarray(prediction.to_pil("predicted_depth")).astype(int).sum(-1)
+    assert picture[depth == depth.min()].min() > picture[depth == depth.max()].max()  # near is bright
+    laid = np.asarray(prediction.overlay(image, alpha=1.0))
+    unlabelled = prediction.segmentation.numpy() == -1
+    assert (laid[unlabelled] == np.asarray(image)[unlabelled]).all()
+    assert (laid[~unlabelled] == colors[~unlabelled]).all()
+    with pytest.raises(ValueError, match="`field` must be one of"):
+        prediction.to_pil("mask")
+    with pytest.raises(ValueError, match="`alpha`"):
+        prediction.overlay(image, alpha=2)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (ValueError, "`task` must be one of", {"task": "detection"}),
+        (ValueError, "`task` must name", {"task": ()}),
+        (ValueError, "`task` must name", {"task": ("depth", "depth")}),
+        (ValueError, "asked alone", {"task": ("depth", "referring"), "text": "x"}),
+        (ValueError, "`labels` is empty", {"labels": []}),
+        (ValueError, "'cat' twice", {"labels": ["cat", "Cat "]}),
+        (ValueError, "empty name", {"labels": ["cat", " "]}),
+        (TypeError, "`labels` must be a list", {"labels": "cat"}),
+        (ValueError, "`depth_range` must be one of", {"task": "depth", "depth_range": "moon"}),
+        (ValueError, "`focal_length`", {"task": "depth", "focal_length": -1.0}),
+        (ValueError, "`threshold`", {"labels": LABELS, "threshold": 2}),
+        (ValueError, "`target_sizes`", {"labels": LABELS, "target_sizes": [(0, 3)]}),
+        (ValueError, "`batch_size`", {"labels": LABELS, "batch_size": 0}),
+        (ValueError, "`text` must be an expression", {"task": "referring"}),
+        (ValueError, "`text` must be an expression", {"task": "referring", "text": " "}),
+        (ValueError, "`box` must", {"task": "referring", "box": (5, 5, 5, 9)}),
+        (ValueError, "`box` must", {"task": "referring", "box": (100, 100, 200, 200)}),
+        (ValueError, "one an image", {"task": "referring", "text": ["a", "b"]}),
+        (Exception, "max_num_patches", {"labels": LABELS, "max_num_patches": 1}),
+    ],
+)
+def test_bad_arguments_are_named(causal, error, message, arguments):
+    with pytest.raises(error, match=message):
+        causal.predict_dense(make_image(30, 50), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "image"),
+    [
+        (TypeError, 3),
+        (ValueError, "no/such/file.png"),
+        (ValueError, np.zeros((0, 5, 3), dtype=np.uint8)),
+        (ValueError, np.full((8, 8, 3), np.nan)),
+        (ValueError, np.full((8, 8, 3), 200.0)),
+        (ValueError, np.zeros((8, 8, 2), dtype=np.uint8)),
+        (ValueError, torch.zeros(8, 8, 3, dtype=torch.uint8)),
+        (ValueError, PIL.Image.new("RGB", (0, 0))),
+    ],
+)
+def test_bad_images_are_refused(causal, error, image):
+    with pytest.raises(error, match="`images`"):
+        causal.predict_dense(image, labels=LABELS)
+
+
+def test_a_truncated_file_is_refused_by_its_name(causal, tmp_path):
+    make_image(64, 64).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "broken.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="broken.jpg"):
+        causal.predict_dense(tmp_path / "broken.jpg", labels=LABELS)
+
+
+def test_a_processor_of_another_model_is_refused(causal):
+    image = make_image(30, 50)
+    for other, name in (
+        (make_processor(num_depth_bins=8), "num_depth_bins"),
+        (make_processor(depth_ranges={"room": {"mapping": "linear", "min_depth": 0, "max_depth": 9}}), "depth_ranges"),
+    ):
+        with pytest.raises(ValueError, match=f"does not belong to this model: its `{name}`"):
+            causal.predict_dense(image, labels=LABELS, processor=other)
+
+
+def test_a_tokenizer_with_a_larger_vocabulary_is_refused(causal):
+    other = make_processor()
+    other.tokenizer.add_tokens(["zebra"])
+    with pytest.raises(ValueError, match="the vocabulary has"):
+        causal.predict_dense(make_image(30, 50), labels=["zebra"], processor=other)
+
+
+def test_missing_depth_tokens_are_named(processor):
+    image_processor = DenseMLLMImageProcessor(patch_size=4, merge_size=2)
+    ranges = {"depth_ranges": processor.depth_ranges, "default_depth_range": "room"}
+    bare = DenseMLLMProcessor(image_processor, make_tokenizer(num_depth_bins=0), num_depth_bins=16, **ranges)
+    model = make_model(bare)
+    with pytest.raises(ValueError, match="lacks the token '<custom_1>'"):
+        model.predict_dense(make_image(30, 50), task="depth", processor=bare)
+
+
+def test_a_model_without_a_checkpoint_needs_a_processor(processor):
+    with pytest.raises(ValueError, match="`processor` is needed"):
+        make_model(processor).predict_dense(make_image(30, 50), labels=LABELS)
+
+
+def test_a_head_that_is_no_plain_linear_layer_is_asked_itself(processor):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = make_model(processor)
+    expected = model.predict_dense(make_image(30, 50), labels=LABELS, processor=processor, return_logits=True).logits
+    model.lm_head.__class__ = Doubled
+    doubled = model.predict_dense(make_image(30, 50), labels=LABELS, processor=processor, return_logits=True).logits
+    torch.testing.assert_close(doubled, 2 * expected)
