@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.utils import httpx
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
@@ -142,6 +143,12 @@ def upsample_argmax(
     return torch.cat(best), torch.cat(value)
 
 
+def class_chances(logits: torch.Tensor, background: bool = False, temperature: float = 0.2) -> torch.Tensor:
+    """Class scores on the grid of vision tokens to chances in [0, 1], `float32` of the same shape; see
+    [`decode_segmentation`]."""
+    return (logits.float() / 4).sigmoid() if background else (logits.float() / temperature).softmax(dim=0)
+
+
 def decode_segmentation(
     logits: torch.Tensor, size: tuple[int, int], background: bool = False, temperature: float = 0.2
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,12 +167,8 @@ def decode_segmentation(
         `int64 [height, width]`, positions in the labels, -1 for the background, and `float32 [height, width]`, the
         confidence of that choice in [0, 1].
     """
-    if background:
-        chances = (logits.float() / 4).sigmoid()
-        floor = 0.5
-    else:
-        chances = (logits.float() / temperature).softmax(dim=0)
-        floor = 1 / len(logits)
+    chances = class_chances(logits, background, temperature)
+    floor = 0.5 if background else 1 / len(logits)
     # A resized map never exceeds its highest cell, and the winner of a pixel is never below the floor: classes that
     # stay under it everywhere can't win a pixel and need not be resized.
     contenders = (chances.amax(dim=(1, 2)) >= floor - 1e-6).nonzero()[:, 0]
@@ -402,8 +405,12 @@ class DenseMLLMImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes: list[tuple[int, int]] | None = None, background: bool = False
-    ) -> list[torch.Tensor]:
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | None = None,
+        background: bool = False,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Class scores to segmentation maps, in the form of transformers' own image processors.
 
         Args:
@@ -411,17 +418,27 @@ class DenseMLLMImageProcessor(PilBackend):
                 tensor with a batch dimension).
             target_sizes: `(height, width)` in pixels, one an image; the grid's own size where left out.
             background: whether pixels may be none of the labels.
+            return_segmentation_scores: give the chances of all labels, too: `num_labels * height * width` numbers.
 
         Returns:
-            one `int64 [height, width]` map an image: positions in the labels, -1 for the background.
+            one `int64 [height, width]` map an image: positions in the labels, -1 for the background; or, with
+            `return_segmentation_scores`, an object with that map as `segmentation` and with `segmentation_scores`,
+            `float32 [num_labels, height, width]`, the chance of each label in [0, 1].
         """
         if target_sizes is None:
             target_sizes = [logits.shape[-2:] for logits in outputs.logits]
         sizes = check_target_sizes(target_sizes, len(outputs.logits))
-        return [
-            decode_segmentation(logits, size, background)[0]
-            for logits, size in zip(outputs.logits, sizes, strict=True)
-        ]
+        results = []
+        for logits, size in zip(outputs.logits, sizes, strict=True):
+            result, _ = decode_segmentation(logits, size, background)
+            if return_segmentation_scores:
+                chances = class_chances(logits, background)[None]
+                scores = F.interpolate(chances, size=size, mode="bilinear", align_corners=False)[0]
+                result = SemanticSegmentationPostProcessorOutput(
+                    data={"segmentation": result, "segmentation_scores": scores}
+                )
+            results.append(result)
+        return results
 
     def post_process_depth_estimation(
         self, outputs, target_sizes: list[tuple[int, int]] | None = None

@@ -24,7 +24,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
-from .configuration_densemllm import RELEASED_DEPTH_RANGES, check_depth_ranges
+from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
     DenseMLLMImageProcessor,
     check_target_sizes,
@@ -166,6 +166,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         self.default_depth_range = default_depth_range
         self.num_depth_bins = num_depth_bins
         self.referring_crop_size = referring_crop_size
+        # Saving leaves this entry behind and loading drops it: a processor is the same before and after either.
+        self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
@@ -530,9 +532,13 @@ class DenseMLLMProcessor(ProcessorMixin):
             "segments_info": _segments_info(segmentation, scores, names),
         }
 
-    def post_process_semantic_segmentation(self, outputs, target_sizes=None, background: bool = False):
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes=None, background: bool = False, return_segmentation_scores: bool = False
+    ):
         """See [`DenseMLLMImageProcessor.post_process_semantic_segmentation`]."""
-        return self.image_processor.post_process_semantic_segmentation(outputs, target_sizes, background)
+        return self.image_processor.post_process_semantic_segmentation(
+            outputs, target_sizes, background, return_segmentation_scores
+        )
 
     def post_process_depth_estimation(
         self, outputs, target_sizes=None, depth_range: str | None = None, focal_length: float | None = None

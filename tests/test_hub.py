@@ -185,7 +185,7 @@ class Hub(BaseHTTPRequestHandler):
             head = {"name": "main", "ref": "refs/heads/main", "targetCommit": self.commit}
             return self.reply({"branches": [head], "tags": [], "converts": [], "pullRequests": []})
         if path.startswith("/api/models/me/model/tree/") and path.count("/") > 6:  # there are no folders
-            return self.reply([], 404, (("X-Error-Code", "EntryNotFound"),))
+            return self.reply({"error": "no such folder"}, 404, (("X-Error-Code", "EntryNotFound"),))
         if path.startswith("/api/models/me/model/tree/"):
             return self.reply([{"type": "file", "path": n, "size": len(d), "oid": n} for n, d in Hub.files.items()])
         if path.startswith("/me/model/resolve/"):
