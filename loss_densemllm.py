@@ -15,9 +15,15 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 
 IGNORED = -100
+CHUNK_ELEMENTS = 2**24  # scores at a time: 64 MB in float32
+GROUP = 32  # scores whose maximum is looked at first; any number gives the same result
+LONG_RANGE = 1024  # ids; a shorter range of an embedding is copied
 
 
 def supervised_tokens(dense_targets: torch.Tensor, dense_candidates: torch.Tensor) -> torch.Tensor:
@@ -90,6 +96,362 @@ def ntp_m_loss(
     return total / (has_positive.sum().clamp(min=1) if num_items is None else num_items)
 
 
+class _Columns:
+    """The annotated ids of one row of ranges as the columns of a score matrix: `num_ids` of them in order of id, then
+    at least one that nothing fills, up to a multiple of `GROUP`.
+
+    Long ranges are read from the embedding where it lies; short ones are gathered.
+    """
+
+    def __init__(self, ranges: list[list[int]], device: torch.device):
+        ranges = sorted((start, end) for start, end in ranges if end > start)
+        lengths = [end - start for start, end in ranges]
+        self.num_ids = sum(lengths)
+        self.width = (self.num_ids // GROUP + 1) * GROUP
+        starts = torch.tensor([start for start, _ in ranges], dtype=torch.long, device=device)
+        ends = torch.tensor(lengths, dtype=torch.long, device=device).cumsum(dim=0)
+        self.starts, self.ends = starts, starts.new_tensor([end for _, end in ranges])
+        self.offsets = torch.cat([ends.new_zeros(1), ends[:-1]]) if ranges else ends
+        self.blocks: list[tuple[int, int, slice | torch.Tensor]] = []  # first column, last, ids
+        column, short = 0, []
+        for start, end in ranges + [(0, LONG_RANGE)]:
+            if end - start < LONG_RANGE:
+                short.append(torch.arange(start, end))
+                continue
+            if short:
+                ids = torch.cat(short)
+                self.blocks.append((column, column + len(ids), ids.to(device)))
+                column, short = column + len(ids), []
+            self.blocks.append((column, column + end - start, slice(start, end)))
+            column += end - start
+        self.blocks.pop()
+
+    def positions(self, ids: torch.Tensor) -> torch.Tensor:
+        """Column of each id; the first empty one for an id that is not annotated."""
+        if not self.num_ids:
+            return torch.zeros_like(ids)
+        row = (torch.searchsorted(self.starts, ids, right=True) - 1).clamp(min=0)
+        inside = (ids >= self.starts[row]) & (ids < self.ends[row])
+        return torch.where(inside, ids - self.starts[row] + self.offsets[row], self.num_ids)
+
+    def ids(self, positions: torch.Tensor) -> torch.Tensor:
+        """Id of each column below `num_ids`."""
+        row = torch.searchsorted(self.offsets, positions, right=True) - 1
+        return positions - self.offsets[row] + self.starts[row]
+
+
+def _top_scores(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`scores.topk(k)` over rows whose length is a multiple of `GROUP`, unsorted.
+
+    The k best can only stand in the k groups with the highest maxima; looking through those alone is several times
+    faster than a selection over the whole vocabulary.
+    """
+    rows, width = scores.shape
+    n_groups = width // GROUP
+    if n_groups <= 2 * k:
+        return scores.topk(min(k, width), dim=1, sorted=False)
+    grouped = scores.view(rows, GROUP, n_groups)
+    group = grouped.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    columns = (group[:, None] + torch.arange(GROUP, device=scores.device)[:, None] * n_groups).flatten(1)
+    values, position = scores.gather(1, columns).topk(k, dim=1, sorted=False)
+    return values, columns.gather(1, position)
+
+
+class _FusedNTPM(torch.autograd.Function):
+    """Forward: scores of a few tokens at a time, of which only the ids and the derivatives of positives and chosen
+    negatives are kept. Backward: weighted sums of those ids' rows, and of those tokens' states."""
+
+    @staticmethod
+    def forward(ctx, dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items, n_factors, *factors):
+        states, weights = factors[:n_factors], factors[n_factors:]
+        device = states[0].device
+        # Ids of a token in order, so that one that is named twice stands next to itself.
+        targets = dense_targets.sort(dim=1).values
+        again = torch.zeros_like(targets, dtype=torch.bool)
+        again[:, 1:] = targets[:, 1:] == targets[:, :-1]
+        targets = targets.masked_fill(again, IGNORED)
+        supervised = supervised_tokens(targets, dense_candidates)
+
+        wide = torch.float64 if states[0].dtype == torch.float64 else torch.float32
+        total, count = torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=torch.long, device=device)
+        kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # tokens, ids, derivatives
+        for row, ranges in enumerate(dense_candidate_ranges.tolist()):
+            tokens = (supervised & (dense_candidates == row)).nonzero()[:, 0]
+            columns = _Columns(ranges, device)
+            if not len(tokens) or not columns.num_ids:
+                continue
+            blocks = [(start, end, [weight[ids] for weight in weights]) for start, end, ids in columns.blocks]
+            n_rows = max(1, min(len(tokens), CHUNK_ELEMENTS // columns.width))
+            buffer = torch.empty(n_rows, columns.width, dtype=states[0].dtype, device=device)
+            for chunk in tokens.split(n_rows):
+                scores = buffer[: len(chunk)]
+                parts = [state[chunk] for state in states]
+                for start, end, block in blocks:
+                    torch.mm(parts[0], block[0].T, out=scores[:, start:end])
+                    for part, weight in zip(parts[1:], block[1:], strict=True):
+                        scores[:, start:end].addmm_(part, weight.T)
+                scores[:, columns.num_ids :] = float("-inf")
+
+                positions = columns.positions(targets[chunk])
+                is_positive = positions < columns.num_ids
+                positive = scores.gather(1, positions).to(wide)
+                scores.scatter_(1, positions, float("-inf"))
+                hardest, hard_positions = _top_scores(scores, top_k)
+                hardest = hardest.to(wide)
+                is_negative = hardest != float("-inf")
+
+                # A token whose targets all lie outside its candidates is not supervised after all.
+                n_positives = is_positive.sum(dim=1, keepdim=True)
+                has_positive = n_positives > 0
+                positive_weight = is_positive.to(wide) / n_positives.clamp(min=1)
+                n_negatives = is_negative.sum(dim=1, keepdim=True)
+                negative_weight = (is_negative & has_positive).to(wide) / n_negatives.clamp(min=1)
+                positive = positive.masked_fill(~is_positive, 0)
+                hardest = hardest.masked_fill(~is_negative, 0)
+                losses = (F.softplus(-positive) * positive_weight).sum(dim=1)
+                losses += (F.softplus(hardest) * negative_weight).sum(dim=1)
+                total += losses.sum()
+                count += has_positive.sum()
+                ids = torch.cat([targets[chunk], columns.ids(hard_positions.clamp(max=columns.num_ids - 1))], dim=1)
+                slopes = torch.cat(
+                    [-torch.sigmoid(-positive) * positive_weight, torch.sigmoid(hardest) * negative_weight], dim=1
+                )
+                kept.append((chunk, ids.masked_fill(slopes == 0, 0), slopes))
+        divisor = count.clamp(min=1) if num_items is None else num_items
+        ctx.divisor, ctx.n_factors = divisor, n_factors
+        # Rows with fewer candidates than `top_k` have fewer columns: those of one width go together.
+        widths = dict.fromkeys(ids.shape[1] for _, ids, _ in kept)
+        merged = [
+            [torch.cat(part) for part in zip(*(k for k in kept if k[1].shape[1] == w), strict=True)] for w in widths
+        ]
+        ctx.n_merged = len(merged)
+        ctx.save_for_backward(*factors, *(tensor for group in merged for tensor in group))
+        return total / divisor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        n = ctx.n_factors
+        saved = ctx.saved_tensors  # once: a checkpoint lets them go
+        factors, kept = saved[: 2 * n], saved[2 * n :]
+        groups = [kept[3 * index : 3 * index + 3] for index in range(ctx.n_merged)]
+        scale = grad_output / ctx.divisor
+        needed = ctx.needs_input_grad[6:]
+        state_grads = [
+            torch.zeros_like(state) if need else None for state, need in zip(factors[:n], needed[:n], strict=True)
+        ]
+        for tokens, ids, slopes in groups:
+            for grad, weight in zip(state_grads, factors[n:], strict=True):
+                if grad is not None:
+                    grad[tokens] = _weighted_rows(weight, ids, slopes * scale)
+        weight_grads = [None] * n
+        if any(needed[n:]):
+            all_tokens, all_ids, all_slopes = (
+                torch.cat([flat.flatten() for flat in part]) if groups else torch.empty(0, dtype=torch.long)
+                for part in (
+                    [tokens[:, None].expand_as(ids) for tokens, ids, _ in groups],
+                    [ids for _, ids, _ in groups],
+                    [slopes for _, _, slopes in groups],
+                )
+            )
+            used = all_slopes != 0
+            all_tokens, all_ids, all_slopes = all_tokens[used], all_ids[used], all_slopes[used]
+            order = all_ids.argsort()
+            vocab_size = len(factors[n])
+            offsets = torch.bincount(all_ids, minlength=vocab_size).cumsum(dim=0).roll(1)
+            offsets[0] = 0
+            weight_grads = [
+                _weighted_rows(state, all_tokens[order], all_slopes[order] * scale, offsets) if need else None
+                for state, need in zip(factors[:n], needed[n:], strict=True)
+            ]
+        return None, None, None, None, None, None, *state_grads, *weight_grads
+
+
+def _weighted_rows(table, rows, weights, offsets=None) -> torch.Tensor:
+    """Weighted sums of a table's rows without a copy of them: of each row of `rows [n, k]`, or of the stretches of
+    `rows [n]` that start at `offsets`; accumulated in float32."""
+    return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights.to(table.dtype))
+
+
+@torch.compiler.disable
+def fused_ntp_m_loss(
+    hidden_states: torch.Tensor,
+    head: nn.Module,
+    dense_targets: torch.Tensor,
+    dense_candidates: torch.Tensor,
+    dense_candidate_ranges: torch.Tensor,
+    top_k: int,
+    num_items: "torch.Tensor | int | None" = None,
+) -> torch.Tensor:
+    """[`ntp_m_loss`] of `head(hidden_states)` without the logits.
+
+    Only the positives and the chosen negatives of a token have a derivative. Scores are computed for a few tokens at
+    a time and over the annotated ids alone; the backward pass visits `max_targets + top_k` rows a token. Time is that
+    of one matrix product of `[n_tokens, hidden_size]` with the annotated columns, memory does not grow with
+    `n_tokens * vocab_size`.
+
+    Args:
+        hidden_states: `[n_tokens, hidden_size]`, any floating-point type; scores have this type, sums are in float32
+            (or `float64`).
+        head: the output embedding: a `nn.Linear`, or one with a LoRA adapter; for anything else its own forward is
+            called on a few tokens at a time, and again in the backward pass.
+        dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items: see [`ntp_m_loss`].
+
+    Returns:
+        scalar `float32` (or `float64`).
+
+    Raises:
+        ValueError: see [`ntp_m_loss`].
+    """
+    arguments = (dense_targets, dense_candidates, dense_candidate_ranges, top_k)
+    factors = head_factors(head, hidden_states)
+    if factors is not None:
+        states, weights = zip(*factors, strict=True)
+        check_dense_targets(len(hidden_states), len(weights[0]), *arguments)
+        return _FusedNTPM.apply(*arguments, num_items, len(states), *states, *weights)
+
+    rows = supervised_tokens(dense_targets, dense_candidates).nonzero()[:, 0]
+
+    def chunk_loss(states, chunk):
+        targets = (dense_targets[chunk], dense_candidates[chunk], dense_candidate_ranges)
+        return ntp_m_loss(head(states).to(states.device), *targets, top_k, num_items=1)
+
+    chunks = rows.split(256) if len(rows) else (rows,)
+    total = sum(checkpoint(chunk_loss, hidden_states[chunk], chunk, use_reentrant=False) for chunk in chunks)
+    if num_items is None:
+        candidates = dense_candidate_ranges[dense_candidates[rows]]  # [n, n_ranges, 2]
+        targets = dense_targets[rows][:, :, None]
+        inside = (targets >= candidates[:, None, :, 0]) & (targets < candidates[:, None, :, 1])
+        num_items = inside.any(dim=2).any(dim=1).sum().clamp(min=1)
+    return total / num_items
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    """Sum of cross entropies, the logits of a few positions at a time, computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, labels, n_factors, *factors):
+        states, weights = factors[:n_factors], factors[n_factors:]
+        wide = torch.float64 if states[0].dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=labels.device)
+        normalizers = []
+        for chunk in _position_chunks(labels, weights[0]):
+            logits = _logits([state[chunk] for state in states], weights).to(wide)
+            normalizers.append(logits.logsumexp(dim=1))
+            total += (normalizers[-1] - logits.gather(1, labels[chunk, None])[:, 0]).sum()
+        ctx.n_factors = n_factors
+        ctx.save_for_backward(labels, *factors, *normalizers)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        n = ctx.n_factors
+        labels, *saved = ctx.saved_tensors  # once: a checkpoint lets them go
+        factors, normalizers = saved[: 2 * n], saved[2 * n :]
+        states, weights = factors[:n], factors[n:]
+        grads = [
+            torch.zeros_like(t) if need else None for t, need in zip(factors, ctx.needs_input_grad[2:], strict=True)
+        ]
+        for chunk, normalizer in zip(_position_chunks(labels, weights[0]), normalizers, strict=True):
+            parts = [state[chunk] for state in states]
+            slopes = _logits(parts, weights).to(normalizer.dtype).sub_(normalizer[:, None]).exp_()
+            slopes.scatter_add_(1, labels[chunk, None], -torch.ones_like(slopes[:, :1]))
+            slopes = slopes.mul_(grad_output).to(states[0].dtype)
+            for index in range(n):
+                if grads[index] is not None:
+                    grads[index][chunk] = slopes @ weights[index]
+                if grads[n + index] is not None:
+                    grads[n + index].addmm_(slopes.T, parts[index])
+        return None, None, *grads
+
+
+def _position_chunks(labels: torch.Tensor, weight: torch.Tensor) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // len(weight))
+    return [slice(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
+
+
+def _logits(states, weights) -> torch.Tensor:
+    logits = states[0] @ weights[0].T
+    for state, weight in zip(states[1:], weights[1:], strict=True):
+        logits.addmm_(state, weight.T)
+    return logits
+
+
+@torch.compiler.disable
+def fused_cross_entropy(
+    hidden_states: torch.Tensor, head: nn.Module, labels: torch.Tensor, num_items: "torch.Tensor | int | None" = None
+) -> torch.Tensor:
+    """Cross entropy of `head(hidden_states)`, computed only where there is a label, a few positions at a time.
+
+    Args:
+        hidden_states: `[n_positions, hidden_size]`.
+        head: see [`fused_ntp_m_loss`].
+        labels: `int64 [n_positions]`, the token that each position has to predict, -100 where none.
+        num_items: divide the sum by this and not by the number of labels.
+
+    Returns:
+        scalar `float32` (or `float64`); 0 where there is no label.
+    """
+    vocab_size = getattr(head, "out_features", None)
+    rows = (labels != IGNORED).nonzero()[:, 0]
+    hidden_states, labels = hidden_states[rows], labels[rows]
+    if len(labels) and not (0 <= int(labels.min()) and (vocab_size is None or int(labels.max()) < vocab_size)):
+        raise ValueError(
+            f"`labels` has ids {int(labels.min())}..{int(labels.max())}, which a vocabulary of {vocab_size} lacks"
+        )
+    factors = head_factors(head, hidden_states)
+    wide = torch.float64 if hidden_states.dtype == torch.float64 else torch.float32
+    if factors is not None:
+        states, weights = zip(*factors, strict=True)
+        total = _FusedCrossEntropy.apply(labels, len(states), *states, *weights)
+    else:
+
+        def chunk_loss(states, chunk):
+            return F.cross_entropy(head(states).to(states.device, wide), chunk, reduction="sum")
+
+        chunks = zip(hidden_states.split(256), labels.split(256), strict=True)
+        total = sum(checkpoint(chunk_loss, *pair, use_reentrant=False) for pair in chunks)
+    return total / (max(len(labels), 1) if num_items is None else num_items)
+
+
+def head_factors(head: nn.Module, hidden_states: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """An output embedding as a sum of products: pairs of states `[n, d]` and weights `[vocab_size, d]`, in the type in
+    which the layer computes; `None` for a layer that is more than that (quantised, offloaded, partitioned...).
+
+    A bias is a product with states of one, a LoRA adapter one with the states that its first matrix gives.
+    """
+    base = getattr(head, "base_layer", None)
+    pairs = []
+    if base is not None:
+        variants = getattr(head, "lora_variant", None) or {}
+        if getattr(head, "disable_adapters", True) or getattr(head, "merged", True):
+            adapters = []
+        else:
+            adapters = [name for name in head.active_adapters if name in getattr(head, "lora_A", {})]
+        if not hasattr(head, "lora_A") or any(name in variants for name in adapters):
+            return None
+        for name in adapters:
+            states = head.lora_dropout[name](hidden_states.to(head.lora_A[name].weight.dtype))
+            pairs.append((head.lora_A[name](states) * head.scaling[name], head.lora_B[name].weight))
+        head = base
+    if type(head) is not nn.Linear or head.weight.is_meta or head.weight.ndim != 2 or not head.weight.numel():
+        return None
+    if head._forward_hooks or head._forward_pre_hooks or type(head.weight.data) is not torch.Tensor:
+        return None
+    if head.weight.device != hidden_states.device:
+        return None
+    pairs.insert(0, (hidden_states, head.weight))
+    if head.bias is not None:
+        pairs.append((hidden_states.new_ones(len(hidden_states), 1), head.bias[:, None]))
+    device_type = hidden_states.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    else:
+        dtype = hidden_states.dtype
+    return [(states.to(dtype), weight.to(dtype)) for states, weight in pairs]
+
+
 def check_dense_targets(
     n_tokens: int,
     vocab_size: int,
@@ -131,4 +493,4 @@ def check_dense_targets(
             )
 
 
-__all__ = ["ntp_m_loss"]
+__all__ = ["fused_cross_entropy", "fused_ntp_m_loss", "ntp_m_loss"]

@@ -36,11 +36,13 @@ from transformers.utils.output_capturing import capture_outputs
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
-from .loss_densemllm import ntp_m_loss, supervised_tokens
+from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
 
 
 # ---- vision tower ----
+
+MLP_CHUNK_ELEMENTS = 2**22  # intermediate states at a time without autograd: 16 MB in float32
 
 
 class AttentionSegments(NamedTuple):
@@ -212,6 +214,14 @@ class DenseMLLMVisionMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return self.feed_forward(hidden_states)
+        # Patches by the ten thousands: the wide intermediate states would be the peak of a forward pass.
+        rows = max(1, MLP_CHUNK_ELEMENTS // self.fc1.out_features)
+        chunks = [self.feed_forward(chunk) for chunk in hidden_states.split(rows)]
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
 
@@ -370,8 +380,8 @@ class DenseMLLMCausalLMOutputWithPast(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*): with `labels` or `dense_targets`:
         `text_loss + config.ntp_m_weight * ntp_m_loss`, whichever are there.
-    logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`): next-token logits; of the
-        positions in `logits_to_keep` only.
+    logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*): next-token logits;
+        of the positions in `logits_to_keep` only. Left out while training with a loss, see `skip_logits`.
     past_key_values (`Cache`, *optional*): the key-value cache.
     hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): of the language model, on request.
     image_hidden_states (`torch.FloatTensor` of shape `(n_vision_tokens, hidden_size)`, *optional*): the projected
@@ -607,6 +617,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         num_dense_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DenseMLLMCausalLMOutputWithPast:
         r"""
@@ -624,6 +635,8 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
                 indices, or a mask of shape `(batch_size, sequence_length)`.
             num_dense_items_in_batch (`int`, *optional*): divide the NTP-M loss by this count of supervised vision
                 tokens, as `num_items_in_batch` does for the text loss.
+            skip_logits (`bool`, *optional*): leave `logits` out; the losses don't need them. Default: while training
+                with a loss.
 
         Returns:
             [`DenseMLLMCausalLMOutputWithPast`].
@@ -642,24 +655,31 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        if skip_logits is None:
+            skip_logits = self.training and (labels is not None or dense_targets is not None)
+        logits = None if skip_logits else self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
 
         losses = []
         text_loss = dense_loss = None
         if labels is not None:
-            if kwargs.get("num_items_in_batch") is None:
-                # A batch without a single text label has loss 0, not the mean of nothing.
-                kwargs["num_items_in_batch"] = (labels[:, 1:] != -100).sum().clamp(min=1)
-            text_loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.get_text_config().vocab_size, **kwargs
+            shift_labels = kwargs.get("shift_labels")
+            if shift_labels is None:
+                shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            text_loss = fused_cross_entropy(
+                hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), kwargs.get("num_items_in_batch")
             )
             losses.append(text_loss)
         if dense_targets is not None:
             if dense_candidates is None or dense_candidate_ranges is None:
                 raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
-            vision_states = hidden_states[self.model.get_image_token_mask(input_ids, inputs_embeds)]
-            dense_loss = self._dense_loss(
-                vision_states, dense_targets, dense_candidates, dense_candidate_ranges, num_dense_items_in_batch
+            dense_loss = fused_ntp_m_loss(
+                hidden_states[self.model.get_image_token_mask(input_ids, inputs_embeds)],
+                self.lm_head,
+                dense_targets,
+                dense_candidates,
+                dense_candidate_ranges,
+                self.config.ntp_m_top_k,
+                num_dense_items_in_batch,
             )
             losses.append(self.config.ntp_m_weight * dense_loss)
 
@@ -673,16 +693,6 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             text_loss=text_loss,
             ntp_m_loss=dense_loss,
         )
-
-    def _dense_loss(self, vision_states, targets, candidates, ranges, num_items):
-        if targets.shape[0] != vision_states.shape[0]:
-            raise ValueError(
-                f"`dense_targets` must have one row a vision token, got {targets.shape[0]} rows for "
-                f"{vision_states.shape[0]} vision tokens"
-            )
-        rows = supervised_tokens(targets, candidates)
-        logits = self.lm_head(vision_states[rows])
-        return ntp_m_loss(logits, targets[rows], candidates[rows], ranges, self.config.ntp_m_top_k, num_items)
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
         # With a static cache the mask is made before forward, from `mm_token_type_ids` alone.

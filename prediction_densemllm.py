@@ -205,7 +205,7 @@ class DensePredictionMixin:
         """Run the language model over prompt and vision tokens of each image, images of like length together."""
         head, _ = self._prompt_ids(processor, prompt, "")
         encoded: list[EncodedImage | None] = [None] * len(pictures)
-        for group in _length_groups([len(feature) for feature in features], 0.0 if use_cache else 0.25):
+        for group in _length_groups([len(feature) for feature in features], 0.0 if use_cache else 0.1):
             longest = max(len(features[index]) for index in group)
             # Shorter rows are filled up at the right, where a causal model's earlier positions never look.
             input_ids = head.new_zeros(len(group), len(head) + longest)

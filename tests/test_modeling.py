@@ -422,7 +422,7 @@ def test_a_batch_without_text_labels_has_text_loss_zero(processor, batch):
 def test_dense_targets_must_match_the_images(processor, batch):
     inputs, targets = batch
     model = make_model(processor)
-    with pytest.raises(ValueError, match="one row a vision token"):
+    with pytest.raises(ValueError, match="`dense_targets` must be"):
         model(**inputs, **{**targets, "dense_targets": targets["dense_targets"][:-1]})
     with pytest.raises(ValueError, match="dense_candidates"):
         model(**inputs, dense_targets=targets["dense_targets"])

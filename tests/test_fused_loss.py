@@ -1,0 +1,250 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The fused losses against their plain forms."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import densemllm.loss_densemllm as loss_module
+from densemllm.loss_densemllm import fused_cross_entropy, fused_ntp_m_loss, ntp_m_loss
+
+
+class Wrapped(nn.Module):
+    """An output embedding that is no `nn.Linear`: only its forward knows the logits."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states):
+        return self.inner(hidden_states)
+
+
+def random_problem(seed, n_tokens=23, vocab_size=211, width=6, max_targets=4, dtype=torch.float64, bias=False):
+    """States, head and targets with ragged, doubled and stray positives, over rows of ranges of every kind."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low, high, shape):
+        return torch.randint(low, high, shape, generator=generator)
+
+    states = torch.randn(n_tokens, width, generator=generator, dtype=dtype).requires_grad_()
+    head = nn.Linear(width, vocab_size, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    targets = integers(0, vocab_size, (n_tokens, max_targets))
+    targets[torch.rand(targets.shape, generator=generator) < 0.4] = -100
+    if max_targets > 1:
+        targets[::5, 1] = targets[::5, 0]
+    half = vocab_size // 2
+    ranges = torch.tensor(
+        [
+            [[0, vocab_size], [0, 0], [0, 0]],
+            [[half, vocab_size], [0, half // 2], [0, 0]],
+            [[half, half + 1], [3, 5], [0, 1]],
+            [[0, 0], [0, 0], [0, 0]],
+        ]
+    )
+    candidates = integers(-1, len(ranges), (n_tokens,))
+    return states, head, (targets, candidates, ranges)
+
+
+def gradients(loss, states, head):
+    return torch.autograd.grad(loss, [states, *head.parameters()])
+
+
+def assert_equal_losses(own, expected, states, head, loss_tolerance=1e-6, tolerance=1e-5):
+    torch.testing.assert_close(own, expected, rtol=loss_tolerance, atol=1e-12)
+    for a, b in zip(gradients(own, states, head), gradients(expected, states, head), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.norm()) + 1e-12)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n_tokens=st.integers(0, 40),
+    vocab_size=st.integers(12, 300),
+    width=st.integers(1, 9),
+    max_targets=st.integers(1, 6),
+    top_k=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    bias=st.booleans(),
+    num_items=st.sampled_from([None, 7]),
+    chunk=st.sampled_from([1, 700, 2**24]),
+    group=st.sampled_from([1, 4, 32]),
+    long_range=st.sampled_from([1, 8, 1024]),
+    wrapped=st.booleans(),
+)
+def test_fused_equals_plain(
+    seed, n_tokens, vocab_size, width, max_targets, top_k, dtype, bias, num_items, chunk, group, long_range, wrapped
+):
+    states, head, targets = random_problem(seed, n_tokens, vocab_size, width, max_targets, dtype, bias)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "CHUNK_ELEMENTS", chunk)
+        patch.setattr(loss_module, "GROUP", group)
+        patch.setattr(loss_module, "LONG_RANGE", long_range)
+        own = fused_ntp_m_loss(states, Wrapped(head) if wrapped else head, *targets, top_k, num_items)
+        expected = ntp_m_loss(head(states), *targets, top_k, num_items)
+        assert own.dtype == dtype
+        assert_equal_losses(own, expected, states, head)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), copies=st.integers(2, 5), top_k=st.integers(1, 60))
+def test_ties_give_the_same_loss_and_the_same_pull_on_what_is_tied(seed, copies, top_k):
+    states, head, (targets, candidates, ranges) = random_problem(seed, vocab_size=200)
+    with torch.no_grad():  # ids come in families of one score
+        head.weight.copy_(head.weight[: 200 // copies + 1].repeat_interleave(copies, dim=0)[:200])
+    arguments = (targets, candidates, ranges, top_k)
+    own, expected = fused_ntp_m_loss(states, head, *arguments), ntp_m_loss(head(states), *arguments)
+    torch.testing.assert_close(own, expected)
+    (states_a, weight_a), (states_b, weight_b) = gradients(own, states, head), gradients(expected, states, head)
+    torch.testing.assert_close(states_a, states_b)
+    family = torch.arange(200) // copies
+    sums = [torch.zeros_like(weight_a).index_add_(0, family, weight) for weight in (weight_a, weight_b)]
+    torch.testing.assert_close(*sums)
+
+
+def test_selection_by_groups_is_a_top_k():
+    scores = torch.randn(7, 32 * 50).masked_fill(torch.rand(7, 32 * 50) < 0.3, float("-inf"))
+    values, positions = loss_module._top_scores(scores, 9)
+    torch.testing.assert_close(values.sort(descending=True).values, scores.topk(9).values, rtol=0, atol=0)
+    torch.testing.assert_close(scores.gather(1, positions), values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradcheck(bias):
+    states, head, targets = random_problem(1, n_tokens=6, vocab_size=30, width=3, bias=bias)
+
+    def ntp_m(states, *parameters):
+        own = nn.Linear(3, 30, bias=bias, dtype=torch.float64)
+        for name, value in zip([name for name, _ in own.named_parameters()], parameters, strict=True):
+            delattr(own, name)
+            setattr(own, name, nn.Parameter(value.detach()))
+            own._parameters[name] = value
+        labels = torch.tensor([3, -100, 7, 7, 29, 0])
+        return fused_ntp_m_loss(states, own, *targets, 5), fused_cross_entropy(states, own, labels)
+
+    assert torch.autograd.gradcheck(ntp_m, (states, *head.parameters()))
+
+
+def test_frozen_head_gets_no_gradient_and_states_get_the_same():
+    states, head, targets = random_problem(2)
+    expected = torch.autograd.grad(fused_ntp_m_loss(states, head, *targets, 8), states)[0]
+    head.requires_grad_(False)
+    loss = fused_ntp_m_loss(states, head, *targets, 8)
+    loss.backward()
+    torch.testing.assert_close(states.grad, expected, rtol=0, atol=0)
+    assert head.weight.grad is None
+    with torch.no_grad():
+        torch.testing.assert_close(fused_ntp_m_loss(states, head, *targets, 8), loss.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_follows_the_plain_form(autocast):
+    states, head, targets = random_problem(
+        3, n_tokens=40, width=32, dtype=torch.float32 if autocast else torch.bfloat16
+    )
+    with torch.no_grad():
+        head.weight.mul_(0.2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        own, expected = fused_ntp_m_loss(states, head, *targets, 8), ntp_m_loss(head(states), *targets, 8)
+    assert own.dtype == torch.float32
+    torch.testing.assert_close(own, expected, rtol=1e-3, atol=0)
+    for a, b in zip(gradients(own, states, head), gradients(expected, states, head), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0.03 * float(b.abs().max()))
+
+
+def test_inside_checkpoint_and_compile():
+    states, head, targets = random_problem(4, dtype=torch.float32)
+
+    def whole(states):
+        return fused_ntp_m_loss(states * 2, head, *targets, 8) + fused_cross_entropy(states, head, targets[0][:, 0])
+
+    expected = gradients(whole(states), states, head)
+    for own in (checkpoint(whole, states, use_reentrant=False), torch.compile(whole, backend="aot_eager")(states)):
+        for a, b in zip(gradients(own, states, head), expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_lora_on_the_head(merged):
+    peft = pytest.importorskip("peft")
+    states, head, targets = random_problem(5, dtype=torch.float32)
+    model = nn.Sequential()
+    model.lm_head = head
+    config = peft.LoraConfig(target_modules=["lm_head"], r=3, lora_alpha=7, init_lora_weights=False)
+    model = peft.get_peft_model(model, config)
+    adapted = model.base_model.model.lm_head
+    if merged:
+        adapted.merge()
+    parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    labels = targets[0][:, 0]
+    own = fused_ntp_m_loss(states, adapted, *targets, 8) + fused_cross_entropy(states, adapted, labels)
+    expected = ntp_m_loss(adapted(states), *targets, 8) + F.cross_entropy(adapted(states), labels)
+    torch.testing.assert_close(own, expected)
+    wanted = [states] if merged else [states, *parameters]
+    assert len(parameters) == 2
+    for a, b in zip(torch.autograd.grad(own, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(0, 30),
+    chunk=st.sampled_from([1, 500, 2**24]),
+    wrapped=st.booleans(),
+    num_items=st.sampled_from([None, 11]),
+)
+def test_fused_cross_entropy_equals_plain(seed, n, chunk, wrapped, num_items):
+    states, head, (targets, _, _) = random_problem(seed, n_tokens=n, bias=True)
+    labels = targets[:, 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "CHUNK_ELEMENTS", chunk)
+        own = fused_cross_entropy(states, Wrapped(head) if wrapped else head, labels, num_items)
+        divisor = num_items or max(int((labels != -100).sum()), 1)
+        expected = F.cross_entropy(head(states), labels, reduction="sum") / divisor
+        assert_equal_losses(own, expected, states, head)
+
+
+def test_labels_outside_the_vocabulary_are_named():
+    states, head, _ = random_problem(6)
+    with pytest.raises(ValueError, match="`labels` has ids 211"):
+        fused_cross_entropy(states, head, torch.full((23,), 211))
+
+
+def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 4000)
+    largest = 0
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            output = function(*args, **(kwargs or {}))
+            for tensor in output if isinstance(output, (tuple, list)) else [output]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+            return output
+
+    states, head, targets = random_problem(7, n_tokens=300, vocab_size=2000, dtype=torch.float32)
+    with Spy():
+        fused_ntp_m_loss(states, head, *targets, 8).backward()
+    assert largest <= 2000 * 6 < 300 * 2000  # the gradient of the output embedding itself
