@@ -13,6 +13,8 @@
 # limitations under the License.
 """NTP-M: next-token prediction with several labels a vision token (arXiv 2602.14134, the paper's loss)."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 CHUNK_ELEMENTS = 2**24  # scores at a time: 64 MB in float32
+CHUNK_ROWS = 1024  # tokens at a time; with fewer, a matrix product spends its time on reading the embedding
 GROUP = 32  # scores whose maximum is looked at first; any number gives the same result
 LONG_RANGE = 1024  # ids; a shorter range of an embedding is copied
 
@@ -97,69 +100,118 @@ def ntp_m_loss(
 
 
 class _Columns:
-    """The annotated ids of one row of ranges as the columns of a score matrix: `num_ids` of them in order of id, then
-    at least one that nothing fills, up to a multiple of `GROUP`.
+    """The annotated ids of one row of ranges as the columns of a score matrix, in order of id, cut into pieces.
 
     Long ranges are read from the embedding where it lies; short ones are gathered.
+
+    Attributes:
+        num_ids: columns of all pieces together.
     """
 
     def __init__(self, ranges: list[list[int]], device: torch.device):
-        ranges = sorted((start, end) for start, end in ranges if end > start)
-        lengths = [end - start for start, end in ranges]
-        self.num_ids = sum(lengths)
-        self.width = (self.num_ids // GROUP + 1) * GROUP
-        starts = torch.tensor([start for start, _ in ranges], dtype=torch.long, device=device)
-        ends = torch.tensor(lengths, dtype=torch.long, device=device).cumsum(dim=0)
-        self.starts, self.ends = starts, starts.new_tensor([end for _, end in ranges])
-        self.offsets = torch.cat([ends.new_zeros(1), ends[:-1]]) if ranges else ends
-        self.blocks: list[tuple[int, int, slice | torch.Tensor]] = []  # first column, last, ids
-        column, short = 0, []
-        for start, end in ranges + [(0, LONG_RANGE)]:
-            if end - start < LONG_RANGE:
-                short.append(torch.arange(start, end))
-                continue
-            if short:
-                ids = torch.cat(short)
-                self.blocks.append((column, column + len(ids), ids.to(device)))
-                column, short = column + len(ids), []
-            self.blocks.append((column, column + end - start, slice(start, end)))
-            column += end - start
-        self.blocks.pop()
+        self.ranges = sorted((start, end) for start, end in ranges if end > start)
+        lengths = torch.tensor([end - start for start, end in self.ranges], dtype=torch.long)
+        self.num_ids = int(lengths.sum())
+        self.starts = torch.tensor([start for start, _ in self.ranges], dtype=torch.long, device=device)
+        self.ends = self.starts + lengths.to(device)
+        self.offsets = (lengths.cumsum(dim=0) - lengths).to(device)
+
+    def pieces(self, size: int) -> list[list[tuple[int, int, slice | torch.Tensor]]]:
+        """Pieces of `size` columns, the last one of what is left; a piece is a list of its parts: first column in the
+        piece, one past the last, and ids."""
+        pieces: list[list] = []
+        room = 0
+        for start, end in self.ranges:
+            while start < end:
+                if not room:
+                    pieces.append([])
+                    room = size
+                stop = min(end, start + room)
+                pieces[-1].append((start, stop))
+                room -= stop - start
+                start = stop
+        return [self._parts(piece) for piece in pieces]
+
+    def _parts(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int, slice | torch.Tensor]]:
+        parts, column = [], 0
+        for is_long, group in itertools.groupby(ranges, key=lambda pair: pair[1] - pair[0] >= LONG_RANGE):
+            group = list(group)
+            if is_long:
+                ids = [(end - start, slice(start, end)) for start, end in group]
+            else:
+                short = torch.cat([torch.arange(*pair) for pair in group])
+                ids = [(len(short), short.to(self.starts.device))]
+            for length, chosen in ids:
+                parts.append((column, column + length, chosen))
+                column += length
+        return parts
 
     def positions(self, ids: torch.Tensor) -> torch.Tensor:
-        """Column of each id; the first empty one for an id that is not annotated."""
-        if not self.num_ids:
-            return torch.zeros_like(ids)
+        """Column of each id; -1 for an id that is not annotated."""
         row = (torch.searchsorted(self.starts, ids, right=True) - 1).clamp(min=0)
         inside = (ids >= self.starts[row]) & (ids < self.ends[row])
-        return torch.where(inside, ids - self.starts[row] + self.offsets[row], self.num_ids)
+        return torch.where(inside, ids - self.starts[row] + self.offsets[row], -1)
 
     def ids(self, positions: torch.Tensor) -> torch.Tensor:
-        """Id of each column below `num_ids`."""
+        """Id of each column."""
         row = torch.searchsorted(self.offsets, positions, right=True) - 1
         return positions - self.offsets[row] + self.starts[row]
 
 
-def _top_scores(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`scores.topk(k)` over rows whose length is a multiple of `GROUP`, unsorted.
+class _TopScores:
+    """The `k` highest scores of each row and their columns, over pieces of a score matrix that come one by one.
 
-    The k best can only stand in the k groups with the highest maxima; looking through those alone is several times
-    faster than a selection over the whole vocabulary.
+    A score that enters stands in a group of columns whose maximum is above the lowest score so far, and at most in
+    the `k` groups with the highest maxima: only those groups are looked through, which is many times faster than a
+    selection over all columns.
     """
-    rows, width = scores.shape
-    n_groups = width // GROUP
-    if n_groups <= 2 * k:
-        return scores.topk(min(k, width), dim=1, sorted=False)
-    grouped = scores.view(rows, GROUP, n_groups)
-    group = grouped.amax(dim=1).topk(k, dim=1, sorted=False).indices
-    columns = (group[:, None] + torch.arange(GROUP, device=scores.device)[:, None] * n_groups).flatten(1)
-    values, position = scores.gather(1, columns).topk(k, dim=1, sorted=False)
-    return values, columns.gather(1, position)
+
+    def __init__(self, rows: int, k: int, dtype: torch.dtype, device: torch.device):
+        self.k = k
+        self.values = torch.full((rows, k), float("-inf"), dtype=dtype, device=device)
+        self.columns = torch.zeros(rows, k, dtype=torch.long, device=device)
+
+    def add(self, scores: torch.Tensor, first_column: int) -> None:
+        """Add columns `first_column`... of the matrix; the number of them is a multiple of `GROUP`."""
+        grouped = scores.view(len(scores), GROUP, -1)
+        maxima = grouped.amax(dim=1)
+        entering = int((maxima > self.values.amin(dim=1, keepdim=True)).sum(dim=1).max())
+        if not entering:
+            return
+        groups = maxima.topk(min(entering, self.k), dim=1, sorted=False).indices
+        values = grouped.gather(2, groups[:, None].expand(-1, GROUP, -1)).flatten(1)
+        self.values, position = torch.cat([self.values, values], dim=1).topk(self.k, dim=1, sorted=False)
+        new = (position - self.k).clamp(min=0)
+        member = new.div(groups.shape[1], rounding_mode="floor")
+        new = groups.gather(1, new - member * groups.shape[1]) + member * grouped.shape[2] + first_column
+        old = self.columns.gather(1, position.clamp(max=self.k - 1))
+        self.columns = torch.where(position < self.k, old, new)
+
+
+def _chosen_scores(states, weights, columns: _Columns, size: int, positions, top_k: int, buffer: torch.Tensor):
+    """Scores of the positives at `positions [n, max_targets]` (0 where that is -1), and the `top_k` highest of the
+    other columns with their positions (-inf where there are fewer)."""
+    positive = torch.zeros(positions.shape, dtype=buffer.dtype, device=buffer.device)
+    top = _TopScores(len(buffer), top_k, buffer.dtype, buffer.device)
+    for index, parts in enumerate(columns.pieces(size)):
+        width = parts[-1][1]
+        for start, end, ids in parts:
+            torch.mm(states[0], weights[0][ids].T, out=buffer[:, start:end])
+            for state, weight in zip(states[1:], weights[1:], strict=True):
+                buffer[:, start:end].addmm_(state, weight[ids].T)
+        buffer[:, width:] = float("-inf")
+        local = positions - index * size
+        is_here = (local >= 0) & (local < width)
+        local = torch.where(is_here, local, width)
+        positive = torch.where(is_here, buffer.gather(1, local), positive)
+        buffer.scatter_(1, local, float("-inf"))
+        top.add(buffer, index * size)
+    return positive, top.values, top.columns
 
 
 class _FusedNTPM(torch.autograd.Function):
-    """Forward: scores of a few tokens at a time, of which only the ids and the derivatives of positives and chosen
-    negatives are kept. Backward: weighted sums of those ids' rows, and of those tokens' states."""
+    """Forward: scores of a block of tokens and columns at a time, of which only ids and derivatives of the positives
+    and chosen negatives are kept. Backward: weighted sums of those ids' rows, and of those tokens' states."""
 
     @staticmethod
     def forward(ctx, dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items, n_factors, *factors):
@@ -180,25 +232,17 @@ class _FusedNTPM(torch.autograd.Function):
             columns = _Columns(ranges, device)
             if not len(tokens) or not columns.num_ids:
                 continue
-            blocks = [(start, end, [weight[ids] for weight in weights]) for start, end, ids in columns.blocks]
-            n_rows = max(1, min(len(tokens), CHUNK_ELEMENTS // columns.width))
-            buffer = torch.empty(n_rows, columns.width, dtype=states[0].dtype, device=device)
+            n_rows = min(len(tokens), max(CHUNK_ROWS, CHUNK_ELEMENTS // columns.num_ids))
+            size = min(columns.num_ids, max(1, CHUNK_ELEMENTS // n_rows))
+            # At least one column that nothing fills, up to a multiple of the group.
+            buffer = torch.empty(n_rows, (size // GROUP + 1) * GROUP, dtype=states[0].dtype, device=device)
             for chunk in tokens.split(n_rows):
-                scores = buffer[: len(chunk)]
-                parts = [state[chunk] for state in states]
-                for start, end, block in blocks:
-                    torch.mm(parts[0], block[0].T, out=scores[:, start:end])
-                    for part, weight in zip(parts[1:], block[1:], strict=True):
-                        scores[:, start:end].addmm_(part, weight.T)
-                scores[:, columns.num_ids :] = float("-inf")
-
                 positions = columns.positions(targets[chunk])
-                is_positive = positions < columns.num_ids
-                positive = scores.gather(1, positions).to(wide)
-                scores.scatter_(1, positions, float("-inf"))
-                hardest, hard_positions = _top_scores(scores, top_k)
-                hardest = hardest.to(wide)
-                is_negative = hardest != float("-inf")
+                positive, hardest, hard_positions = _chosen_scores(
+                    [state[chunk] for state in states], weights, columns, size, positions, top_k, buffer[: len(chunk)]
+                )
+                positive, hardest = positive.to(wide), hardest.to(wide)
+                is_positive, is_negative = positions >= 0, hardest != float("-inf")
 
                 # A token whose targets all lie outside its candidates is not supervised after all.
                 n_positives = is_positive.sum(dim=1, keepdim=True)
@@ -206,26 +250,20 @@ class _FusedNTPM(torch.autograd.Function):
                 positive_weight = is_positive.to(wide) / n_positives.clamp(min=1)
                 n_negatives = is_negative.sum(dim=1, keepdim=True)
                 negative_weight = (is_negative & has_positive).to(wide) / n_negatives.clamp(min=1)
-                positive = positive.masked_fill(~is_positive, 0)
                 hardest = hardest.masked_fill(~is_negative, 0)
                 losses = (F.softplus(-positive) * positive_weight).sum(dim=1)
                 losses += (F.softplus(hardest) * negative_weight).sum(dim=1)
                 total += losses.sum()
                 count += has_positive.sum()
-                ids = torch.cat([targets[chunk], columns.ids(hard_positions.clamp(max=columns.num_ids - 1))], dim=1)
+                ids = torch.cat([targets[chunk], columns.ids(hard_positions)], dim=1)
                 slopes = torch.cat(
                     [-torch.sigmoid(-positive) * positive_weight, torch.sigmoid(hardest) * negative_weight], dim=1
                 )
                 kept.append((chunk, ids.masked_fill(slopes == 0, 0), slopes))
+        kept = [torch.cat(parts) for parts in zip(*kept, strict=True)] if kept else []
         divisor = count.clamp(min=1) if num_items is None else num_items
         ctx.divisor, ctx.n_factors = divisor, n_factors
-        # Rows with fewer candidates than `top_k` have fewer columns: those of one width go together.
-        widths = dict.fromkeys(ids.shape[1] for _, ids, _ in kept)
-        merged = [
-            [torch.cat(part) for part in zip(*(k for k in kept if k[1].shape[1] == w), strict=True)] for w in widths
-        ]
-        ctx.n_merged = len(merged)
-        ctx.save_for_backward(*factors, *(tensor for group in merged for tensor in group))
+        ctx.save_for_backward(*factors, *kept)
         return total / divisor
 
     @staticmethod
@@ -233,38 +271,26 @@ class _FusedNTPM(torch.autograd.Function):
     def backward(ctx, grad_output):
         n = ctx.n_factors
         saved = ctx.saved_tensors  # once: a checkpoint lets them go
-        factors, kept = saved[: 2 * n], saved[2 * n :]
-        groups = [kept[3 * index : 3 * index + 3] for index in range(ctx.n_merged)]
-        scale = grad_output / ctx.divisor
+        states, weights, kept = saved[:n], saved[n : 2 * n], saved[2 * n :]
         needed = ctx.needs_input_grad[6:]
-        state_grads = [
-            torch.zeros_like(state) if need else None for state, need in zip(factors[:n], needed[:n], strict=True)
-        ]
-        for tokens, ids, slopes in groups:
-            for grad, weight in zip(state_grads, factors[n:], strict=True):
-                if grad is not None:
-                    grad[tokens] = _weighted_rows(weight, ids, slopes * scale)
-        weight_grads = [None] * n
+        if not kept:
+            return *[None] * 6, *[torch.zeros_like(x) if need else None for x, need in zip(saved, needed, strict=True)]
+        grads = [None] * (2 * n)
+        tokens, ids, slopes = kept
+        slopes = slopes * (grad_output / ctx.divisor)
+        for index in range(n):
+            if needed[index]:
+                grads[index] = torch.zeros_like(states[index])
+                grads[index][tokens] = _weighted_rows(weights[index], ids, slopes)
         if any(needed[n:]):
-            all_tokens, all_ids, all_slopes = (
-                torch.cat([flat.flatten() for flat in part]) if groups else torch.empty(0, dtype=torch.long)
-                for part in (
-                    [tokens[:, None].expand_as(ids) for tokens, ids, _ in groups],
-                    [ids for _, ids, _ in groups],
-                    [slopes for _, _, slopes in groups],
-                )
-            )
-            used = all_slopes != 0
-            all_tokens, all_ids, all_slopes = all_tokens[used], all_ids[used], all_slopes[used]
-            order = all_ids.argsort()
-            vocab_size = len(factors[n])
-            offsets = torch.bincount(all_ids, minlength=vocab_size).cumsum(dim=0).roll(1)
-            offsets[0] = 0
-            weight_grads = [
-                _weighted_rows(state, all_tokens[order], all_slopes[order] * scale, offsets) if need else None
-                for state, need in zip(factors[:n], needed[n:], strict=True)
-            ]
-        return None, None, None, None, None, None, *state_grads, *weight_grads
+            used = slopes != 0
+            order = ids[used].argsort()
+            tokens, ids, slopes = tokens[:, None].expand_as(ids)[used][order], ids[used], slopes[used][order]
+            counts = torch.bincount(ids, minlength=len(weights[0]))
+            for index in range(n):
+                if needed[n + index]:
+                    grads[n + index] = _weighted_rows(states[index], tokens, slopes, counts.cumsum(dim=0) - counts)
+        return *[None] * 6, *grads
 
 
 def _weighted_rows(table, rows, weights, offsets=None) -> torch.Tensor:

@@ -44,10 +44,11 @@ from densemllm import (
     DenseMLLMProcessor,
     add_dense_tokens,
 )
+from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
 from densemllm.prediction_densemllm import colorize_depth, label_colors
 from densemllm.processing_densemllm import TASKS
-from densemllm.train_hf import DenseCollator, DenseTrainer, evaluate_dense
+from densemllm.train_hf import DenseTrainer, evaluate_dense
 
 
 HEIGHT, WIDTH = 192, 256

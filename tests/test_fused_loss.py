@@ -89,16 +89,31 @@ def assert_equal_losses(own, expected, states, head, loss_tolerance=1e-6, tolera
     chunk=st.sampled_from([1, 700, 2**24]),
     group=st.sampled_from([1, 4, 32]),
     long_range=st.sampled_from([1, 8, 1024]),
+    chunk_rows=st.sampled_from([1, 9, 1024]),
     wrapped=st.booleans(),
 )
 def test_fused_equals_plain(
-    seed, n_tokens, vocab_size, width, max_targets, top_k, dtype, bias, num_items, chunk, group, long_range, wrapped
+    seed,
+    n_tokens,
+    vocab_size,
+    width,
+    max_targets,
+    top_k,
+    dtype,
+    bias,
+    num_items,
+    chunk,
+    group,
+    long_range,
+    chunk_rows,
+    wrapped,
 ):
     states, head, targets = random_problem(seed, n_tokens, vocab_size, width, max_targets, dtype, bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "CHUNK_ELEMENTS", chunk)
         patch.setattr(loss_module, "GROUP", group)
         patch.setattr(loss_module, "LONG_RANGE", long_range)
+        patch.setattr(loss_module, "CHUNK_ROWS", chunk_rows)
         own = fused_ntp_m_loss(states, Wrapped(head) if wrapped else head, *targets, top_k, num_items)
         expected = ntp_m_loss(head(states), *targets, top_k, num_items)
         assert own.dtype == dtype
@@ -121,11 +136,18 @@ def test_ties_give_the_same_loss_and_the_same_pull_on_what_is_tied(seed, copies,
     torch.testing.assert_close(*sums)
 
 
-def test_selection_by_groups_is_a_top_k():
-    scores = torch.randn(7, 32 * 50).masked_fill(torch.rand(7, 32 * 50) < 0.3, float("-inf"))
-    values, positions = loss_module._top_scores(scores, 9)
-    torch.testing.assert_close(values.sort(descending=True).values, scores.topk(9).values, rtol=0, atol=0)
-    torch.testing.assert_close(scores.gather(1, positions), values, rtol=0, atol=0)
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 70), pieces=st.integers(1, 5), empty=st.floats(0, 1))
+def test_selection_by_groups_is_a_top_k(seed, k, pieces, empty):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(7, 160 * pieces, generator=generator)
+    scores.masked_fill_(torch.rand(scores.shape, generator=generator) < empty, float("-inf"))
+    top = loss_module._TopScores(7, k, torch.float32, scores.device)
+    for first in range(0, scores.shape[1], 160):
+        top.add(scores[:, first : first + 160].contiguous(), first)
+    expected = torch.nn.functional.pad(scores, (0, k), value=float("-inf")).topk(k).values
+    torch.testing.assert_close(top.values.sort(descending=True).values, expected, rtol=0, atol=0)
+    torch.testing.assert_close(scores.gather(1, top.columns), top.values, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -169,7 +191,8 @@ def test_bfloat16_follows_the_plain_form(autocast):
     torch.testing.assert_close(own, expected, rtol=1e-3, atol=0)
     for a, b in zip(gradients(own, states, head), gradients(expected, states, head), strict=True):
         assert a.dtype == b.dtype
-        torch.testing.assert_close(a, b, rtol=0, atol=0.03 * float(b.abs().max()))
+        # Rounded scores tie, and another of the tied ids may be chosen.
+        assert float((a - b).float().norm()) < 0.1 * float(b.float().norm())
 
 
 def test_inside_checkpoint_and_compile():

@@ -10,7 +10,8 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.train_hf import DenseCollator, DenseTrainer, evaluate_dense, main
+from densemllm.data_densemllm import DenseCollator
+from densemllm.train_hf import DenseTrainer, evaluate_dense, main
 from tiny import make_image, make_model, make_processor
 
 
