@@ -108,8 +108,8 @@ class _Columns:
         num_ids: columns of all pieces together.
     """
 
-    def __init__(self, ranges: list[list[int]], device: torch.device):
-        self.ranges = sorted((start, end) for start, end in ranges if end > start)
+    def __init__(self, ranges: tuple[tuple[int, int], ...], device: torch.device):
+        self.ranges = ranges  # in order, none empty
         lengths = torch.tensor([end - start for start, end in self.ranges], dtype=torch.long)
         self.num_ids = int(lengths.sum())
         self.starts = torch.tensor([start for start, _ in self.ranges], dtype=torch.long, device=device)
@@ -227,9 +227,17 @@ class _FusedNTPM(torch.autograd.Function):
         wide = torch.float64 if states[0].dtype == torch.float64 else torch.float32
         total, count = torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=torch.long, device=device)
         kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # tokens, ids, derivatives
-        for row, ranges in enumerate(dense_candidate_ranges.tolist()):
+        # Tokens of all images that are annotated alike go together.
+        rows = [
+            tuple(sorted((start, end) for start, end in row if end > start)) for row in dense_candidate_ranges.tolist()
+        ]
+        table = {ranges: _Columns(ranges, device) for ranges in rows}
+        number = {ranges: index for index, ranges in enumerate(table)}
+        if rows:
+            dense_candidates = torch.tensor([number[ranges] for ranges in rows], device=device)[dense_candidates]
+        top_k = min(top_k, max((columns.num_ids for columns in table.values()), default=0))
+        for row, columns in enumerate(table.values()):
             tokens = (supervised & (dense_candidates == row)).nonzero()[:, 0]
-            columns = _Columns(ranges, device)
             if not len(tokens) or not columns.num_ids:
                 continue
             n_rows = min(len(tokens), max(CHUNK_ROWS, CHUNK_ELEMENTS // columns.num_ids))
