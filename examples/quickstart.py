@@ -247,7 +247,9 @@ def main() -> None:
     predictions = loaded.predict_dense(pictures, task=("segmentation", "depth"), labels=ID2LABEL)
     panels = [draw_panel(*pair, "a room not seen in training") for pair in zip(pictures, predictions, strict=True)]
     if args.image is not None:
-        encoded = loaded.encode_image(args.image)
+        # As large as the rooms were: so small a model knows things at one size only.
+        photo = loaded.get_processor().image_processor.load_picture(args.image)
+        encoded = loaded.encode_image(photo, scale=min(1.0, WIDTH / photo.width))
         prediction = loaded.predict_dense(encoded, task=("segmentation", "depth"), labels=ID2LABEL)
         panels.append(draw_panel(encoded.image, prediction, Path(args.image).name))
     sheet = PIL.Image.new("RGB", (max(p.width for p in panels), sum(p.height for p in panels)), "white")

@@ -1,0 +1,146 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import pytest
+import torch
+
+from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration, DenseMLLMVisionConfig
+from densemllm.configuration_densemllm import check_depth_ranges
+from tiny import LLAMA, VISION
+
+
+TEXT = {**LLAMA, "vocab_size": 300}
+IDS = {"image_token_id": 3, "vision_start_token_id": 4, "vision_end_token_id": 5}
+
+
+def make(**kwargs):
+    return DenseMLLMConfig(**{"text_config": TEXT, "vision_config": VISION, **IDS, **kwargs})
+
+
+def test_defaults_have_the_released_geometry():
+    with torch.device("meta"):
+        model = DenseMLLMForConditionalGeneration(DenseMLLMConfig())
+    model.tie_weights()
+
+    def count(module):
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    assert round(count(model.model.language_model) / 1e9, 3) == 4.895
+    assert round(count(model.model.vision_tower) / 1e6) == 412
+    assert round(count(model.model.multi_modal_projector) / 1e6) == 33
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert count(model) == count(model.model)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("position_embedding", "sine"),
+        ("hidden_size", 0),
+        ("intermediate_size", -1),
+        ("num_hidden_layers", 0),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", 5),
+        ("num_channels", 0),
+        ("patch_size", 0),
+        ("spatial_merge_size", 0),
+        ("layer_norm_eps", 0.0),
+        ("rope_theta", 0),
+        ("attention_dropout", 1.0),
+        ("window_size", 12),
+        ("window_size", 0),
+        ("fullatt_block_indexes", [2]),
+        ("fullatt_block_indexes", [-1]),
+    ],
+)
+def test_vision_fields_are_checked(name, value):
+    DenseMLLMVisionConfig(**VISION)
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        DenseMLLMVisionConfig(**{**VISION, name: value})
+
+
+def test_vision_fields_that_need_each_other_are_checked():
+    with pytest.raises(ValueError, match="`num_patches`"):
+        DenseMLLMVisionConfig(**{**VISION, "position_embedding": "table", "num_patches": 15})
+    with pytest.raises(ValueError, match="multiple of 4"):
+        DenseMLLMVisionConfig(**{**VISION, "hidden_size": 12, "num_attention_heads": 2})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("vision_attention", "full"),
+        ("spatial_merge_size", 3),
+        ("ntp_m_top_k", 0),
+        ("ntp_m_weight", -1.0),
+        ("ntp_m_weight", float("nan")),
+        ("ntp_m_weight", float("inf")),
+        ("num_depth_bins", 0),
+        ("image_token_id", 300),
+        ("image_token_id", -1),
+        ("vision_start_token_id", -1),
+        ("vision_start_token_id", 3),
+        ("vision_end_token_id", 3),
+        ("default_depth_range", "moon"),
+        ("depth_ranges", {}),
+        ("vision_config", {"model_type": "siglip2_vision_model"}),
+    ],
+)
+def test_fields_are_checked(name, value):
+    make()
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "message, row",
+    [
+        ("must be a dict", 3),
+        ("unknown entries", {"mapping": "linear", "min_depth": 0, "max_depth": 1, "depth": 1}),
+        ("`mapping`", {"min_depth": 0, "max_depth": 1}),
+        ("`mapping`", {"mapping": "cubic", "min_depth": 0, "max_depth": 1}),
+        ("min_depth < max_depth", {"mapping": "linear", "min_depth": 2, "max_depth": 1}),
+        ("min_depth < max_depth", {"mapping": "linear", "min_depth": 0, "max_depth": float("inf")}),
+        ("min_depth < max_depth", {"mapping": "linear", "min_depth": 0}),
+        ("min_depth > 0", {"mapping": "log", "min_depth": 0, "max_depth": 1}),
+        ("`prompt`", {"mapping": "linear", "min_depth": 0, "max_depth": 1, "prompt": 3}),
+        ("`focal_length`", {"mapping": "linear", "min_depth": 0, "max_depth": 1, "focal_length": 0}),
+    ],
+)
+def test_depth_ranges_are_checked(message, row):
+    with pytest.raises(ValueError, match=message) as error:
+        check_depth_ranges({"own": row}, "own")
+    assert "depth_ranges['own']" in str(error.value)
+
+
+def test_the_first_row_of_a_table_is_its_default():
+    rows = {name: {"mapping": "linear", "min_depth": 0, "max_depth": 1} for name in ("b", "a")}
+    assert make(depth_ranges=rows).default_depth_range == "b"
+    assert make().default_depth_range == "open_world"
+
+
+def test_merge_size_is_one_number_for_both():
+    assert make().spatial_merge_size == 2
+    vision = {name: value for name, value in VISION.items() if name not in ("spatial_merge_size", "window_size")}
+    assert make(spatial_merge_size=4, vision_config=vision).vision_config.spatial_merge_size == 4
+
+
+def test_round_trips(tmp_path):
+    config = make(vision_attention="bidirectional", ntp_m_top_k=7, id2label={0: "floor", 1: "wall"})
+    config.save_pretrained(tmp_path)
+    for other in (DenseMLLMConfig.from_pretrained(tmp_path), DenseMLLMConfig.from_dict(config.to_dict())):
+        own, expected = other.to_dict(), config.to_dict()
+        for values in (own, expected):
+            values.pop("_name_or_path", None)
+        assert own == expected
+        assert other.text_config.model_type == "llama" and other.id2label == {0: "floor", 1: "wall"}
