@@ -12,25 +12,470 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Annotated samples to batches for training."""
+"""Annotated samples: from data sets of any kind, checked, augmented, mixed, and made into batches for training.
 
+A sample is a dict. `image` is needed, and any of the others supervise it, all at once:
+
+| column | type | meaning |
+|---|---|---|
+| `image` | picture | what the model sees |
+| `segmentation` | picture or integers `[H, W]` | class ids, keys of the source's `id2label`; 255 is ignored |
+| `depth` | metres, floats `[H, W]`; or a 16-bit picture and `depth_scale`, metres a unit | 0 is invalid |
+| `mask` | picture or booleans `[H, W]` | foreground: not 0 |
+| `expression` | string | names the object of `mask`; without it, `mask` is the picture's one foreground |
+| `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
+| `focal_length` | float, pixels | of `image`, for depth in a range that has a focal length |
+
+A picture is a PIL image, a path, or what the `Image` feature of `datasets` gives. Maps have the upright
+image's size.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import PIL.ImageEnhance
+import PIL.ImageOps
 import torch
+from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
+from transformers.utils import logging
 
-from .processing_densemllm import TASKS, DenseMLLMProcessor
+from .prediction_densemllm import crop_box
+from .processing_densemllm import TASKS, DenseMLLMProcessor, nearest_resize
+
+
+logger = logging.get_logger(__name__)
+
+MAPS = ("segmentation", "depth", "mask")
+COLUMNS = ("image", *MAPS, "expression", "messages", "focal_length")
+IGNORE_INDEX = 255
+SIDES = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
+
+
+class CorruptFileError(ValueError):
+    """A picture of a sample that can't be read."""
+
+
+@dataclass
+class DenseSource:
+    """One data set of a mixture.
+
+    Args:
+        data: sequence of samples, or an `IterableDataset` of `datasets` for [`DenseIterableDataset`].
+        weight: how often its samples come, against the others' weights. `None` in all sources: as often as they are.
+        id2label: class id to name, for `segmentation`.
+        depth_scale: metres a unit, for `depth` as integers.
+        depth_range: row of the processor's `depth_ranges`; its default row where left out.
+    """
+
+    data: Sequence | IterableDataset
+    weight: float | None = None
+    id2label: dict[int, str] | None = None
+    depth_scale: float | None = None
+    depth_range: str | None = None
+
+
+@dataclass
+class Augmentation:
+    """Changes of image and maps together. A sample with `messages` keeps its geometry, as its text may speak of
+    places and of what there is; one with an `expression` isn't cropped, and isn't mirrored if that speaks of sides.
+
+    Args:
+        scale: lowest and highest factor of a random resize. Depth is divided by it: a larger picture of the same
+            things is what the same camera sees from nearer.
+        crop_size: `(height, width)` in pixels of a random crop; smaller pictures stay as they are.
+        flip_probability: of mirroring left and right.
+        color_jitter: brightness, contrast and saturation change by a factor of up to 1 plus or minus this.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop_size: tuple[int, int] | None = None
+    flip_probability: float = 0.0
+    color_jitter: float = 0.0
+
+    def __post_init__(self):
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+            raise ValueError(f"`scale` must be two factors, 0 < lowest <= highest, got {self.scale}")
+        if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
+            raise ValueError(f"`crop_size` must be (height, width) in pixels, got {self.crop_size}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"`flip_probability` must be in [0, 1], got {self.flip_probability}")
+        if not 0 <= self.color_jitter < 1:
+            raise ValueError(f"`color_jitter` must be in [0, 1), got {self.color_jitter}")
+
+    def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
+        """A changed copy of a sample of [`read_sample`]."""
+        sample = dict(sample)
+        expression = sample.get("expression")
+        if self.color_jitter:
+            for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
+                factor = 1 + self.color_jitter * rng.uniform(-1, 1)
+                sample["image"] = enhance(sample["image"]).enhance(factor)
+        if sample.get("messages"):
+            return sample
+        if self.scale != (1.0, 1.0):
+            image, factor = sample["image"], rng.uniform(*self.scale)
+            height, width = (max(1, round(edge * factor)) for edge in (image.height, image.width))
+            sample["image"] = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+            _change_maps(sample, lambda values: nearest_resize(values, height, width))
+            if sample.get("depth") is not None:
+                sample["depth"] = sample["depth"] / np.float32(factor)
+        if self.crop_size is not None and expression is None:
+            image = sample["image"]
+            height, width = min(self.crop_size[0], image.height), min(self.crop_size[1], image.width)
+            top, left = rng.integers(image.height - height + 1), rng.integers(image.width - width + 1)
+            sample["image"] = image.crop((left, top, left + width, top + height))
+            _change_maps(sample, lambda values: values[top : top + height, left : left + width])
+        if rng.random() < self.flip_probability and not SIDES.search(expression or ""):
+            sample["image"] = PIL.ImageOps.mirror(sample["image"])
+            _change_maps(sample, lambda values: values[:, ::-1])
+        return sample
+
+
+def _change_maps(sample: dict, change) -> None:
+    for column in MAPS:
+        if sample.get(column) is not None:
+            sample[column] = np.ascontiguousarray(change(sample[column]))
+
+
+# ---- reading ----
+
+
+def read_sample(
+    row: dict, where: str = "sample", id2label: dict[int, str] | None = None, depth_scale: float | None = None
+) -> dict:
+    """A row of a data set as a checked sample: an upright RGB image, `segmentation` as integers, `depth` as float32
+    metres, `mask` as booleans, all of one size. Columns that the schema doesn't know are left out.
+
+    Args:
+        row: the row; see this module's table.
+        where: how messages name it.
+        id2label, depth_scale: see [`DenseSource`].
+
+    Raises:
+        CorruptFileError: a picture can't be read.
+        ValueError: anything else that doesn't follow the schema; the message names row and column.
+    """
+    sample = {column: row[column] for column in COLUMNS if row.get(column) is not None}
+    if "image" not in sample:
+        raise ValueError(f"{where} has no `image`; its columns are {sorted(row)}")
+    image = PIL.ImageOps.exif_transpose(_open_picture(sample["image"], f"{where}, column `image`"))
+    sample["image"] = image if image.mode == "RGB" else image.convert("RGB")
+    for column in MAPS:
+        if column not in sample:
+            continue
+        named = f"{where}, column `{column}`"
+        value = sample[column]
+        if isinstance(value, (str, os.PathLike)) and str(value).endswith(".npy"):
+            try:
+                value = np.load(value)
+            except (OSError, ValueError, EOFError) as error:
+                raise CorruptFileError(f"{named}: {value} can't be read ({error})") from error
+        elif isinstance(value, (dict, str, os.PathLike, PIL.Image.Image)):
+            value = _open_picture(value, named)
+        values = np.asarray(value)
+        if values.shape != (image.height, image.width):
+            raise ValueError(
+                f"{named}: it must have the upright image's size, {(image.height, image.width)}, and one channel, got "
+                f"{values.shape}"
+            )
+        sample[column] = values
+    if "segmentation" in sample:
+        _check_segmentation(sample["segmentation"], id2label, f"{where}, column `segmentation`")
+    if "depth" in sample:
+        sample["depth"] = _metres(sample["depth"], depth_scale, f"{where}, column `depth`")
+    if "mask" in sample:
+        sample["mask"] = sample["mask"] != 0
+    if "expression" in sample:
+        if not isinstance(sample["expression"], str) or not sample["expression"].strip():
+            raise ValueError(f"{where}, column `expression`: it must be a text, got {sample['expression']!r}")
+        if "mask" not in sample:
+            raise ValueError(f"{where} has an `expression` but no `mask` of what it names")
+    if "messages" in sample:
+        _check_messages(sample["messages"], f"{where}, column `messages`")
+    focal_length = sample.get("focal_length")
+    if focal_length is not None and not (isinstance(focal_length, (int, float)) and 0 < focal_length < float("inf")):
+        raise ValueError(f"{where}, column `focal_length`: it must be a number of pixels > 0, got {focal_length!r}")
+    return sample
+
+
+def _open_picture(value, where: str) -> PIL.Image.Image:
+    name = "a picture"
+    try:
+        if isinstance(value, dict):
+            name = value.get("path") or name
+            value = BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+        elif isinstance(value, np.ndarray):
+            return PIL.Image.fromarray(value)
+        if not isinstance(value, PIL.Image.Image):
+            name = name if isinstance(value, BytesIO) else value
+            value = PIL.Image.open(value)
+        value.load()
+        return value
+    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
+        raise CorruptFileError(f"{where}: {name} can't be read ({error})") from error
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{where}: it must be a picture or a path, got {type(value).__name__}") from error
+
+
+def _check_segmentation(values: np.ndarray, id2label: dict[int, str] | None, where: str) -> None:
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{where}: it must be integers, got {values.dtype}")
+    if id2label is None:
+        raise ValueError(f"{where}: `id2label` is needed, a dict from class id to name")
+    if values.size and values.min() < 0:
+        raise ValueError(f"{where}: class ids must be at least 0, got {values.min()}")
+    unknown = set(np.flatnonzero(np.bincount(values.ravel())).tolist()) - set(id2label) - {IGNORE_INDEX}
+    if unknown:
+        raise ValueError(f"{where}: it has the class ids {sorted(unknown)[:10]}, which `id2label` lacks")
+
+
+def _metres(values: np.ndarray, depth_scale: float | None, where: str) -> np.ndarray:
+    if np.issubdtype(values.dtype, np.floating):
+        return values.astype(np.float32)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{where}: it must be numbers, got {values.dtype}")
+    if depth_scale is None:
+        raise ValueError(f"{where}: `depth_scale`, metres a unit, is needed for depth as {values.dtype}")
+    return values.astype(np.float32) * np.float32(depth_scale)
+
+
+def _check_messages(messages, where: str) -> None:
+    if not isinstance(messages, (list, tuple)) or not all(
+        isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
+    ):
+        raise ValueError(f"{where}: it must be a list of dicts with `role` and `content`")
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    expected = [("user", "assistant")[index % 2] for index in range(len(roles))]
+    if not roles or len(roles) % 2 or roles != expected:
+        raise ValueError(f"{where}: user and assistant must take turns and the assistant have the last, got {roles}")
+
+
+def load_samples(name: str, split: str = "train", streaming: bool = False):
+    """A split of a data set, its pictures not yet decoded.
+
+    Args:
+        name: a folder that `save_to_disk` wrote; a folder with `image/` (and `segmentation/`, `depth/`, `mask/` beside
+            it, files of one sample having one stem; in a folder with the split's name, if there is one); or whatever
+            `datasets.load_dataset` takes: a Hub name, a folder of parquet files, an image folder with metadata...
+        split: name of the split.
+        streaming: read while training; see [`DenseIterableDataset`].
+    """
+    folder = Path(name)
+    if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        data = load_from_disk(name)
+        if isinstance(data, DatasetDict):
+            if split not in data:
+                raise ValueError(f"`split` must be one of {sorted(data)}, the splits of {name}, got {split!r}")
+            data = data[split]
+        data = data.to_iterable_dataset() if streaming else data
+    elif any((root / "image").is_dir() for root in (folder / split, folder)):
+        data = _plain_folder(next(root for root in (folder / split, folder) if (root / "image").is_dir()))
+        data = data.to_iterable_dataset() if streaming else data
+    else:
+        data = load_dataset(name, split=split, streaming=streaming)
+    if not set(MAPS + ("messages",)) & set(data.column_names or MAPS):
+        raise ValueError(f"{name} has nothing to learn from: its columns are {data.column_names}, see {COLUMNS}")
+    for column, feature in (data.features or {}).items():
+        if isinstance(feature, Image):
+            data = data.cast_column(column, Image(decode=False))
+    return data
+
+
+def _plain_folder(root: Path) -> Dataset:
+    columns = {column: {} for column in ("image", *MAPS) if (root / column).is_dir()}
+    for column, files in columns.items():
+        for path in sorted((root / column).iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.stem in files:
+                raise ValueError(f"{root / column} has two files of the sample {path.stem!r}")
+            files[path.stem] = str(path)
+    unmatched = {stem for files in columns.values() for stem in files} - set(columns["image"])
+    if unmatched:
+        raise ValueError(f"{root / 'image'} lacks the pictures of {sorted(unmatched)[:10]}, which are annotated")
+    if not columns["image"]:
+        raise ValueError(f"{root / 'image'} is empty")
+    return Dataset.from_dict(
+        {column: [files.get(stem) for stem in columns["image"]] for column, files in columns.items()}
+    )
+
+
+def load_id2label(name: str) -> dict[int, str]:
+    """A JSON file `{"0": "wall", ...}` as a dict from class id to name."""
+    with open(name, encoding="utf-8") as file:
+        labels = json.load(file)
+    try:
+        return {int(key): label for key, label in labels.items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{name} must be a JSON object from class id to name ({error})") from error
+
+
+# ---- mixing ----
+
+
+class _Mixture:
+    def __init__(self, sources, augmentation, max_corrupt_share, seed):
+        self.sources = [sources] if isinstance(sources, DenseSource) else list(sources)
+        if not self.sources:
+            raise ValueError("`sources` is empty; at least one is needed")
+        weights = [source.weight for source in self.sources]
+        if any(weight is not None for weight in weights) and not all(weight and weight > 0 for weight in weights):
+            raise ValueError(f"`weight` must be greater than 0 in every source or in none, got {weights}")
+        if not 0 <= max_corrupt_share <= 1:
+            raise ValueError(f"`max_corrupt_share` must be in [0, 1], got {max_corrupt_share}")
+        self.augmentation = augmentation
+        self.max_corrupt_share = max_corrupt_share
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Order, rows and augmentation of another epoch; the Trainer calls it."""
+        self.epoch = int(epoch)
+
+    def _sample(self, row: dict, source: int, where: str, index: int) -> dict:
+        settings = self.sources[source]
+        sample = read_sample(row, where, settings.id2label, settings.depth_scale)
+        if self.augmentation is not None:
+            # The generator depends on nothing but the place in the data, so that a resumed run sees the same.
+            sample = self.augmentation(sample, np.random.default_rng([self.seed, self.epoch, source, index]))
+        return sample | {"id2label": settings.id2label, "depth_range": settings.depth_range}
+
+
+class DenseDataset(_Mixture, torch.utils.data.Dataset):
+    """Samples of one or several sources, read and augmented when they are asked for (in the loader's workers).
+
+    An epoch has as many samples as the sources together, shared out by their weights: a source that is asked for more
+    than it has goes round again, one that is asked for less goes on in the next epoch where it stopped.
+
+    A row with a picture that can't be read is reported once, and the next row of its source stands in for it.
+
+    Args:
+        sources: one [`DenseSource`] or several.
+        augmentation: an [`Augmentation`], or `None`.
+        max_corrupt_share: a larger share of unreadable rows raises a `ValueError` that names them.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        sources: "DenseSource | list[DenseSource]",
+        augmentation: Augmentation | None = None,
+        max_corrupt_share: float = 0.01,
+        seed: int = 0,
+    ):
+        super().__init__(sources, augmentation, max_corrupt_share, seed)
+        lengths = [len(source.data) for source in self.sources]
+        if not all(lengths):
+            raise ValueError(f"`sources` must not be empty, got {lengths} samples")
+        self.counts = lengths
+        if self.sources[0].weight is not None:
+            edges = np.cumsum([0, *(source.weight for source in self.sources)])
+            edges = np.round(edges / edges[-1] * sum(lengths)).astype(int)
+            self.counts = np.diff(edges).tolist()
+        # Shared with the loader's workers.
+        self.corrupt = [torch.zeros(length, dtype=torch.bool).share_memory_() for length in lengths]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        source = 0
+        while index >= self.counts[source]:
+            index -= self.counts[source]
+            source += 1
+        count, length = self.counts[source], len(self.sources[source].data)
+        if count == length:
+            return source, index
+        turn, place = divmod(self.epoch * count + index, length)
+        return source, int(np.random.default_rng([self.seed, source, turn]).permutation(length)[place])
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} samples")
+        source, row = self._locate(index)
+        data = self.sources[source].data
+        for step in range(len(data)):
+            place = (row + step) % len(data)
+            where = f"row {place}" if len(self.sources) == 1 else f"source {source}, row {place}"
+            try:
+                return self._sample(data[place], source, where, index)
+            except CorruptFileError as error:
+                self._report(source, place, error)
+        raise ValueError(f"`sources[{source}]` has no row that can be read")
+
+    def _report(self, source: int, place: int, error: Exception) -> None:
+        if not self.corrupt[source][place]:
+            self.corrupt[source][place] = True
+            logger.warning(f"skipped: {error}")
+        found = [(number, row) for number, flags in enumerate(self.corrupt) for row in flags.nonzero()[:, 0].tolist()]
+        total = sum(map(len, self.corrupt))
+        if len(found) > self.max_corrupt_share * total:
+            named = ", ".join(f"row {row} of source {number}" for number, row in found[:10])
+            raise ValueError(
+                f"{len(found)} of {total} rows can't be read, a share larger than `max_corrupt_share` = "
+                f"{self.max_corrupt_share}: {named}{'...' if len(found) > 10 else ''}. The last: {error}"
+            ) from error
+
+
+class DenseIterableDataset(_Mixture, torch.utils.data.IterableDataset):
+    """The same for sources that are read as a stream, `datasets.IterableDataset`s: the source of each sample is drawn
+    by weight, and the stream ends with the first source that does.
+
+    Args:
+        sources, augmentation, max_corrupt_share, seed: as for [`DenseDataset`]. The share is that of the rows seen so
+            far, or of the first hundred.
+    """
+
+    def __init__(self, sources, augmentation=None, max_corrupt_share: float = 0.01, seed: int = 0):
+        super().__init__(sources, augmentation, max_corrupt_share, seed)
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = torch.utils.data.get_worker_info()
+        # The same stream in every process (each takes its own part of the batches), another one in each worker.
+        rng = np.random.default_rng([self.seed, self.epoch, worker.id if worker else 0])
+        weights = np.array([source.weight or 1.0 for source in self.sources])
+        streams = [enumerate(source.data) for source in self.sources]
+        seen = corrupt = 0
+        while True:
+            source = rng.choice(len(streams), p=weights / weights.sum()) if len(streams) > 1 else 0
+            try:
+                place, row = next(streams[source])
+            except StopIteration:
+                return
+            seen += 1
+            try:
+                yield self._sample(row, source, f"source {source}, row {place} of the stream", place)
+            except CorruptFileError as error:
+                corrupt += 1
+                logger.warning(f"skipped: {error}")
+                if corrupt > self.max_corrupt_share * max(seen, 100):
+                    raise ValueError(
+                        f"{corrupt} of the first {seen} rows can't be read, a share larger than `max_corrupt_share` = "
+                        f"{self.max_corrupt_share}. The last: {error}"
+                    ) from error
+
+
+# ---- batches ----
 
 
 class DenseCollator:
     """Samples to one batch for [`DenseMLLMForConditionalGeneration.forward`]: packed patches, padded text, targets.
 
-    A sample with a segmentation but no `messages` learns to name its classes, in the released checkpoint's words.
+    A sample has one conversation: its `messages`; else, with an `expression`, the question for the object's box; else,
+    with a `segmentation`, the question for its classes, in the released checkpoint's words. An `expression` adds a
+    second picture, as `predict_dense` will see it: the crop around the object, whose vision tokens learn its mask.
 
     Args:
         processor: of the model.
-        id2label: class id to name, for `segmentation`.
-        depth_range: row of `processor.depth_ranges`, for `depth`; its default row where left out.
+        id2label, depth_range: see [`DenseSource`], for samples that don't bring their own.
         candidates: see `DenseMLLMProcessor.encode_annotations`.
     """
 
@@ -45,22 +490,26 @@ class DenseCollator:
         self.id2label = None if id2label is None else processor.normalize_labels(id2label)
         self.depth_range = depth_range
         self.candidates = candidates
+        self._vocabulary = processor.tokenizer.get_vocab()
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         processor = self.processor
-        annotations = [self.annotation(sample) for sample in samples]
-        conversations = [self.conversation(*pair) for pair in zip(samples, annotations, strict=True)]
-        prompts = [processor.apply_chat_template(prompt, add_generation_prompt=True) for prompt, _ in conversations]
-        images = [processor.image_processor.load_picture(sample["image"]) for sample in samples]
-        inputs = processor(images=images, text=prompts)
+        entries = [entry for sample in samples for entry in self.entries(sample)]
+        images, annotations, conversations = zip(*entries, strict=True)
+        inputs = processor(images=list(images), text=[texts[0] for texts in conversations])
         ids, labels = [], []
-        for prompt_ids, (_, answer) in zip(inputs["input_ids"], conversations, strict=True):
-            # Apart from the prompt, as in generation, where the prompt is tokenised before there is an answer.
-            answer_ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
-            if answer_ids and processor.tokenizer.eos_token_id is not None:
-                answer_ids = answer_ids + [processor.tokenizer.eos_token_id]
-            ids.append(torch.tensor(list(prompt_ids) + answer_ids))
-            labels.append(torch.tensor([-100] * len(prompt_ids) + answer_ids))
+        for prompt_ids, (_, *texts) in zip(inputs["input_ids"], conversations, strict=True):
+            row, learned = list(prompt_ids), [-100] * len(prompt_ids)
+            for turn, text in enumerate(texts):
+                # Each piece apart, as in generation, where a prompt is tokenised before there is an answer.
+                piece = processor.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+                is_answer = turn % 2 == 0
+                if is_answer and piece and processor.tokenizer.eos_token_id is not None:
+                    piece = piece + [processor.tokenizer.eos_token_id]
+                row += piece
+                learned += piece if is_answer else [-100] * len(piece)
+            ids.append(torch.tensor(row))
+            labels.append(torch.tensor(learned))
         pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=processor.tokenizer.padding_side)
         grid = torch.as_tensor(np.asarray(inputs["image_grid_thw"]))
         return {
@@ -69,39 +518,114 @@ class DenseCollator:
             "labels": pad(labels, padding_value=-100),
             "pixel_values": torch.as_tensor(np.asarray(inputs["pixel_values"])),
             "image_grid_thw": grid,
-            **processor.encode_annotations(annotations, grid, self.candidates),
+            **processor.encode_annotations(list(annotations), grid, self.candidates),
         }
 
-    def annotation(self, sample: dict) -> dict:
-        """A sample's maps in the form of `encode_annotations`."""
+    def entries(self, sample: dict) -> list[tuple[PIL.Image.Image, dict, list[str]]]:
+        """A sample as (picture, its annotations, its conversation) once or twice: prompt, answer, next prompt..."""
+        original = picture = self.processor.image_processor.load_picture(sample["image"])
         annotation = {}
         if sample.get("segmentation") is not None:
-            if self.id2label is None:
+            id2label = self.id2label if sample.get("id2label") is None else sample["id2label"]
+            if id2label is None:
                 raise ValueError("`id2label` is needed: the data has a `segmentation`")
-            segmentation = np.asarray(sample["segmentation"])
-            annotation |= {"segmentation": segmentation, "id2label": self.id2label}
+            annotation |= {"segmentation": np.asarray(sample["segmentation"]), "id2label": id2label}
         if sample.get("depth") is not None:
-            depth = np.asarray(sample["depth"], dtype=np.float32)
-            annotation |= {"depth": depth, "depth_range": self.depth_range}
-        if sample.get("mask") is not None:
-            annotation["mask"] = np.asarray(sample["mask"]) > 0
-        return annotation
+            depth_range = sample.get("depth_range") or self.depth_range
+            annotation |= {"depth": np.asarray(sample["depth"], dtype=np.float32), "depth_range": depth_range}
+            picture, annotation["focal_length"] = self._at_focal_length(picture, sample, depth_range)
+        mask = None if sample.get("mask") is None else np.asarray(sample["mask"]) > 0
+        expression = sample.get("expression")
+        if expression is None or mask is None or not mask.any():
+            if mask is not None and expression is None:
+                annotation["mask"] = mask
+            return [(picture, annotation, self.conversation(sample, annotation))]
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        crop, (x0, y0, x1, y1) = crop_box(original, box, self.processor.referring_crop_size)
+        scales = (picture.width / original.width, picture.height / original.height) * 2
+        box = [edge * scale for edge, scale in zip(box, scales, strict=True)]
+        whole = (picture, annotation, self.conversation(sample, annotation, self._box_text(box, picture)))
+        return [whole, (crop, {"mask": mask[y0:y1, x0:x1]}, self._texts([{"role": "user", "content": ""}]))]
 
-    def conversation(self, sample: dict, annotation: dict) -> tuple[list[dict], str]:
-        """The chat before the last answer, and that answer (empty: no text to learn)."""
-        image = [{"type": "image"}]
+    def _box_text(self, box: list[float], picture: PIL.Image.Image) -> str | None:
+        """A box in pixels as coordinate tokens, which count the pixels of the resized picture."""
+        height, width = self.processor.image_processor.get_resized_size(picture.height, picture.width)
+        scales = (width / picture.width, height / picture.height) * 2
+        x0, y0, x1, y1 = (
+            min(int(edge * scale), most - 1)
+            for edge, scale, most in zip(box, scales, (width, height) * 2, strict=True)
+        )
+        tokens = [f"<x_{x0}>", f"<y_{y0}>", f"<x_{x1}>", f"<y_{y1}>"]
+        if not all(token in self._vocabulary for token in tokens):
+            return None
+        return f"<box>{''.join(tokens)}</box>"
+
+    def _at_focal_length(self, picture: PIL.Image.Image, sample: dict, depth_range: str | None):
+        """The picture as `predict_dense` resizes it for its focal length, and the focal length that it has then."""
+        focal_length = sample.get("focal_length")
+        own = self.processor.get_depth_range(depth_range).get("focal_length")
+        if focal_length is None or own is None:
+            return picture, None
+        height, width = self.processor.image_processor.get_resized_size(
+            picture.height, picture.width, {"scale": own / focal_length}
+        )
+        resized = picture.resize((width, height), PIL.Image.Resampling(self.processor.image_processor.resample))
+        return resized, focal_length * (height * width / (picture.height * picture.width)) ** 0.5
+
+    def conversation(self, sample: dict, annotation: dict, answer: str | None = None) -> list[str]:
+        """Prompt, answer, next prompt, ... of a sample; a prompt alone where there is no text. `answer` is its
+        expression's box."""
         if sample.get("messages"):
-            *before, last = sample["messages"]
-            return before, last["content"] if isinstance(last["content"], str) else last["content"][0]["text"]
-        if "segmentation" in annotation:
+            return self._texts(sample["messages"])
+        if answer is not None:
+            question = TASKS["referring"].question.format(text=sample["expression"].strip())
+        elif "segmentation" in annotation:
             present = np.unique(annotation["segmentation"])
-            names = "".join(f"<ref>{name}</ref>" for key, name in self.id2label.items() if key in present)
-            question = [{"type": "text", "text": TASKS["segmentation"].question}]
-            return [{"role": "user", "content": image + question}], f"The target categories include {names}."
-        if "depth" in annotation:
-            prompt = self.processor.get_depth_range(self.depth_range).get("prompt")
-            image = ([{"type": "text", "text": prompt}] if prompt else []) + image
-        return [{"role": "user", "content": image}], ""
+            names = self.processor.normalize_labels(annotation["id2label"])
+            question = TASKS["segmentation"].question
+            refs = "".join(f"<ref>{name}</ref>" for key, name in names.items() if key in present)
+            answer = f"The target categories include {refs}."
+        else:
+            before = []
+            if "depth" in annotation:
+                prompt = self.processor.get_depth_range(annotation["depth_range"]).get("prompt")
+                before = [{"type": "text", "text": prompt}] if prompt else []
+            return self._texts([{"role": "user", "content": [*before, {"type": "image"}]}])
+        return self._texts([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+    def _texts(self, messages: list[dict]) -> list[str]:
+        """A chat as prompt, answer, next prompt, ...; the first user message gets the picture if none is there."""
+        messages = [dict(message) for message in messages]
+        user = next(message for message in messages if message["role"] == "user")
+        if isinstance(user["content"], str):
+            text = [{"type": "text", "text": user["content"]}] if user["content"] else []
+            user["content"] = [{"type": "image"}, *text]
+        elif not any(part["type"] == "image" for part in user["content"]):
+            user["content"] = [{"type": "image"}, *user["content"]]
+        template, eos = self.processor.apply_chat_template, self.processor.tokenizer.eos_token or ""
+        texts, done = [], ""
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = template(messages[:turn], add_generation_prompt=True)
+            texts += [prompt.removeprefix(done).removeprefix(eos if texts else ""), _text_of(message["content"])]
+            done = prompt + texts[-1]
+        return texts or [template(messages, add_generation_prompt=True)]
 
 
-__all__ = ["DenseCollator"]
+def _text_of(content) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
+
+
+__all__ = [
+    "Augmentation",
+    "CorruptFileError",
+    "DenseCollator",
+    "DenseDataset",
+    "DenseIterableDataset",
+    "DenseSource",
+    "load_id2label",
+    "load_samples",
+    "read_sample",
+]

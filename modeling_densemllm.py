@@ -580,6 +580,41 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
+    @classmethod
+    def from_pretrained_parts(cls, vision, text, **kwargs) -> "DenseMLLMForConditionalGeneration":
+        r"""
+        A DenseMLLM to train from a vision tower and a language model that don't know each other yet.
+
+        The language model answers text as before. The tokenizer gets the tokens of DenseMLLM that it lacks; their
+        embeddings start at the mean of a description's words (depth bins: on a path from "very near" to "very far
+        away"). The projector is new.
+
+        Args:
+            vision: folder or Hub name of a SigLIP2-NaFlex checkpoint, a `Siglip2VisionModel`, or the config of a new
+                tower (`DenseMLLMVisionConfig` or `dict`).
+            text: folder or Hub name of any causal language model, or such a model, which is then part of the new one.
+            tokenizer (*optional*): the language model's, changed in place; needed beside a loaded `text`.
+            dtype (*optional*, defaults to `"auto"`): of the weights; that of `text`'s checkpoint.
+            attn_implementation (`str`, *optional*): as for `from_pretrained`.
+            text_kwargs (`dict`, *optional*): for `AutoModelForCausalLM.from_pretrained` (`gguf_file`, `revision`...).
+            image_processor (`DenseMLLMImageProcessor`, *optional*): defaults to one of the tower's patch size.
+            num_depth_bins (`int`, defaults to 1000): number of depth tokens.
+            num_coordinates (`int`, defaults to 2048): number of x and of y coordinate tokens.
+            spatial_merge_size (`int`, defaults to 2): edge, in patches, of the block that becomes a vision token.
+            depth_ranges, default_depth_range, referring_crop_size: as for `DenseMLLMProcessor`.
+            kwargs: further fields of [`DenseMLLMConfig`], such as `vision_attention` and `ntp_m_top_k`.
+
+        Returns:
+            the model; `model.get_processor()` is its processor. Save both to have a checkpoint.
+
+        Raises:
+            TypeError, ValueError: parts that can't be used: another kind of tower, no tokenizer, a tokenizer with more
+                tokens than the language model, an output embedding with a bias.
+        """
+        from .parts_densemllm import make_from_parts
+
+        return make_from_parts(cls, vision, text, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 

@@ -11,171 +11,247 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-
 r"""Train a DenseMLLM with the Trainer of Hugging Face.
 
-    python train_hf.py --model_name_or_path MODEL --dataset DATA --id2label labels.json \
-        --output_dir out --per_device_train_batch_size 8 --num_train_epochs 3
+    python train_hf.py --model_name_or_path MODEL --dataset DATA --id2label labels.json --output_dir out \
+        --per_device_train_batch_size 8 --num_train_epochs 3
+    python train_hf.py config.yaml --learning_rate 2e-5
+    accelerate launch train_hf.py config.yaml
 
-A sample has an `image` and any of: `segmentation` (class ids `[height, width]`, 255 is ignored), `depth` (metres
-`[height, width]`, 0 is invalid), `mask` (foreground `[height, width]`) and `messages` (chat with its last answer to
-learn). All that is there is supervised at once.
+A configuration file (YAML or JSON) has the arguments by name; what stands after it on the command line wins. Data is
+described in `data_densemllm.py`: an image and any of a class map, metric depth, a mask with its expression, and chat.
+All that a sample has is supervised at once.
 """
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from tqdm.auto import tqdm
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+import yaml
+from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import DenseCollator
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
-from densemllm.loss_densemllm import supervised_tokens
-
-
-class DenseTrainer(Trainer):
-    """`Trainer` that divides the NTP-M loss by the global count of supervised vision tokens, as `Trainer` itself does
-    with the text loss and its labels: the same data gives the same gradients however it is spread over accumulation
-    steps and processes."""
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        # Both counts travel as one tensor through the Trainer's own code, which only hands it on to `compute_loss`.
-        counts = torch.zeros(2, dtype=torch.long)
-        for batch in batch_samples:
-            if "labels" in batch:
-                counts[0] += (batch["labels"][..., 1:] != -100).sum().cpu()
-            if "dense_targets" in batch:
-                counts[1] += supervised_tokens(batch["dense_targets"], batch["dense_candidates"]).sum().cpu()
-        counts = counts.to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            counts = self.accelerator.gather(counts[None]).sum(dim=0)
-        return counts.clamp(min=1)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if num_items_in_batch is not None:
-            inputs = {**inputs, "num_dense_items_in_batch": num_items_in_batch[1]}
-            num_items_in_batch = num_items_in_batch[0]
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-
-def evaluate_dense(
-    model: DenseMLLMForConditionalGeneration,
-    processor: DenseMLLMProcessor,
-    samples,
-    id2label: dict[int, str] | None = None,
-    depth_range: str | None = None,
-    batch_size: int = 8,
-) -> dict:
-    """mIoU and depth metrics of `predict_dense` on annotated samples, at the annotations' own size.
-
-    Args:
-        model, processor: what is measured.
-        samples: sequence of samples with `image` and `segmentation`, `depth` or both.
-        id2label: class id to name; segmentation is left out without it.
-        depth_range: as for `predict_dense`.
-        batch_size: images a forward pass.
-
-    Returns:
-        what [`SegmentationMetrics`] and [`DepthMetrics`] compute.
-    """
-    model.eval()
-    segmentation = SegmentationMetrics(max(id2label) + 1) if id2label else None
-    depth = DepthMetrics()
-    for start in tqdm(range(0, len(samples), batch_size), desc="evaluating", leave=False):
-        batch = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
-        tasks = [
-            name for name in ("segmentation", "depth")
-            if batch[0].get(name) is not None and (name == "depth" or id2label)
-        ]  # fmt: skip
-        predictions = model.predict_dense(
-            [sample["image"] for sample in batch], task=tuple(tasks), labels=id2label, depth_range=depth_range,
-            target_sizes=[np.asarray(sample[tasks[0]]).shape for sample in batch], processor=processor,
-            batch_size=batch_size,
-        )  # fmt: skip
-        for sample, prediction in zip(batch, predictions, strict=True):
-            if "segmentation" in tasks:
-                segmentation.add(prediction.segmentation, torch.as_tensor(np.array(sample["segmentation"])))
-            if "depth" in tasks:
-                depth.add(prediction.predicted_depth, torch.as_tensor(np.array(sample["depth"], dtype=np.float32)))
-    return {**(segmentation.compute() if segmentation else {}), **(depth.compute() if depth.pixels else {})}
+from densemllm.data_densemllm import (
+    Augmentation,
+    DenseCollator,
+    DenseDataset,
+    DenseIterableDataset,
+    DenseSource,
+    load_id2label,
+    load_samples,
+)
+from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str = field(metadata={"help": "folder or Hub name of a DenseMLLM checkpoint"})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "folder or Hub name of a DenseMLLM checkpoint to start from"}
+    )
+    vision_model: str | None = field(
+        default=None, metadata={"help": "instead of it: a SigLIP2-NaFlex tower, with `text_model`"}
+    )
+    text_model: str | None = field(
+        default=None, metadata={"help": "and any causal language model; see `from_pretrained_parts`"}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run the code that the checkpoint's tokenizer brings"}
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
-    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16"})
+    dtype: str = field(default="auto", metadata={"help": "of the weights: auto, float32, bfloat16 or float16"})
+    freeze_vision_tower: bool = field(default=False, metadata={"help": "leave the vision tower as it is"})
+    freeze_projector: bool = field(default=False, metadata={"help": "leave the projector as it is"})
+    freeze_language_model: bool = field(
+        default=False, metadata={"help": "leave the language model and its embeddings as they are"}
+    )
+    use_peft: bool = field(default=False, metadata={"help": "train LoRA adapters; the saved model has them merged in"})
+    lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the adapters, times `lora_r`"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "names of the layers with adapters; all linear ones of language model and projector"},
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "4-bit base for `use_peft`; CUDA and bitsandbytes"})
 
 
 @dataclass
 class DataArguments:
-    dataset: str = field(metadata={"help": "folder of `save_to_disk`, or whatever `load_dataset` takes"})
-    id2label: str | None = field(default=None, metadata={"help": "JSON file: class id to name"})
-    depth_range: str | None = field(default=None, metadata={"help": "row of the config's `depth_ranges`"})
+    dataset: list[str] = field(metadata={"help": "one or several data sets, see `load_samples`"})
+    dataset_weights: list[float] | None = field(default=None, metadata={"help": "how often each of them comes"})
+    id2label: list[str] | None = field(
+        default=None,
+        metadata={"help": "JSON file from class id to name, one or one a data set; `id2label.json` in its folder"},
+    )
+    depth_scale: float | None = field(default=None, metadata={"help": "metres a unit of depth in integers"})
+    depth_range: list[str] | None = field(
+        default=None, metadata={"help": "row of the config's `depth_ranges`, one or one a data set"}
+    )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
-    eval_split: str | None = field(default=None, metadata={"help": "split to evaluate on after training"})
+    eval_split: str | None = field(default=None, metadata={"help": "split to evaluate on"})
+    eval_dataset: str | None = field(default=None, metadata={"help": "its data set, where not the first of `dataset`"})
+    streaming: bool = field(default=False, metadata={"help": "read while training; needs `max_steps`"})
     candidates: str = field(
         default="vocabulary", metadata={"help": "negatives of a segmentation: vocabulary, or labels only"}
     )
+    max_corrupt_share: float = field(default=0.01, metadata={"help": "share of unreadable rows that is put up with"})
+    random_scale: list[float] | None = field(
+        default=None, metadata={"help": "augmentation: lowest and highest factor"}
+    )
+    crop_size: list[int] | None = field(default=None, metadata={"help": "augmentation: height and width in pixels"})
+    flip_probability: float = field(default=0.0, metadata={"help": "augmentation: probability of mirroring"})
+    color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
 
 
-def load_split(name: str, split: str) -> Dataset:
-    """A split of a folder that `save_to_disk` wrote, or of whatever `load_dataset` takes."""
-    if not os.path.isdir(name) or not any(
-        os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json")
-    ):
-        return load_dataset(name, split=split)
-    data = load_from_disk(name)
-    if isinstance(data, DatasetDict):
-        if split not in data:
-            raise ValueError(f"`dataset` has the splits {sorted(data)}, not {split!r}")
-        return data[split]
-    return data
+def parse_arguments(arguments: list[str] | None = None):
+    """Arguments of the command line, with a configuration file's in front, as three dataclasses."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, DenseTrainingArguments), description=__doc__)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
+        name = arguments.pop(0)
+        with open(name, encoding="utf-8") as file:
+            values = json.load(file) if name.endswith(".json") else yaml.safe_load(file)
+        actions = {action.dest: action for action in parser._actions}
+        if not isinstance(values, dict) or set(values) - set(actions):
+            unknown = sorted(set(values) - set(actions)) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"{name} must have arguments by name; unknown: {unknown}")
+        for argument in values:
+            actions[argument].required = False
+        parser.set_defaults(**values)
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
+    """The model to train, parts frozen and adapters added, and its processor."""
+    parts = (args.vision_model, args.text_model)
+    if (args.model_name_or_path is None) == (None in parts) or (args.model_name_or_path and any(parts)):
+        raise ValueError("either `model_name_or_path`, or both of `vision_model` and `text_model` must be given")
+    options = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
+    if args.load_in_4bit:
+        if not (torch.cuda.is_available() and args.use_peft):
+            raise ValueError("`load_in_4bit` needs CUDA (with bitsandbytes) and `use_peft`")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    if args.model_name_or_path is None:
+        model = DenseMLLMForConditionalGeneration.from_pretrained_parts(*parts, **options)
+        processor = model.get_processor()
+    else:
+        processor = DenseMLLMProcessor.from_pretrained(
+            args.model_name_or_path, trust_remote_code=args.trust_remote_code
+        )
+        model = DenseMLLMForConditionalGeneration.from_pretrained(args.model_name_or_path, **options)
+    frozen = (
+        (args.freeze_vision_tower, [model.model.vision_tower]),
+        (args.freeze_projector, [model.model.multi_modal_projector]),
+        (args.freeze_language_model, [model.model.language_model, model.lm_head]),
+    )
+    if args.use_peft:
+        return add_adapters(model, args, [part for freeze, parts in frozen if not freeze for part in parts]), processor
+    for freeze, parts in frozen:
+        for part in parts:
+            part.requires_grad_(not freeze)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("every part is frozen: there is nothing to train")
+    return model, processor
+
+
+def add_adapters(model: DenseMLLMForConditionalGeneration, args: ModelArguments, parts: list):
+    """LoRA adapters on the linear layers of the given parts, or on those that are named; the rest is frozen."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    targets = args.lora_target_modules
+    if targets is None:
+        adapted = {id(module) for part in parts if part is not model.model.vision_tower for module in part.modules()}
+        targets = [
+            name
+            for name, module in model.named_modules()
+            if id(module) in adapted and isinstance(module, torch.nn.Linear) and module is not model.lm_head
+        ]
+    if args.load_in_4bit:
+        model = prepare_model_for_kbit_training(model)
+    config = LoraConfig(
+        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=targets
+    )
+    return get_peft_model(model, config)
+
+
+def make_datasets(args: DataArguments, seed: int):
+    """The mixture to train on, and the data set to evaluate on or `None`."""
+
+    def one_each(name, values):
+        values = values or [None]
+        if len(values) not in (1, len(args.dataset)):
+            raise ValueError(f"`{name}` must be one, or one a data set, got {len(values)} for {len(args.dataset)}")
+        return values * (len(args.dataset) // len(values))
+
+    def labels(folder, file):
+        beside = Path(folder) / "id2label.json"
+        file = file or (str(beside) if beside.is_file() else None)
+        return None if file is None else load_id2label(file)
+
+    if args.dataset_weights is not None and len(args.dataset_weights) != len(args.dataset):
+        raise ValueError(f"`dataset_weights` must be one a data set, got {len(args.dataset_weights)}")
+    augmentation = Augmentation(
+        tuple(args.random_scale or (1.0, 1.0)),
+        None if args.crop_size is None else tuple(args.crop_size),
+        args.flip_probability,
+        args.color_jitter,
+    )
+    files, ranges = one_each("id2label", args.id2label), one_each("depth_range", args.depth_range)
+    sources = [
+        DenseSource(
+            load_samples(name, args.train_split, args.streaming), weight, labels(name, file), args.depth_scale, row
+        )
+        for name, weight, file, row in zip(
+            args.dataset, args.dataset_weights or [None] * len(args.dataset), files, ranges, strict=True
+        )
+    ]
+    mixture = DenseIterableDataset if args.streaming else DenseDataset
+    train = mixture(sources, augmentation, args.max_corrupt_share, seed)
+    if args.eval_split is None:
+        return train, None
+    name = args.eval_dataset or args.dataset[0]
+    evaluation = DenseSource(
+        load_samples(name, args.eval_split), None, labels(name, files[0]), args.depth_scale, ranges[0]
+    )
+    return train, DenseDataset(evaluation, None, args.max_corrupt_share, seed)
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """The script: train, save model and processor, evaluate. Returns the metrics."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
-    args.remove_unused_columns = False  # the collator makes the model's inputs out of the samples' columns
-    if args.n_gpu > 1:
-        raise ValueError("packed images can't be split by DataParallel; use `torchrun` or `accelerate launch`")
+    """The script: train, evaluate, save model, processor and card. Returns the metrics."""
+    model_args, data_args, args = parse_arguments(arguments)
     set_seed(args.seed)
-    id2label = None
-    if data_args.id2label is not None:
-        with open(data_args.id2label, encoding="utf-8") as file:
-            id2label = {int(key): name for key, name in json.load(file).items()}
-
-    processor = DenseMLLMProcessor.from_pretrained(
-        model_args.model_name_or_path, trust_remote_code=model_args.trust_remote_code
-    )
-    model = DenseMLLMForConditionalGeneration.from_pretrained(
-        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
-    )
+    train_dataset, eval_dataset = make_datasets(data_args, args.seed)
+    model, processor = make_model(model_args)
     trainer = DenseTrainer(
         model=model,
         args=args,
-        train_dataset=load_split(data_args.dataset, data_args.train_split),
-        data_collator=DenseCollator(processor, id2label, data_args.depth_range, data_args.candidates),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=DenseCollator(processor, candidates=data_args.candidates),
         processing_class=processor,
     )
-    metrics = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
-    trainer.save_model()  # with the processor
-    if data_args.eval_split is not None and trainer.is_world_process_zero():
-        data = load_split(data_args.dataset, data_args.eval_split)
-        metrics |= evaluate_dense(
-            model, processor, data, id2label, data_args.depth_range, args.per_device_eval_batch_size
-        )
-        trainer.save_metrics("all", metrics, combined=False)
-        print(json.dumps({name: value for name, value in metrics.items() if not isinstance(value, list)}, indent=2))
+    resume = args.resume_from_checkpoint
+    metrics = dict(trainer.train(resume_from_checkpoint=resume == "True" or resume).metrics)
+    if eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    if model_args.use_peft:
+        adapters = os.path.join(args.output_dir, "adapters")
+        trainer.model.save_pretrained(adapters, is_main_process=args.should_save)
+        if not model_args.load_in_4bit:  # merged into 4 bits, they would be rounded away
+            trainer.model = trainer.model.merge_and_unload()
+    trainer.save_model()
+    trainer.save_metrics("all", metrics, combined=False)
+    trainer.save_state()
+    trainer.create_model_card(
+        finetuned_from=model_args.model_name_or_path or model_args.text_model, dataset=data_args.dataset
+    )
+    if trainer.is_world_process_zero():
+        print(json.dumps(metrics, indent=2))
     return metrics
 
 

@@ -29,12 +29,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from quickstart import FIRST_EVAL_SEED, ID2LABEL, make_model_and_processor, make_samples
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
 from densemllm.data_densemllm import DenseCollator
+from densemllm.evaluation_densemllm import evaluate_dense
 from densemllm.loss_densemllm import candidate_mask, fused_cross_entropy, supervised_tokens
-from densemllm.train_hf import DenseTrainer, evaluate_dense
+from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
 
 ALL = 10**6  # more negatives than any vocabulary has: all of them
@@ -69,10 +70,10 @@ def train(name, data, steps, top_k, attention="bidirectional", trainer_class=Den
     model = DenseMLLMForConditionalGeneration(config)
     trainer = trainer_class(
         model=model,
-        args=TrainingArguments(
+        args=DenseTrainingArguments(
             output_dir="unused", per_device_train_batch_size=8, max_steps=steps, learning_rate=1.5e-3,
             lr_scheduler_type="cosine", warmup_steps=20, weight_decay=0.05, save_strategy="no", logging_steps=100,
-            report_to="none", remove_unused_columns=False, seed=seed,
+            report_to="none", seed=seed,
         ),
         train_dataset=data["train"],
         data_collator=DenseCollator(processor, ID2LABEL),

@@ -35,7 +35,7 @@ import torch
 from synthetic_rooms import ID2LABEL, IGNORE_INDEX, MAX_DEPTH, render_room
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import AutoModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
+from transformers import AutoModel, PreTrainedTokenizerFast, set_seed
 
 from densemllm import (
     DenseMLLMConfig,
@@ -45,10 +45,10 @@ from densemllm import (
     add_dense_tokens,
 )
 from densemllm.data_densemllm import DenseCollator
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics, evaluate_dense
 from densemllm.prediction_densemllm import colorize_depth, label_colors
 from densemllm.processing_densemllm import TASKS
-from densemllm.train_hf import DenseTrainer, evaluate_dense
+from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
 
 HEIGHT, WIDTH = 192, 256
@@ -227,10 +227,10 @@ def main() -> None:
     checkpoint = args.output_dir / "checkpoint"
     trainer = DenseTrainer(
         model=model,
-        args=TrainingArguments(
+        args=DenseTrainingArguments(
             output_dir=str(args.output_dir / "trainer"), per_device_train_batch_size=8, num_train_epochs=args.epochs,
             learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=20, weight_decay=0.05,
-            logging_steps=40, save_strategy="no", report_to="none", remove_unused_columns=False, seed=args.seed,
+            logging_steps=40, save_strategy="no", report_to="none", seed=args.seed,
             dataloader_num_workers=0,
         ),
         train_dataset=train,

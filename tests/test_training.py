@@ -11,7 +11,9 @@ from transformers import TrainingArguments
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.data_densemllm import DenseCollator
-from densemllm.train_hf import DenseTrainer, evaluate_dense, main
+from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.train_hf import main
+from densemllm.trainer_densemllm import DenseTrainer
 from tiny import make_image, make_model, make_processor
 
 
@@ -147,10 +149,10 @@ def test_the_script_trains_saves_and_evaluates(processor, tmp_path):
             "--eval_split", "train", "--report_to", "none", "--use_cpu",
         ]
     )  # fmt: skip
-    assert 0 <= metrics["mean_iou"] <= 1 and metrics["train_loss"] > 0
+    assert 0 <= metrics["eval_mean_iou"] <= 1 and metrics["train_loss"] > 0
     model = DenseMLLMForConditionalGeneration.from_pretrained(tmp_path / "out")
     processor = DenseMLLMProcessor.from_pretrained(tmp_path / "out")
     again = evaluate_dense(model, processor, make_samples(6)[1:], ID2LABEL)
-    assert again["mean_iou"] == pytest.approx(metrics["mean_iou"], abs=1e-3)
+    assert again["mean_iou"] == pytest.approx(metrics["eval_mean_iou"], abs=1e-3)
     start = DenseMLLMForConditionalGeneration.from_pretrained(tmp_path / "start")
     assert not torch.equal(start.lm_head.weight, model.lm_head.weight)

@@ -1,0 +1,249 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A DenseMLLM from parts: any SigLIP2-NaFlex tower, any causal language model, and what joins them."""
+
+import math
+import os
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Siglip2VisionModel
+
+from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
+from .image_processing_densemllm import DenseMLLMImageProcessor
+from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
+
+
+# What new tokens mean, in words that every language model knows: their embeddings start at the words' mean.
+DESCRIPTIONS = {
+    "<|vision_start|>": "start of the image",
+    "<|vision_end|>": "end of the image",
+    "<|image_pad|>": "image",
+    "<ref>": "start of the name of an object",
+    "</ref>": "end of the name of an object",
+    "<box>": "start of the bounding box",
+    "</box>": "end of the bounding box",
+    "<ins>": "start of the instance",
+    "</ins>": "end of the instance",
+    "<poly>": "start of the polygon",
+    "</poly>": "end of the polygon",
+    "<mask>": "start of the mask",
+    "</mask>": "end of the mask",
+    "<depth>": "depth map",
+    "<person>": "start of the person",
+    "</person>": "end of the person",
+    "<kpt>": "start of the key point",
+    "</kpt>": "end of the key point",
+    "<v_0.0>": "not visible",
+    "<v_1.0>": "visible",
+    "<OTHERS>": "other things",
+    "<BG>": "background",
+    "<FG>": "foreground object",
+}
+# Tokens of a scale start between the words for its ends.
+DEPTH_ANCHORS = ("very near", "near", "at a middle distance", "far", "very far away")
+X_ANCHORS = ("left edge", "left", "horizontal centre", "right", "right edge")
+Y_ANCHORS = ("top edge", "top", "vertical centre", "bottom", "bottom edge")
+
+
+def load_vision_part(vision, dtype, merge_size: int) -> tuple[DenseMLLMVisionConfig, dict[str, torch.Tensor] | None]:
+    """The tower's config, and its weights (`None`: a new tower)."""
+    if isinstance(vision, (dict, DenseMLLMVisionConfig)):
+        values = vision if isinstance(vision, dict) else vision.to_dict()
+        return DenseMLLMVisionConfig(**{"spatial_merge_size": merge_size, **values}), None
+    if isinstance(vision, (str, os.PathLike)):
+        config = AutoConfig.from_pretrained(vision)
+        if config.model_type not in ("siglip2", "siglip2_vision_model"):
+            raise ValueError(
+                f"`vision` must be a SigLIP2-NaFlex checkpoint ('siglip2' or 'siglip2_vision_model'), got {vision} of "
+                f"type {config.model_type!r}"
+            )
+        vision = Siglip2VisionModel.from_pretrained(vision, dtype=dtype)
+    elif isinstance(vision, PreTrainedModel):
+        vision = getattr(vision, "vision_model", vision)
+    if getattr(getattr(vision, "config", None), "model_type", None) != "siglip2_vision_model":
+        raise TypeError(
+            "`vision` must be a folder or Hub name of a SigLIP2-NaFlex checkpoint, a `Siglip2VisionModel`, or the "
+            f"config of a new tower, got {type(vision).__name__}"
+        )
+    own = vision.config
+    names = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size",
+        "hidden_act", "layer_norm_eps", "attention_dropout", "num_patches",
+    )  # fmt: skip
+    config = DenseMLLMVisionConfig(
+        **{name: getattr(own, name) for name in names},
+        spatial_merge_size=merge_size,
+        position_embedding="table",
+        window_size=None,
+        fullatt_block_indexes=[],
+    )
+    # The pooling head stays behind.
+    state = {name.removeprefix("vision_model."): value for name, value in vision.state_dict().items()}
+    return config, {name: value for name, value in state.items() if not name.startswith("head.")}
+
+
+def load_text_part(text, tokenizer, dtype, text_kwargs: dict) -> tuple[PreTrainedModel, object]:
+    """The language model and its tokenizer."""
+    if isinstance(text, (str, os.PathLike)):
+        files = {name: value for name, value in text_kwargs.items() if name in ("gguf_file", "revision", "subfolder")}
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(text, **files)
+        text = AutoModelForCausalLM.from_pretrained(text, dtype=dtype, **text_kwargs)
+    elif not (isinstance(text, PreTrainedModel) and text.get_output_embeddings() is not None):
+        raise TypeError(
+            "`text` must be a folder or Hub name of a causal language model, or such a model, got "
+            f"{type(text).__name__}"
+        )
+    if tokenizer is None:
+        raise ValueError("`tokenizer` is needed beside a `text` that is a loaded model")
+    head = text.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise ValueError(f"`text` must have a linear output embedding without a bias, got {head}")
+    words = tokenizer.get_vocab()
+    if max(words.values()) >= head.out_features:
+        raise ValueError(
+            f"`tokenizer` does not belong to `text`: it has the id {max(words.values())}, but the vocabulary has "
+            f"{head.out_features}"
+        )
+    return text, tokenizer
+
+
+@torch.no_grad()
+def start_new_rows(
+    weight: torch.Tensor, tokenizer, old_ids: dict[str, int], described: dict[str, list[int]], num_depth_bins: int
+) -> None:
+    """Give the rows of added tokens a sensible start, in place.
+
+    A token of [`DESCRIPTIONS`] becomes the mean of its description's rows. Depth bins and coordinates lie on a path
+    through the means of five descriptions, from near to far, left to right and top to bottom. All are then scaled to
+    the mean length of the rows that were there, as a mean of rows is shorter than they are.
+
+    Args:
+        weight: `[vocab_size, hidden_size]`, input or output embedding.
+        tokenizer: with the added tokens.
+        old_ids: token to id, before they were added.
+        described: description to ids, before they were added.
+        num_depth_bins: number of depth tokens.
+    """
+    known = torch.tensor(sorted(set(old_ids.values())), device=weight.device)
+    length = weight[known].float().norm(dim=1).mean()
+
+    def mean_row(text: str) -> torch.Tensor:
+        return weight[torch.tensor(described[text], device=weight.device)].float().mean(dim=0)
+
+    vocabulary = tokenizer.get_vocab()
+    scales = {f"<custom_{k + 1}>": (DEPTH_ANCHORS, (k + 0.5) / num_depth_bins) for k in range(num_depth_bins)}
+    for axis, anchors in (("x", X_ANCHORS), ("y", Y_ANCHORS)):
+        count = sum(token.startswith(f"<{axis}_") for token in vocabulary)
+        scales |= {f"<{axis}_{k}>": (anchors, (k + 0.5) / count) for k in range(count)}
+    paths = {anchors: torch.stack([mean_row(text) for text in anchors]) for anchors, _ in scales.values()}
+    for token, token_id in vocabulary.items():
+        if token in old_ids:
+            continue
+        if token in scales:
+            anchors, place = scales[token]
+            place = place * (len(anchors) - 1)
+            first = min(int(place), len(anchors) - 2)
+            row = torch.lerp(paths[anchors][first], paths[anchors][first + 1], place - first)
+        else:
+            row = mean_row(DESCRIPTIONS[token])
+        weight[token_id] = (row * (length / row.norm().clamp(min=1e-12))).to(weight.dtype)
+
+
+@torch.no_grad()
+def start_projector(projector: nn.Module, embeddings: torch.Tensor) -> None:
+    """New weights with which vision tokens enter the language model at the size of its own embeddings.
+
+    Args:
+        projector: the model's.
+        embeddings: `[n, hidden_size]`, some outputs of the input embedding.
+    """
+    width = projector.linear_1.in_features
+    nn.init.ones_(projector.norm.weight)
+    # Normalised features have a mean square of 1, so do the first layer's outputs, and 0.425 after the GELU.
+    nn.init.normal_(projector.linear_1.weight, std=1 / math.sqrt(width))
+    size = embeddings.float().square().mean()
+    nn.init.normal_(projector.linear_2.weight, std=math.sqrt(float(size) / (0.425 * width)))
+    nn.init.zeros_(projector.linear_1.bias)
+    nn.init.zeros_(projector.linear_2.bias)
+
+
+def make_from_parts(
+    model_class, vision, text, tokenizer=None, dtype="auto", attn_implementation=None, text_kwargs=None,
+    image_processor=None, num_depth_bins: int = 1000, num_coordinates: int = 2048, spatial_merge_size: int = 2,
+    depth_ranges=None, default_depth_range=None, referring_crop_size: int = 1280, **config_kwargs,
+):  # fmt: skip
+    """See [`DenseMLLMForConditionalGeneration.from_pretrained_parts`]."""
+    text_kwargs = {"attn_implementation": attn_implementation, **(text_kwargs or {})}
+    vision_config, vision_state = load_vision_part(vision, dtype, spatial_merge_size)
+    text, tokenizer = load_text_part(text, tokenizer, dtype, text_kwargs)
+    embedding = text.get_input_embeddings().weight
+    old_ids, encode = (
+        dict(tokenizer.get_vocab()),
+        lambda words: tokenizer(words, add_special_tokens=False)["input_ids"],
+    )
+    described = {words: encode(words) for words in (*DESCRIPTIONS.values(), *DEPTH_ANCHORS, *X_ANCHORS, *Y_ANCHORS)}
+    add_dense_tokens(tokenizer, num_depth_bins, num_coordinates)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    processor = DenseMLLMProcessor(
+        image_processor or DenseMLLMImageProcessor(patch_size=vision_config.patch_size, merge_size=spatial_merge_size),
+        tokenizer,
+        depth_ranges=depth_ranges,
+        default_depth_range=default_depth_range,
+        num_depth_bins=num_depth_bins,
+        referring_crop_size=referring_crop_size,
+    )
+    # Many models keep more rows than their tokenizer has tokens; those are never taken away.
+    tied = text.get_output_embeddings().weight is embedding
+    if len(tokenizer) > len(embedding):
+        text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    config = DenseMLLMConfig(
+        vision_config=vision_config,
+        text_config=text.config,
+        image_token_id=processor.image_token_id,
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        spatial_merge_size=spatial_merge_size,
+        num_depth_bins=num_depth_bins,
+        depth_ranges=processor.depth_ranges,
+        default_depth_range=processor.default_depth_range,
+        tie_word_embeddings=tied,
+        **config_kwargs,
+    )
+    config.text_config.tie_word_embeddings = tied
+    options = {"dtype": text.dtype, "attn_implementation": attn_implementation}
+    with torch.device("meta"):  # no weights for what is there already
+        model = model_class._from_config(config, **options)
+    if type(model.model.language_model) is not type(text.base_model):
+        raise TypeError(f"`text` must be a model whose backbone `AutoModel` builds, got {type(text).__name__}")
+    model.model.language_model = text.base_model
+    model.lm_head.weight = text.get_output_embeddings().weight
+    device = model.lm_head.weight.device
+    model.model.vision_tower = type(model.model.vision_tower)._from_config(config.vision_config, **options).to(device)
+    if vision_state is not None:
+        model.model.vision_tower.load_state_dict(vision_state)
+    model.model.multi_modal_projector.to_empty(device=device)
+    model.tie_weights()
+    weights = {id(weight): weight for weight in (model.get_input_embeddings().weight, model.lm_head.weight)}
+    for weight in weights.values():
+        start_new_rows(weight, tokenizer, old_ids, described, num_depth_bins)
+    rows = torch.tensor(sorted(set(old_ids.values()))[:4096], device=weight.device)
+    start_projector(model.model.multi_modal_projector, model.get_input_embeddings()(rows))
+    model.generation_config = text.generation_config
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.get_processor(processor)
+    return model.eval()

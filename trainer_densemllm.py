@@ -1,0 +1,361 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The Trainer of Hugging Face for DenseMLLM: exact normalisation of both losses, dense metrics, whole checkpoints."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import logging
+
+from .evaluation_densemllm import evaluate_dense
+from .loss_densemllm import supervised_tokens
+
+
+logger = logging.get_logger(__name__)
+
+PARTS = {
+    "vision_tower": "vision_tower_learning_rate",
+    "multi_modal_projector": "projector_learning_rate",
+    "language_model": "language_model_learning_rate",
+}
+UNFINISHED = "unfinished"  # what is being written stands in a folder of this name, beside what is whole
+STATE_NAME = "trainer_state.json"
+LOGGED = ("text_loss", "ntp_m_loss", "positives", "dense_tokens")  # sums of a step, averaged over the logged steps
+METRIC_TASKS = {
+    "mean_iou": ("image-segmentation", "mIoU"),
+    "pixel_accuracy": ("image-segmentation", "pixel accuracy"),
+    "delta1": ("depth-estimation", "delta1"),
+    "abs_rel": ("depth-estimation", "AbsRel"),
+    "rmse": ("depth-estimation", "RMSE (metres)"),
+    "ciou": ("image-segmentation", "referring cIoU"),
+    "giou": ("image-segmentation", "referring gIoU"),
+}
+
+
+@dataclass
+class DenseTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with a learning rate for each part of the model."""
+
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "always off: the collator makes the model's inputs out of the samples' columns"},
+    )
+    vision_tower_learning_rate: float | None = field(
+        default=None, metadata={"help": "peak learning rate of the vision tower; `learning_rate` where left out"}
+    )
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "peak learning rate of the projector; `learning_rate` where left out"}
+    )
+    language_model_learning_rate: float | None = field(
+        default=None, metadata={"help": "peak learning rate of the language model; `learning_rate` where left out"}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations without a better `metric_for_best_model`"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.remove_unused_columns = False
+        for name in PARTS.values():
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        # Packed images can't be cut at the first dimension, as dispatching a stream's batches would.
+        self.accelerator_config.dispatch_batches = False
+
+
+class _SetEpoch(TrainerCallback):
+    """Tell the data set its epoch: the loader's own call is lost behind a sampler that has one of its own."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        dataset = getattr(train_dataloader, "dataset", None)
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch))
+
+
+class DenseTrainer(Trainer):
+    """`Trainer` for DenseMLLM.
+
+    - The NTP-M loss is divided by the global count of supervised vision tokens, as `Trainer` itself does with the text
+      loss and its labels: the same data gives the same gradients however it is spread over accumulation steps,
+      processes and batches.
+    - Logs both losses, positives and supervised vision tokens a step, and tokens a second.
+    - Evaluation adds mIoU, delta1, cIoU and the like, by what the samples of `eval_dataset` are annotated with.
+    - A checkpoint gets its name when it is whole: one that is there can be resumed from.
+    - The model card has the results in its model index.
+
+    Takes what `Trainer` takes; `data_collator` is a [`DenseCollator`], `processing_class` its processor.
+    """
+
+    def __init__(self, model=None, args=None, **kwargs):
+        super().__init__(model, args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError("packed images can't be split by DataParallel; use `torchrun` or `accelerate launch`")
+        self.add_callback(_SetEpoch())
+        if getattr(self.args, "early_stopping_patience", None) is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+        self._staging = False
+        self._totals = torch.zeros(len(LOGGED) + 1, dtype=torch.float64, device="cpu")
+        self._logged_step = self._logged_at = None
+
+    # ---- losses ----
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        # Both counts travel as one tensor through the Trainer's own code, which only hands it on to `compute_loss`.
+        counts = torch.zeros(2, dtype=torch.long)
+        for batch in batch_samples:
+            if "labels" in batch:
+                counts[0] += (batch["labels"][..., 1:] != -100).sum().cpu()
+            if "dense_targets" in batch:
+                counts[1] += supervised_tokens(batch["dense_targets"], batch["dense_candidates"]).sum().cpu()
+        counts = counts.to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(dim=0)
+        return counts.clamp(min=1)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self._logged_at is None and model.training:
+            self._logged_at, self._logged_step = time.monotonic(), self.state.global_step
+        if num_items_in_batch is not None:
+            inputs = {**inputs, "num_dense_items_in_batch": num_items_in_batch[1]}
+            num_items_in_batch = num_items_in_batch[0]
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            self._count(inputs, outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, inputs: dict, outputs) -> None:
+        zero = torch.zeros((), device=outputs["loss"].device)
+        targets = inputs.get("dense_targets")
+        counts = [
+            zero if outputs.get("text_loss") is None else outputs["text_loss"].detach(),
+            zero if outputs.get("ntp_m_loss") is None else outputs["ntp_m_loss"].detach(),
+            zero if targets is None else (targets >= 0).sum(),
+            zero if targets is None else supervised_tokens(targets, inputs["dense_candidates"]).sum(),
+            inputs["attention_mask"].sum(),
+        ]
+        # Kept on the device: reading them here would make the host wait at every step.
+        self._totals = self._totals.to(zero.device) + torch.stack([count.to(self._totals.dtype) for count in counts])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._logged_at is not None:
+            totals = self._totals
+            if self.args.world_size > 1:
+                totals = self.accelerator.reduce(totals)
+            *sums, tokens = totals.tolist()
+            steps = max(self.state.global_step - self._logged_step, 1)
+            logs |= {name: value / steps for name, value in zip(LOGGED, sums, strict=True)}
+            logs["tokens_per_second"] = tokens / max(time.monotonic() - self._logged_at, 1e-9)
+            self._totals = torch.zeros_like(self._totals)
+            self._logged_at, self._logged_step = time.monotonic(), self.state.global_step
+        super().log(logs, start_time)
+
+    # ---- optimiser ----
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        rates = {part: getattr(self.args, name, None) for part, name in PARTS.items()}
+        if not fresh or all(rate is None for rate in rates.values()):
+            return optimizer
+        names = {id(p): name for name, p in (self.model if model is None else model).named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            by_rate = {}
+            for parameter in group["params"]:
+                # The output embedding belongs to the language model, whether it is tied or not.
+                part = next((part for part in PARTS if part in names[id(parameter)]), "language_model")
+                rate = group["lr"] if rates[part] is None else rates[part]
+                by_rate.setdefault(rate, []).append(parameter)
+            groups += [{**group, "params": params, "lr": rate} for rate, params in by_rate.items()]
+        optimizer.param_groups[:] = groups
+        return optimizer
+
+    # ---- evaluation ----
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if prediction_loss_only:
+            inputs = {**inputs, "skip_logits": True}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        started = time.monotonic()
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        samples = dataloader.dataset
+        if isinstance(samples, torch.utils.data.IterableDataset):
+            logger.warning_once("`eval_dataset` is a stream: no dense metrics, which need its length")
+        elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            logger.warning_once("no dense metrics while the model is sharded; run `evaluate_dense` on the saved one")
+        else:
+            source = getattr(samples, "sources", [self.data_collator])[0]
+            metrics = evaluate_dense(
+                self.accelerator.unwrap_model(self.model),
+                self.data_collator.processor,
+                samples,
+                source.id2label,
+                source.depth_range,
+                self.args.per_device_eval_batch_size,
+                self.accelerator,
+            )
+            scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scalars.items()})
+        if self._logged_at is not None:
+            self._logged_at += time.monotonic() - started  # tokens a second are those of training
+        return output
+
+    # ---- saving ----
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._staging else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write a checkpoint under another name first: a kill in the middle leaves the ones before as they were, and
+        nothing that looks like one of them."""
+        folder = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staged, final = os.path.join(folder, UNFINISHED, name), os.path.join(folder, name)
+        if self.args.should_save:
+            shutil.rmtree(os.path.join(folder, UNFINISHED), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()  # all processes have written their part
+        if self.state.best_model_checkpoint == staged:
+            self.state.best_model_checkpoint = final
+        if self.args.should_save:
+            self.state.save_to_json(os.path.join(staged, STATE_NAME))
+            if os.path.isdir(final):  # of a run that was resumed from before it
+                shutil.rmtree(final)
+            os.replace(staged, final)
+            os.rmdir(os.path.join(folder, UNFINISHED))
+            rotate_checkpoints(
+                output_dir=folder,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(final)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._staging:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model and processor; files get their names in `output_dir` when all of them are whole."""
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call=True)
+        output_dir = Path(self.args.output_dir if output_dir is None else output_dir)
+        staged = output_dir / UNFINISHED
+        if self.args.should_save:
+            shutil.rmtree(staged, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super().save_model(str(staged), _internal_call=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            # What names the others comes last.
+            for path in sorted(staged.iterdir(), key=lambda path: path.name == "config.json"):
+                target = output_dir / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(path, target)
+            staged.rmdir()
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    # ---- model card ----
+
+    def create_model_card(
+        self, language=None, license=None, tags=None, model_name=None, finetuned_from=None, tasks=None,
+        dataset_tags=None, dataset=None, dataset_args=None,
+    ) -> None:  # fmt: skip
+        """Write `README.md` with the last evaluation as its model index; arguments as for `Trainer`'s."""
+        if not self.is_world_process_zero():
+            return
+        args = self.args
+        model_name = model_name or Path(args.output_dir).resolve().name
+
+        def as_list(value):
+            return [value] if isinstance(value, str) else list(value or [])
+
+        dataset_name = ", ".join(as_list(dataset)) or "unknown"
+        evaluated = next((row for row in reversed(self.state.log_history) if "eval_loss" in row), {})
+        results = [
+            EvalResult(
+                task_type=task,
+                dataset_type=(as_list(dataset_tags) or ["custom"])[0],
+                dataset_name=dataset_name,
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(evaluated[f"eval_{metric}"], 4),
+            )
+            for metric, (task, name) in METRIC_TASKS.items()
+            if evaluated.get(f"eval_{metric}") is not None
+        ]
+        card = ModelCardData(
+            language=language,
+            license=license,
+            library_name="transformers",
+            pipeline_tag="image-text-to-text",
+            tags=[
+                "densemllm",
+                "depth-estimation",
+                "image-segmentation",
+                *([tags] if isinstance(tags, str) else tags or []),
+            ],
+            base_model=finetuned_from,
+            datasets=as_list(dataset_tags) or None,
+            model_name=model_name,
+            eval_results=results or None,
+        )
+        base = f", fine-tuned from `{finetuned_from}`" if finetuned_from else ""
+        lines = [
+            f"---\n{card.to_yaml()}\n---\n\n# {model_name}\n",
+            f"A [DenseMLLM](https://arxiv.org/abs/2602.14134){base}: a multimodal language model whose vision tokens' "
+            "logits are class maps, depth maps and masks.\n",
+            "```python\nfrom transformers import AutoModel\n",
+            f'model = AutoModel.from_pretrained("{model_name}", trust_remote_code=True).eval()',
+            'model.predict_dense("photo.jpg", task="depth").predicted_depth  # metres\n```\n',
+            f"## Evaluation\n\nOn {dataset_name}, after {self.state.global_step} steps:\n",
+            "| metric | value |\n|---|---|",
+            *[f"| {result.metric_name} | {result.metric_value} |" for result in results],
+            f"| loss | {evaluated['eval_loss']:.4f} |" if evaluated else "| not evaluated | |",
+            "\n## Training\n\n| setting | value |\n|---|---|",
+            f"| steps | {self.state.global_step} ({self.state.epoch or 0:.2f} epochs) |",
+            f"| samples a step | {args.train_batch_size * args.gradient_accumulation_steps * args.world_size} |",
+            *[
+                f"| {name} | {getattr(args, name)} |"
+                for name in ("learning_rate", *PARTS.values(), "lr_scheduler_type", "weight_decay", "seed", "bf16")
+                if getattr(args, name, None) is not None
+            ],
+            f"\nTransformers {transformers.__version__}, PyTorch {torch.__version__}.\n",
+        ]
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        ModelCard("\n".join(lines)).save(Path(args.output_dir) / "README.md")
+
+
+__all__ = ["DenseTrainer", "DenseTrainingArguments"]
