@@ -48,7 +48,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset,
 from transformers.utils import logging
 
 from .prediction_densemllm import crop_box
-from .processing_densemllm import TASKS, DenseMLLMProcessor, nearest_resize
+from .processing_densemllm import TASKS, DenseMLLMProcessor, nearest_resize, present_values
 
 
 logger = logging.get_logger(__name__)
@@ -232,7 +232,7 @@ def _check_segmentation(values: np.ndarray, id2label: dict[int, str] | None, whe
         raise ValueError(f"{where}: `id2label` is needed, a dict from class id to name")
     if values.size and values.min() < 0:
         raise ValueError(f"{where}: class ids must be at least 0, got {values.min()}")
-    unknown = set(np.flatnonzero(np.bincount(values.ravel())).tolist()) - set(id2label) - {IGNORE_INDEX}
+    unknown = set(present_values(values).tolist()) - set(id2label) - {IGNORE_INDEX}
     if unknown:
         raise ValueError(f"{where}: it has the class ids {sorted(unknown)[:10]}, which `id2label` lacks")
 
@@ -581,7 +581,7 @@ class DenseCollator:
         if answer is not None:
             question = TASKS["referring"].question.format(text=sample["expression"].strip())
         elif "segmentation" in annotation:
-            present = np.unique(annotation["segmentation"])
+            present = present_values(annotation["segmentation"])
             names = self.processor.normalize_labels(annotation["id2label"])
             question = TASKS["segmentation"].question
             refs = "".join(f"<ref>{name}</ref>" for key, name in names.items() if key in present)

@@ -276,8 +276,11 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     @cached_property
     def _text_token_ids(self) -> np.ndarray:
-        """Ids that text is made of: the vocabulary without added tokens (image codes, coordinates, depth bins...)."""
-        return np.setdiff1d(list(self.tokenizer.get_vocab().values()), list(self.tokenizer.added_tokens_decoder))
+        """Ids that text is made of: the vocabulary without added tokens (image codes, coordinates, depth bins...), but
+        with `<OTHERS>`."""
+        vocabulary = self.tokenizer.get_vocab()
+        ids = np.setdiff1d(list(vocabulary.values()), list(self.tokenizer.added_tokens_decoder))
+        return np.union1d(ids, [vocabulary[BACKGROUND_LABEL]]) if BACKGROUND_LABEL in vocabulary else ids
 
     def get_depth_range(self, name: str | None = None) -> dict:
         """The row of `depth_ranges` by its name (the default row for `None`).
@@ -406,9 +409,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             row = np.full(n_tokens, -1, dtype=np.int64)
             for used in np.unique(code[code > 0]):
                 row[code == used] = len(tables)
-                tables.append(
-                    _ranges(np.unique(np.concatenate([kind[2] for b, kind in enumerate(kinds) if used >> b & 1])))
-                )
+                tables.append(self._annotated_ranges(*(kind[2] for b, kind in enumerate(kinds) if used >> b & 1)))
             rows.append(row)
             offset += n_tokens
         return {
@@ -419,8 +420,8 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     def _encode_map(
         self, index: int, annotation: dict, kind: str, size: tuple[int, int], candidates: str
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One annotated map to (token, id) pairs, each once, and the ids that it annotates."""
+    ) -> tuple[np.ndarray, np.ndarray, tuple]:
+        """One annotated map to (token, id) pairs, each once, and the names of the sets of ids that it annotates."""
         where = f"`annotations[{index}][{kind!r}]`"
         values = np.asarray(annotation[kind])
         if values.ndim != 2 or 0 in values.shape:
@@ -430,12 +431,12 @@ class DenseMLLMProcessor(ProcessorMixin):
                 raise ValueError(f"{where} must be numbers (metres), got {values.dtype}")
             values = self.depth_to_bins(values, annotation.get("depth_range"), annotation.get("focal_length"))
             label_ids, ignored = [[]] + [[token_id] for token_id in self.depth_token_ids], 0
-            annotated = np.array(self.depth_token_ids)
+            annotated = (("own", tuple(self.depth_token_ids)),)
         elif kind == "mask":
             if values.dtype != np.bool_:
                 raise ValueError(f"{where} must be booleans, got {values.dtype}")
             label_ids, ignored = [[token_id] for token_id in self.foreground_token_ids], -1
-            annotated = np.array(self.foreground_token_ids)
+            annotated = (("own", tuple(self.foreground_token_ids)),)
         else:
             id2label = annotation.get("id2label")
             if id2label is None:
@@ -444,23 +445,27 @@ class DenseMLLMProcessor(ProcessorMixin):
                 raise ValueError(f"{where} must be integers (class ids), got {values.dtype}")
             ignored = annotation.get("ignore_index", 255)
             names = self.normalize_labels(id2label)
-            unknown = sorted(set(np.unique(values).tolist()) - set(names) - {ignored})
+            unknown = sorted(set(present_values(values).tolist()) - set(names) - {ignored})
             if unknown:
                 raise ValueError(f"{where} has class ids {unknown[:10]} that `id2label` and `ignore_index` lack")
-            named = self.label_token_ids(id2label)
+            # The same names come with every sample.
+            key = ("labels", tuple(names.values()))
+            if key not in self._memo:
+                self._memo[key] = self.label_token_ids(id2label)
+            named = self._memo[key]
             label_ids = [[] for _ in range(max(names) + 1)]
             for key, name_ids in zip(names, named, strict=True):
                 label_ids[key] = name_ids
-            annotated = np.concatenate(named)
+            annotated = (("own", tuple(token_id for name_ids in named for token_id in name_ids)),)
             if candidates == "vocabulary":
-                background = self.tokenizer.get_vocab().get(BACKGROUND_LABEL)
-                annotated = np.union1d(annotated, self._text_token_ids)
-                annotated = annotated if background is None else np.union1d(annotated, [background])
+                annotated += (("text",),)
         cell = self.image_processor.patch_size * self.image_processor.merge_size
         values = nearest_resize(values, *size).astype(np.int64)
         cells = (np.arange(size[0]) // cell)[:, None] * (size[1] // cell) + (np.arange(size[1]) // cell)[None, :]
         valid = values != ignored
-        pairs = np.unique(cells[valid] * len(label_ids) + values[valid])
+        found = np.zeros(size[0] // cell * (size[1] // cell) * len(label_ids), dtype=bool)
+        found[cells[valid] * len(label_ids) + values[valid]] = True
+        pairs = np.flatnonzero(found)
         tokens, values = pairs // len(label_ids), pairs % len(label_ids)
         lengths = np.array([len(entry) for entry in label_ids])
         starts = np.cumsum(lengths) - lengths
@@ -471,6 +476,18 @@ class DenseMLLMProcessor(ProcessorMixin):
         # Two labels of a cell may share a sub-word: each id once.
         tokens, ids = np.unique(np.stack([np.repeat(tokens, counts), ids]), axis=1)
         return tokens, ids, annotated
+
+    def _annotated_ranges(self, *names: tuple) -> np.ndarray:
+        """The union of sets of ids as ranges: kept, as a vocabulary is large and the sets are always the same."""
+        names = tuple(dict.fromkeys(name for group in names for name in group))
+        if names not in self._memo:
+            sets = [self._text_token_ids if name == ("text",) else np.array(name[1]) for name in names]
+            self._memo[names] = _ranges(np.unique(np.concatenate(sets)))
+        return self._memo[names]
+
+    @cached_property
+    def _memo(self) -> dict:
+        return {}
 
     # ---- outputs ----
 
@@ -567,6 +584,13 @@ class DenseMLLMProcessor(ProcessorMixin):
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
         """Generated ids to texts; structural tokens such as `<ref>` stay."""
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+
+def present_values(values: np.ndarray) -> np.ndarray:
+    """The values of a map of integers, sorted; a table is much faster than sorting where they are small."""
+    if not values.size or values.min() < 0 or values.max() > 2**16:
+        return np.unique(values)
+    return np.flatnonzero(np.bincount(values.ravel()))
 
 
 def get_task(name: str) -> DenseTask:

@@ -26,6 +26,7 @@ import multiprocessing
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,17 +59,18 @@ DEPTH_RANGES = {"rooms": {"mapping": "log", "min_depth": 0.4, "max_depth": MAX_D
 FIRST_EVAL_SEED = 1_000_000  # no training room has a seed this high
 
 
-def make_sample(seed: int) -> dict:
+def make_sample(seed: int, height: int = HEIGHT, width: int = WIDTH) -> dict:
     """One room as a training sample: image, class map, metres."""
-    room = render_room(seed, HEIGHT, WIDTH)
+    room = render_room(seed, height, width)
     return {"image": PIL.Image.fromarray(room.image), "segmentation": room.segmentation, "depth": room.depth}
 
 
-def make_samples(seeds: list[int]) -> list[dict]:
+def make_samples(seeds: list[int], height: int = HEIGHT, width: int = WIDTH) -> list[dict]:
     """Rooms of these seeds, rendered on all cores."""
+    render = partial(make_sample, height=height, width=width)
     # Workers that are forked after torch has started its threads can hang.
     with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8)) as pool:
-        return list(tqdm(pool.imap(make_sample, seeds, chunksize=4), total=len(seeds), desc="rendering rooms"))
+        return list(tqdm(pool.imap(render, seeds, chunksize=4), total=len(seeds), desc="rendering rooms"))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -154,8 +156,8 @@ def constant_answer(train: list[dict], evaluation: list[dict]) -> dict:
     best = max(choices, key=lambda depth: np.mean(np.maximum(depth / depths, depths / depth) < 1.25))
     segmentation, depth = SegmentationMetrics(len(ID2LABEL), IGNORE_INDEX), DepthMetrics()
     for sample in evaluation:
-        segmentation.add(np.full((HEIGHT, WIDTH), counts.argmax()), sample["segmentation"])
-        depth.add(np.full((HEIGHT, WIDTH), best), sample["depth"])
+        segmentation.add(np.full_like(sample["segmentation"], counts.argmax()), sample["segmentation"])
+        depth.add(np.full_like(sample["depth"], best), sample["depth"])
     return {**segmentation.compute(), **depth.compute()}
 
 

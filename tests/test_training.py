@@ -1,23 +1,29 @@
 """The collator, the trainer and the training script."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainingArguments
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import DenseCollator
+from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseSource
 from densemllm.evaluation_densemllm import evaluate_dense
-from densemllm.train_hf import main
-from densemllm.trainer_densemllm import DenseTrainer
-from tiny import make_image, make_model, make_processor
+from densemllm.train_hf import main, parse_arguments
+from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
 
 
-ID2LABEL = {0: "wall", 1: "floor", 2: "red ball"}
+FOLDER = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
@@ -25,29 +31,9 @@ def processor():
     return make_processor()
 
 
-def make_samples(count, seed=0):
-    generator = np.random.default_rng(seed)
-    samples = []
-    for index in range(count):
-        height, width = (int(edge) for edge in generator.integers(16, 40, 2))
-        samples.append(
-            {
-                "image": make_image(height, width, index),
-                "segmentation": PIL.Image.fromarray(generator.integers(0, 3, (height, width)).astype(np.uint8)),
-                "depth": generator.uniform(0.1, 8, (height, width)).astype(np.float32).tolist(),
-            }
-        )
-    # Unequal work: one without depth, one with most of its pixels ignored.
-    samples[0]["depth"] = None
-    ignored = np.array(samples[1]["segmentation"])
-    ignored[:, 8:] = 255
-    samples[1]["segmentation"] = PIL.Image.fromarray(ignored)
-    return samples
-
-
 def arguments(folder, **kwargs):
-    options = {"report_to": "none", "remove_unused_columns": False, "use_cpu": True, "save_strategy": "no"}
-    return TrainingArguments(output_dir=str(folder), **{**options, **kwargs})
+    options = {"report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    return DenseTrainingArguments(output_dir=str(folder), **{**options, **kwargs})
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -133,6 +119,238 @@ def test_evaluation_counts_every_annotated_pixel(processor):
         total += int((reference != 255).sum())
     assert metrics["pixel_accuracy"] == pytest.approx(hits / total, abs=1e-3)
     assert 0 <= metrics["delta1"] <= metrics["delta2"] <= metrics["delta3"] <= 1
+
+
+def launch(script, *args, processes=1):
+    """Run a script of this folder, in two processes over gloo if asked for."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), FOLDER / script, *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["trainer", "fully_shard"])
+def test_two_processes_give_the_gradients_of_one(tmp_path, mode):
+    for processes in (1, 2):
+        run = launch("distributed_step.py", mode, tmp_path / f"{processes}.pt", processes=processes)
+        assert run.returncode == 0, run.stderr[-3000:]
+    one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
+    assert max(float(change.abs().max()) for change in one.values()) > 1e-3
+    for name, change in one.items():
+        torch.testing.assert_close(two[name], change, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_packing_of_micro_batches_does_not_matter(processor):
+    """The same samples, cut into micro-batches in three ways, with the global counts."""
+    samples, collator = make_samples(4), DenseCollator(processor, ID2LABEL)
+    gradients = []
+    for cuts in ([4], [1, 3], [2, 1, 1]):
+        model = make_model(processor).train()
+        trainer = DenseTrainer(model, arguments("unused"), data_collator=collator)
+        rest, batches = iter(samples), []
+        for count in cuts:
+            batches.append(collator([next(rest) for _ in range(count)]))
+        counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+        for batch in batches:
+            trainer.compute_loss(model, batch, num_items_in_batch=counts).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def make_trainer(folder, processor, **kwargs):
+    """A run of 6 steps over shuffled, augmented, mixed samples."""
+    sources = [DenseSource(make_samples(5), 2.0, ID2LABEL), DenseSource(make_samples(3, seed=1), 1.0, ID2LABEL)]
+    options = {
+        "max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "logging_steps": 1,
+        "save_strategy": "steps", "save_steps": 2,
+    }  # fmt: skip
+    return DenseTrainer(
+        make_model(processor),
+        arguments(folder, **{**options, **kwargs}),
+        train_dataset=DenseDataset(sources, Augmentation((0.8, 1.2), None, 0.5, 0.3)),
+        eval_dataset=DenseDataset(DenseSource(make_samples(4)[1:], None, ID2LABEL)),
+        data_collator=DenseCollator(processor),
+        processing_class=processor,
+    )
+
+
+def losses(trainer):
+    return {row["step"]: (row["loss"], row["ntp_m_loss"]) for row in trainer.state.log_history if "ntp_m_loss" in row}
+
+
+def test_resumed_run_repeats_the_losses(processor, tmp_path):
+    whole = make_trainer(tmp_path / "whole", processor)
+    whole.train()
+    assert list(losses(whole)) == [1, 2, 3, 4, 5, 6]
+    for step in (2, 4):
+        resumed = make_trainer(tmp_path / "resumed", processor)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{step}"))
+        for later in range(step + 1, 7):
+            assert losses(resumed)[later] == pytest.approx(losses(whole)[later], rel=1e-5), (step, later)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["weights", "optimizer", "state"])
+def test_a_kill_while_saving_leaves_the_checkpoint_before(processor, tmp_path, moment):
+    run = launch("killed_run.py", tmp_path / "killed", moment)
+    assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
+    assert get_last_checkpoint(tmp_path / "killed").endswith("checkpoint-2")
+    resumed, whole = (make_trainer(tmp_path / name, processor) for name in ("killed", "whole"))
+    resumed.train(resume_from_checkpoint=True)
+    whole.train()
+    assert losses(resumed)[6] == pytest.approx(losses(whole)[6], rel=1e-5)
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [f"checkpoint-{n}" for n in (2, 4, 6)]
+    assert DenseMLLMForConditionalGeneration.from_pretrained(tmp_path / "killed/checkpoint-6") is not None
+
+
+def test_logs_name_both_losses_and_counts(processor, tmp_path):
+    samples, collator = make_samples(4), DenseCollator(processor, ID2LABEL)
+    args = arguments(
+        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=3, logging_steps=3
+    )
+    trainer = DenseTrainer(make_model(processor), args, train_dataset=samples, data_collator=collator)
+    trainer.train()
+    row, batch = trainer.state.log_history[0], collator(samples)
+    assert row["loss"] == pytest.approx(row["text_loss"] + row["ntp_m_loss"], rel=1e-5)
+    assert row["positives"] == (batch["dense_targets"] >= 0).sum()
+    assert row["dense_tokens"] == (batch["dense_candidates"] >= 0).sum()
+    assert row["tokens_per_second"] > 0
+
+
+def test_evaluation_while_training_keeps_the_best_checkpoint(processor, tmp_path):
+    trainer = make_trainer(
+        tmp_path, processor, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, save_total_limit=1,
+        metric_for_best_model="mean_iou", greater_is_better=True, early_stopping_patience=3,
+    )  # fmt: skip
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert {"eval_mean_iou", "eval_delta1", "eval_pixel_accuracy"} <= set(rows[0])
+    best = max(rows, key=lambda row: row["eval_mean_iou"])
+    assert trainer.state.best_metric == best["eval_mean_iou"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
+    kept = DenseMLLMForConditionalGeneration.from_pretrained(trainer.state.best_model_checkpoint)
+    torch.testing.assert_close(trainer.model.lm_head.weight, kept.lm_head.weight)
+    assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
+    metrics = trainer.evaluate()
+    assert metrics["eval_mean_iou"] == pytest.approx(trainer.state.best_metric)
+
+    trainer.create_model_card(finetuned_from="some/base", dataset="rooms", license="apache-2.0")
+    card = ModelCard.load(tmp_path / "README.md")
+    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert values["mean_iou"] == pytest.approx(metrics["eval_mean_iou"], abs=1e-4)
+    assert card.data.base_model == "some/base" and card.data.license == "apache-2.0"
+
+
+def test_parts_have_learning_rates_of_their_own(processor, tmp_path):
+    model = make_model(processor)
+    trainer = DenseTrainer(
+        model, arguments(tmp_path, learning_rate=3e-4, vision_tower_learning_rate=1e-5, projector_learning_rate=1e-3)
+    )
+    optimizer = trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        expected = 1e-5 if "vision_tower" in name else 1e-3 if "projector" in name else 3e-4
+        assert rates[id(parameter)] == expected, name
+    assert set(decays.values()) == {0.0} and trainer.create_optimizer() is optimizer
+
+
+@pytest.fixture
+def start(processor, tmp_path):
+    """A checkpoint and a data set on disk, and the arguments of the script for them."""
+    make_model(processor).save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    Dataset.from_list(make_samples(6)[1:]).save_to_disk(tmp_path / "data")
+    (tmp_path / "data/id2label.json").write_text(json.dumps(ID2LABEL))
+    return {
+        "model_name_or_path": str(tmp_path / "start"), "dataset": [str(tmp_path / "data")],
+        "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 2, "max_steps": 2, "learning_rate": "1e-2",
+        "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def run_script(tmp_path, start, **kwargs):
+    (tmp_path / "config.json").write_text(json.dumps({**start, **kwargs}))
+    return main([str(tmp_path / "config.json")])
+
+
+def changed(start, out):
+    """Names of the weights that differ."""
+    before = DenseMLLMForConditionalGeneration.from_pretrained(start["model_name_or_path"]).state_dict()
+    after = DenseMLLMForConditionalGeneration.from_pretrained(out).state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("vision_tower", None), ("projector", "multi_modal_projector"), ("language_model", None)]
+)
+def test_frozen_parts_stay(tmp_path, start, part, name):
+    run_script(tmp_path, start, **{f"freeze_{part}": True})
+    names = changed(start, tmp_path / "out")
+    assert names and not any((name or part) in changed_name for changed_name in names)
+    assert part != "language_model" or "lm_head.weight" not in names
+
+
+def test_adapters_are_merged(tmp_path, start, processor):
+    run_script(tmp_path, start, use_peft=True, lora_r=4, max_steps=3)
+    names = changed(start, tmp_path / "out")
+    assert any("language_model" in name for name in names) and not any("vision_tower" in name for name in names)
+    base = DenseMLLMForConditionalGeneration.from_pretrained(start["model_name_or_path"]).eval()
+    merged = DenseMLLMForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    image, options = make_image(24, 32), {"task": "depth", "return_logits": True}
+    plain = base.predict_dense(image, **options).logits
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out/adapters").eval()
+    torch.testing.assert_close(
+        merged.predict_dense(image, **options).logits, adapted.predict_dense(image, **options).logits
+    )
+    assert not torch.allclose(plain, merged.predict_dense(image, **options).logits, atol=1e-3)
+
+
+def test_bf16_and_gradient_checkpointing_train(tmp_path, start):
+    metrics = run_script(tmp_path, start, bf16=True, gradient_checkpointing=True, max_steps=4)
+    assert np.isfinite(metrics["train_loss"]) and changed(start, tmp_path / "out")
+
+
+def test_streams_train(tmp_path, start):
+    metrics = run_script(tmp_path, start, streaming=True, max_steps=2)
+    assert np.isfinite(metrics["train_loss"])
+
+
+def test_configuration_file_and_command_line(tmp_path, start):
+    lines = ["model_name_or_path: some/model", "dataset: [a, b]", "dataset_weights: [2, 1]", "learning_rate: 1e-4"]
+    (tmp_path / "config.yaml").write_text("\n".join([*lines, f"output_dir: {tmp_path}"]))
+    model, data, args = parse_arguments([str(tmp_path / "config.yaml"), "--learning_rate", "2e-5"])
+    assert (model.model_name_or_path, data.dataset, data.dataset_weights) == ("some/model", ["a", "b"], [2, 1])
+    assert args.learning_rate == 2e-5
+    assert parse_arguments([str(tmp_path / "config.yaml")])[2].learning_rate == 1e-4
+    (tmp_path / "config.yaml").write_text("\n".join([*lines, "learningrate: 1"]))
+    with pytest.raises(ValueError, match="learningrate"):
+        parse_arguments([str(tmp_path / "config.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"model_name_or_path": None}, "`model_name_or_path`"),
+        ({"text_model": "some/llm"}, "`model_name_or_path`"),
+        ({"load_in_4bit": True}, "`load_in_4bit` needs CUDA"),
+        ({"dataset_weights": [1.0, 2.0]}, "`dataset_weights`"),
+        ({"random_scale": [2.0, 1.0]}, "`scale`"),
+        (
+            {"freeze_vision_tower": True, "freeze_projector": True, "freeze_language_model": True},
+            "every part is frozen",
+        ),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_named(tmp_path, start, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        run_script(tmp_path, start, **kwargs)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from densemllm import (
 )
 
 
+ID2LABEL = {0: "wall", 1: "floor", 2: "red ball"}
 NUM_DEPTH_BINS = 16
 DEPTH_RANGES = {
     "room": {"mapping": "linear", "min_depth": 0.0, "max_depth": 8.0},
@@ -121,3 +122,24 @@ def make_model(processor: DenseMLLMProcessor, seed: int = 0, **kwargs) -> DenseM
 def make_image(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels)
+
+
+def make_samples(count: int, seed: int = 0) -> list[dict]:
+    """Annotated pictures of different sizes."""
+    generator = np.random.default_rng(seed)
+    samples = []
+    for index in range(count):
+        height, width = (int(edge) for edge in generator.integers(16, 40, 2))
+        samples.append(
+            {
+                "image": make_image(height, width, index),
+                "segmentation": PIL.Image.fromarray(generator.integers(0, 3, (height, width)).astype(np.uint8)),
+                "depth": generator.uniform(0.1, 8, (height, width)).astype(np.float32).tolist(),
+            }
+        )
+    # Unequal work: one without depth, one with most of its pixels ignored.
+    samples[0]["depth"] = None
+    ignored = np.array(samples[1]["segmentation"])
+    ignored[:, 8:] = 255
+    samples[1]["segmentation"] = PIL.Image.fromarray(ignored)
+    return samples
