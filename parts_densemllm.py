@@ -127,8 +127,9 @@ def start_new_rows(
     """Give the rows of added tokens a sensible start, in place.
 
     A token of [`DESCRIPTIONS`] becomes the mean of its description's rows. Depth bins and coordinates lie on a path
-    through the means of five descriptions, from near to far, left to right and top to bottom. All are then scaled to
-    the mean length of the rows that were there, as a mean of rows is shorter than they are.
+    through the means of five descriptions, from near to far, left to right and top to bottom. A mean's logit is the
+    mean of its words' logits, so thousands of new tokens take next to no probability from text. (Scaled to the length
+    of the rows that were there, they would: the means share the direction that all rows have.)
 
     Args:
         weight: `[vocab_size, hidden_size]`, input or output embedding.
@@ -137,8 +138,6 @@ def start_new_rows(
         described: description to ids, before they were added.
         num_depth_bins: number of depth tokens.
     """
-    known = torch.tensor(sorted(set(old_ids.values())), device=weight.device)
-    length = weight[known].float().norm(dim=1).mean()
 
     def mean_row(text: str) -> torch.Tensor:
         return weight[torch.tensor(described[text], device=weight.device)].float().mean(dim=0)
@@ -159,7 +158,7 @@ def start_new_rows(
             row = torch.lerp(paths[anchors][first], paths[anchors][first + 1], place - first)
         else:
             row = mean_row(DESCRIPTIONS[token])
-        weight[token_id] = (row * (length / row.norm().clamp(min=1e-12))).to(weight.dtype)
+        weight[token_id] = row.to(weight.dtype)
 
 
 @torch.no_grad()

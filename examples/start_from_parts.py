@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from quickstart import DEPTH_RANGES, FIRST_EVAL_SEED, ID2LABEL, NUM_DEPTH_BINS, constant_answer, make_samples
-from transformers import set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMImageProcessor
 from densemllm.data_densemllm import DenseCollator
@@ -55,18 +55,22 @@ QUESTION = "What is the capital of France?"
 
 
 @torch.no_grad()
+def perplexity(model, tokenizer) -> float:
+    """Of the fixed text."""
+    ids = tokenizer(TEXT, return_tensors="pt")["input_ids"].to(model.device)
+    return math.exp(float(model.eval()(input_ids=ids, labels=ids).loss))
+
+
 def text_state(model) -> dict:
     """Perplexity on the fixed text, and the answer to the question."""
-    model.eval()
-    tokenizer = model.get_processor().tokenizer
-    ids = tokenizer(TEXT, return_tensors="pt")["input_ids"].to(model.device)
-    prompt = model.get_processor().apply_chat_template(
-        [{"role": "user", "content": QUESTION}], add_generation_prompt=True
-    )
-    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+    processor = model.get_processor()
+    prompt = processor.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+    inputs = processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
     answer = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    loss = model(input_ids=ids, labels=ids, skip_logits=True).loss
-    return {"perplexity": math.exp(float(loss)), "answer": tokenizer.decode(answer, skip_special_tokens=True)}
+    return {
+        "perplexity": perplexity(model, processor.tokenizer),
+        "answer": processor.tokenizer.decode(answer, skip_special_tokens=True),
+    }
 
 
 def main() -> None:
@@ -87,11 +91,14 @@ def main() -> None:
         [*range(args.train_scenes), *range(FIRST_EVAL_SEED, FIRST_EVAL_SEED + args.eval_scenes)], HEIGHT, WIDTH
     )
     train, evaluation = samples[: args.train_scenes], samples[args.train_scenes :]
+    files = {"gguf_file": args.gguf_file} if args.gguf_file else {}
+    tokenizer = AutoTokenizer.from_pretrained(args.text_model, **files)
+    text_model = AutoModelForCausalLM.from_pretrained(args.text_model, dtype=torch.float32, **files)
+    alone = {"perplexity": perplexity(text_model, tokenizer)}
     model = DenseMLLMForConditionalGeneration.from_pretrained_parts(
         TOWER,
-        args.text_model,
-        text_kwargs={"gguf_file": args.gguf_file} if args.gguf_file else None,
-        dtype=torch.float32,
+        text_model,
+        tokenizer=tokenizer,
         image_processor=DenseMLLMImageProcessor(patch_size=16, merge_size=1, max_num_patches=1024),
         spatial_merge_size=1,
         num_depth_bins=NUM_DEPTH_BINS,
@@ -104,7 +111,8 @@ def main() -> None:
     processor = model.get_processor()
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(processor.tokenizer)} tokens")
     results = {
-        "constant": constant_answer(train, evaluation),
+        "constant answer": constant_answer(train, evaluation),
+        "language model alone": alone,
         "before": {**evaluate_dense(model, processor, evaluation, ID2LABEL), **text_state(model)},
     }
     trainer = DenseTrainer(
@@ -112,8 +120,8 @@ def main() -> None:
         args=DenseTrainingArguments(
             output_dir=str(args.output_dir), per_device_train_batch_size=args.batch_size, max_steps=args.steps,
             learning_rate=args.learning_rate, language_model_learning_rate=args.language_model_learning_rate,
-            lr_scheduler_type="cosine", warmup_steps=20, weight_decay=0.01, logging_steps=10, save_strategy="no",
-            report_to="none", seed=0,
+            lr_scheduler_type="cosine", warmup_steps=20, weight_decay=0.01, logging_steps=min(10, args.steps),
+            save_strategy="no", report_to="none", seed=0,
         ),
         train_dataset=train,
         data_collator=DenseCollator(processor, ID2LABEL),
@@ -130,10 +138,10 @@ def main() -> None:
     for name in ("loss", "text_loss", "ntp_m_loss"):
         print(f"{name:12}{first[name]:8.3f} -> {last[name]:.3f}")
     print("\n| | mIoU | delta1 | perplexity | answer |\n|---|---|---|---|---|")
-    for name in ("constant", "before", "after"):
-        row = results[name]
-        text = f"{row['perplexity']:.2f} | {row['answer']!r}" if "answer" in row else "|"
-        print(f"| {name} | {row['mean_iou']:.3f} | {row['delta1']:.3f} | {text} |")
+    for name in ("constant answer", "language model alone", "before", "after"):
+        row = {column: f"{value:.3f}" for column, value in results[name].items() if isinstance(value, float)}
+        cells = [row.get(column, "") for column in ("mean_iou", "delta1", "perplexity")]
+        print(f"| {name} | {' | '.join(cells)} | {results[name].get('answer', '')} |")
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from test_parts import make_text
 
 from densemllm import DenseMLLMForConditionalGeneration
 
@@ -62,3 +63,24 @@ def test_quickstart_names_bad_arguments(tmp_path, arguments):
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 2 and arguments[0] in run.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_ablation_trains_every_variant(tmp_path):
+    options = ["--steps", "1", "--train_scenes", "8", "--eval_scenes", "2", "--output_dir", tmp_path]
+    run = subprocess.run([sys.executable, ROOT / "examples/ablation.py", *options], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert len(rows) == 7 and {row["vision_attention"] for row in rows} == {"causal", "bidirectional"}
+
+
+@pytest.mark.slow
+def test_start_from_parts_compares_before_and_after(tmp_path):
+    make_text(tmp_path / "text")
+    options = ["--steps", "2", "--train_scenes", "4", "--eval_scenes", "2", "--output_dir", tmp_path / "out"]
+    command = [sys.executable, ROOT / "examples/start_from_parts.py", "--text_model", tmp_path / "text", *options]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["before"]["perplexity"] > 1 and results["after"]["answer"] is not None
+    assert [row["step"] for row in results["losses"]][-1] == 2

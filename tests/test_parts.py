@@ -88,15 +88,18 @@ def test_new_rows_start_at_their_descriptions(text):
     def row(token):
         return rows[tokenizer.convert_tokens_to_ids(token)]
 
-    mean = before[tokenizer("foreground object", add_special_tokens=False)["input_ids"]].mean(dim=0)
-    torch.testing.assert_close(torch.cosine_similarity(row("<FG>"), mean, dim=0), torch.tensor(1.0))
-    length = before[:290].norm(dim=1).mean()
-    torch.testing.assert_close(row("<FG>").norm(), length)
+    def described(text):
+        return before[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(dim=0)
+
+    torch.testing.assert_close(row("<FG>"), described("foreground object"))
     bins = torch.stack([row(f"<custom_{k}>") for k in range(1, 17)])
-    torch.testing.assert_close(bins.norm(dim=1), length.expand(16))
+    ends = described("very near"), described("near")
+    torch.testing.assert_close(bins[0], torch.lerp(*ends, 0.5 / 16 * 4))
+    torch.testing.assert_close(
+        row("<x_31>"), torch.lerp(described("right"), described("right edge"), 31.5 / 32 * 4 - 3)
+    )
     # Neighbours are alike, and the nearest and the farthest less so.
-    alike = torch.cosine_similarity(bins[:1], bins)
-    assert float(alike[1]) > 0.9 > float(alike[-1])
+    assert float((bins[1:] - bins[:-1]).norm(dim=1).max()) < float((bins[0] - bins[-1]).norm())
 
 
 @pytest.mark.parametrize("whole", [False, True])

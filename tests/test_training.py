@@ -1,5 +1,6 @@
 """The collator, the trainer and the training script."""
 
+import inspect
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import PeftModel
@@ -374,3 +377,27 @@ def test_the_script_trains_saves_and_evaluates(processor, tmp_path):
     assert again["mean_iou"] == pytest.approx(metrics["eval_mean_iou"], abs=1e-3)
     start = DenseMLLMForConditionalGeneration.from_pretrained(tmp_path / "start")
     assert not torch.equal(start.lm_head.weight, model.lm_head.weight)
+
+
+CONFIGS = FOLDER.parent / "examples/configs"
+
+
+@pytest.mark.parametrize("name", ["finetune.yaml", "lora.yaml"])
+def test_example_configurations_are_understood(name, tmp_path):
+    model, data, args = parse_arguments([str(CONFIGS / name), "--output_dir", str(tmp_path), "--use_cpu", "True"])
+    assert data.dataset == ["DATA"] and args.bf16 and model.use_peft == (name == "lora.yaml")
+
+
+def test_launcher_configurations_are_well_formed():
+    for name, machines in (("fsdp_one_node.yaml", 1), ("fsdp_two_nodes.yaml", 2)):
+        config = load_config_from_file(str(CONFIGS / name))
+        assert (config.num_machines, config.num_processes) == (machines, 8 * machines)
+        accepted = inspect.signature(FullyShardedDataParallelPlugin).parameters
+        names = {key: key if key in accepted else key.removeprefix("fsdp_") for key in config.fsdp_config}
+        plugin = FullyShardedDataParallelPlugin(
+            **{names[key]: value for key, value in config.fsdp_config.items() if names[key] in accepted}
+        )
+        layers = config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
+        modules = {type(module).__name__ for module in make_model(make_processor()).modules()}
+        assert set(layers) <= modules and plugin.fsdp_version == 2
+    assert json.loads((CONFIGS / "deepspeed_zero3.json").read_text())["zero_optimization"]["stage"] == 3
