@@ -14,7 +14,7 @@
 """Configuration of DenseMLLM (arXiv 2602.14134). The defaults are the geometry of `tencent/Youtu-VL-4B-Instruct`."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import AutoConfig, YoutuConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
@@ -109,6 +109,81 @@ def check_depth_ranges(depth_ranges: dict, default_depth_range: str) -> None:
             raise ValueError(f"{where} needs `focal_length` > 0 pixels, got {focal_length!r}")
     if default_depth_range not in depth_ranges:
         raise ValueError(f"`default_depth_range` must be one of {sorted(depth_ranges)}, got {default_depth_range!r}")
+
+
+# The released checkpoint's config is flat and of another model type. What it may hold beside the fields of the two
+# configs, without a change to what is computed; `None` accepts any value, else the value has to be the one given.
+RELEASED_MODEL_TYPE = "youtu_vl"
+RELEASED_NEUTRAL_FIELDS = {
+    **dict.fromkeys(
+        (
+            "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version",
+            "use_cache", "video_token_id", "vision_config", "vision_start_token_id", "vision_end_token_id",
+            "image_token_id", "rope_theta", "rope_scaling", "head_dim", "qk_head_dim", "out_hidden_size", "image_size",
+            "initializer_range", "attention_dropout",
+        )
+    ),
+    "mlp_bias": False,
+    "vision_use_head": False,
+    "temporal_patch_size": 1,
+}  # fmt: skip
+
+
+def translate_released_config(values: dict, ignored: "tuple[str, ...] | list[str]" = ()) -> dict:
+    """The flat config of `tencent/Youtu-VL-4B-Instruct` as the fields of a [`DenseMLLMConfig`].
+
+    Args:
+        values: what its `config.json` holds.
+        ignored: names of fields, as messages write them, to leave out without knowing what they do.
+
+    Raises:
+        ValueError: fields that aren't known, so that they might change what is computed, or that contradict each
+            other; the message lists all of them.
+    """
+    base = set(PreTrainedConfig().to_dict()) | set(getattr(PreTrainedConfig, "__dataclass_fields__", ()))
+    vision = dict(values.get("vision_config") or {})
+    problems = []
+    known = (
+        ("", values, set(YoutuConfig.__dataclass_fields__) - base),
+        ("vision_config.", vision, set(DenseMLLMVisionConfig.__dataclass_fields__) - base - {"position_embedding"}),
+    )
+    kept = []
+    for prefix, given, fields in known:
+        fields |= {"bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"} if not prefix else set()
+        kept.append({name: value for name, value in given.items() if name in fields})
+        for name, value in given.items():
+            if name in fields or f"{prefix}{name}" in ignored or (name in base and name not in fields):
+                continue
+            if name not in RELEASED_NEUTRAL_FIELDS:
+                problems.append(f"{prefix}{name} = {value!r} is not known")
+            elif RELEASED_NEUTRAL_FIELDS[name] is not None and value not in (RELEASED_NEUTRAL_FIELDS[name], None):
+                problems.append(f"{prefix}{name} = {value!r}, expected {RELEASED_NEUTRAL_FIELDS[name]!r}")
+    text, tower = kept
+    text = {**RELEASED_TEXT_CONFIG, **text, "model_type": "youtu"}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": values.get("rope_theta", 500000.0),
+        **(values.get("rope_scaling") or {}),
+    }
+    text["rope_parameters"] = values.get("rope_parameters") or rope
+    for name, value, expected in (
+        ("qk_head_dim", values.get("qk_head_dim"), (text["qk_nope_head_dim"] + text["qk_rope_head_dim"],)),
+        ("head_dim", values.get("head_dim"),
+         (text["qk_rope_head_dim"], text["v_head_dim"], text["qk_nope_head_dim"] + text["qk_rope_head_dim"])),
+        ("vision_config.out_hidden_size", vision.get("out_hidden_size"), (text["hidden_size"],)),
+    ):  # fmt: skip
+        if value is not None and value not in expected and name not in ignored:
+            problems.append(f"{name} = {value!r}, expected {expected[0]!r}")
+    if problems:
+        raise ValueError(f"the {RELEASED_MODEL_TYPE!r} config differs from what is known: {'; '.join(problems)}")
+    names = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
+    return {
+        "model_type": DenseMLLMConfig.model_type,
+        "vision_config": tower,
+        "text_config": text,
+        "dtype": values.get("dtype", values.get("torch_dtype")),
+        **{name: values[name] for name in names if name in values},
+    }
 
 
 def _check_choice(config: PreTrainedConfig, name: str, accepted: tuple[str, ...]) -> None:
@@ -284,6 +359,13 @@ class DenseMLLMConfig(PreTrainedConfig):
         if self.spatial_merge_size is None:
             self.spatial_merge_size = self.vision_config.spatial_merge_size
         self.validate_fields()
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if values.get("model_type") == RELEASED_MODEL_TYPE:
+            values = translate_released_config(values)
+        return values, kwargs
 
     def validate_fields(self):
         _check_choice(self, "vision_attention", ("causal", "bidirectional"))

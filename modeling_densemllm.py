@@ -40,6 +40,17 @@ from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
 
 
+# The names of the released checkpoint's weights, as patterns, and ours.
+RELEASED_KEYS = {
+    r"^siglip2\.vision_model\.": "model.vision_tower.",
+    r"^merger\.ln_q\.": "model.multi_modal_projector.norm.",
+    r"^merger\.mlp\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^merger\.mlp\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.embed_tokens\.": "model.language_model.embed_tokens.",
+    r"^model\.layers\.": "model.language_model.layers.",
+    r"^model\.norm\.": "model.language_model.norm.",
+}
+
 # ---- vision tower ----
 
 MLP_CHUNK_ELEMENTS = 2**22  # intermediate states at a time without autograd: 16 MB in float32
@@ -579,6 +590,15 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         name = next(name for name, module in self.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As for every model; a checkpoint in the layout of `tencent/Youtu-VL-4B-Instruct` loads as it is."""
+        kwargs.setdefault("key_mapping", RELEASED_KEYS)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        # Saving would give the weights their old names back, under a config of the new type.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        return loaded
 
     @classmethod
     def from_pretrained_parts(cls, vision, text, **kwargs) -> "DenseMLLMForConditionalGeneration":
