@@ -15,6 +15,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,9 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .answers_densemllm import encode_rle, parse_grounding
 from .image_processing_densemllm import check_target_sizes, resize_map
-from .processing_densemllm import DenseMLLMProcessor, get_task, parse_box, parse_refs
+from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
 
 
 @dataclass
@@ -71,6 +73,26 @@ class DensePrediction:
             return PIL.Image.fromarray(colorize_depth(values))
         palette = label_colors(int(values.max()) + 1)
         return PIL.Image.fromarray(np.concatenate([np.zeros((1, 3), np.uint8), palette])[values.astype(np.int64) + 1])
+
+    def to_rle(self) -> "dict | list[dict]":
+        """Masks as COCO's compressed run lengths, `{"size": [height, width], "counts": str}`, as `pycocotools` reads
+        and writes them: of `mask`, or of each segment, in the form of its results.
+
+        Returns:
+            one dict for a mask; for a segmentation a list with `segmentation`, `category_id`, `category`, `score` and
+            `area` of each row of `segments_info`.
+        """
+        if self.mask is not None:
+            return encode_rle(self.mask.numpy())
+        if self.segmentation is None:
+            raise ValueError("there is no mask and no segmentation to encode")
+        return [
+            {
+                "segmentation": encode_rle((self.segmentation == row["id"]).numpy()), "category_id": row["label_id"],
+                "category": row["label"], "score": row["score"], "area": row["area"],
+            }
+            for row in self.segments_info
+        ]  # fmt: skip
 
     def overlay(self, image, field: str | None = None, alpha: float = 0.55) -> PIL.Image.Image:
         """The picture of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
@@ -249,8 +271,9 @@ class DensePredictionMixin:
 
     @torch.no_grad()
     def query(
-        self, image, text: str, processor: DenseMLLMProcessor | None = None, max_new_tokens: int = 256, **kwargs
-    ) -> str:
+        self, image, text: str, processor: DenseMLLMProcessor | None = None, max_new_tokens: int = 256,
+        stop_at: str | None = None, **kwargs,
+    ) -> str:  # fmt: skip
         """Ask about one image in words.
 
         Args:
@@ -258,6 +281,7 @@ class DensePredictionMixin:
             text: the question.
             processor: found from the checkpoint where left out.
             max_new_tokens: length of the answer, at most.
+            stop_at: a token of the vocabulary that ends the answer, as the end of the text does.
             kwargs: for `generate`; greedy decoding unless told otherwise.
 
         Returns:
@@ -270,6 +294,11 @@ class DensePredictionMixin:
                                     processor, use_cache=True)[0]  # fmt: skip
         _, tail = self._prompt_ids(processor, encoded.prompt, text)
         input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
+        stop_id = None if stop_at is None else processor.tokenizer.get_vocab().get(stop_at)
+        if stop_id is not None:
+            ends = self.generation_config.eos_token_id
+            ends = [ends] if isinstance(ends, int) else list(ends or [])
+            kwargs = {"eos_token_id": [*ends, stop_id], **kwargs}
         output = self.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -328,6 +357,7 @@ class DensePredictionMixin:
         depth_range: str | None = None,
         focal_length: float | None = None,
         target_sizes=None,
+        refine: str | None = None,
         return_logits: bool = False,
         processor: DenseMLLMProcessor | None = None,
         batch_size: int = 8,
@@ -338,18 +368,21 @@ class DensePredictionMixin:
         Args:
             images: a PIL image, a path, a numpy array `uint8 [height, width, 3]`, a torch tensor `[3, height, width]`
                 (`uint8`, or floating point in [0, 1]), an [`EncodedImage`], or a list of these.
-            task: `"segmentation"`, `"depth"`, `"referring"`, or a tuple of the first two, which share one pass over
-                the image where the text before the image is the same.
+            task: `"segmentation"`, `"depth"`, `"referring"`, `"open_set"` (the model detects the boxes of each class
+                and segments what is in them: `segmentation` then has an id for each object), or a tuple of the first
+                two, which share one pass over the image where the text before the image is the same.
             labels: class names, or a dict from id to name. `None`: the model names the classes itself.
-            text: expression of the object to find, for referring; one, or one an image.
-            box: `(x0, y0, x1, y1)` in pixels of the image around that object, one, or one an image. `None`: the model
-                finds it from `text`.
+            text: expression of the object to find, for referring; one, or one an image; several for one image give a
+                list.
+            box: `(x0, y0, x1, y1)` in pixels of the image around that object, as for `text`. `None`: the model finds
+                it from `text`.
             background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
             threshold: pixels of a segmentation whose score is lower become -1.
             depth_range: row of `config.depth_ranges`; the config's default where left out.
             focal_length: of the image in pixels. In a range with a focal length of its own, the image is scaled to
                 that, as far as the patch cap lets it, and depth is corrected for the rest.
             target_sizes: `(height, width)` of the maps, or one an image; the images' own sizes where left out.
+            refine: `"crf"` lets near pixels of like colour agree on their class, for segmentation; see [`refine_crf`].
             return_logits: keep the label logits on the grid of vision tokens.
             processor: found from the checkpoint where left out.
             batch_size: images a forward pass.
@@ -366,8 +399,13 @@ class DensePredictionMixin:
         rows = {name: get_task(name) for name in tasks}
         if not tasks or len(rows) < len(tasks):
             raise ValueError(f"`task` must name at least one task, each once, got {task!r}")
-        if "referring" in tasks and len(tasks) > 1:
-            raise ValueError(f"`task` 'referring' looks at crops of the image and has to be asked alone, got {task!r}")
+        cropped = {"referring", "open_set"} & set(tasks)
+        if cropped and len(tasks) > 1:
+            raise ValueError(f"`task` {cropped.pop()!r} looks at crops of the image and has to be alone, got {task!r}")
+        if "open_set" in tasks:
+            processor.normalize_labels(labels if labels is not None else [])
+        if refine is not None and (refine != "crf" or "segmentation" not in tasks):
+            raise ValueError(f"`refine` must be None, or 'crf' with the task 'segmentation', got {refine!r}")
         label_ids = {
             name: processor.task_label_ids(name, labels)
             for name, row in rows.items()
@@ -384,6 +422,12 @@ class DensePredictionMixin:
             entry if isinstance(entry, EncodedImage) else processor.image_processor.load_picture(entry)
             for entry in ([images] if single else images)
         ]
+        if "referring" in tasks and single:  # several objects of one picture
+            asked = [value for value in (text, box) if isinstance(value, (list, tuple))]
+            if box is not None and len(box) and isinstance(box[0], (int, float)):
+                asked = asked[:-1]
+            if asked:
+                single, entries = False, entries * len(asked[0])
         sizes = [
             entry.image_size if isinstance(entry, EncodedImage) else (entry.height, entry.width) for entry in entries
         ]
@@ -396,6 +440,9 @@ class DensePredictionMixin:
             predictions = self._predict_referring(
                 entries, sizes, text, box, label_ids["referring"], return_logits, options
             )
+            return predictions[0] if single else predictions
+        if "open_set" in tasks:
+            predictions = self._predict_open_set(entries, sizes, labels, label_ids["open_set"], threshold, options)
             return predictions[0] if single else predictions
 
         predictions = [DensePrediction(scores={}, logits={}) for _ in entries]
@@ -412,15 +459,17 @@ class DensePredictionMixin:
                 encodings[prompt, scale] = self._encode_entries(entries, prompt, ask, scaled)
             for index, encoded in enumerate(encodings[prompt, scale]):
                 task_labels, ids = labels, label_ids.get(name)
+                own_background = background
                 if ask:
-                    answer = self.query(encoded, rows[name].question, processor)
+                    answer = self.query(encoded, rows[name].question, processor, stop_at=processor.mask_token)
                     predictions[index].text = answer
                     task_labels = parse_refs(answer)
+                    own_background = background or BACKGROUND_LABEL in answer
                     ids = processor.label_token_ids(task_labels) if task_labels else []
                 logits = self.label_logits(encoded.hidden_states, ids).T.unflatten(1, encoded.grid)
                 fields = self._decode(name, logits, sizes[index], task_labels, encoded, processor, {
-                    "background": background, "threshold": threshold, "depth_range": depth_range,
-                    "focal_length": focal_length,
+                    "background": own_background, "threshold": threshold, "depth_range": depth_range,
+                    "focal_length": focal_length, "refine": refine,
                 })  # fmt: skip
                 predictions[index].scores[name] = fields.pop("scores")
                 predictions[index].logits[name] = logits.cpu()
@@ -461,6 +510,10 @@ class DensePredictionMixin:
             cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
             seen = math.sqrt(encoded.grid[0] * encoded.grid[1]) * cell / math.sqrt(math.prod(encoded.image_size))
             options = {**options, "focal_length": options["focal_length"] * seen}
+        if get_task(task).label_set != "classes":
+            options = {name: value for name, value in options.items() if name != "refine"}
+        elif options.get("refine") is not None:
+            options = {**options, "image": encoded.image}
         fields = processor.decode_dense(task, logits, tuple(size), labels, **options)
         if get_task(task).label_set == "classes":
             fields["labels"] = processor.normalize_labels(labels)
@@ -482,7 +535,7 @@ class DensePredictionMixin:
             if own_box is None and not (isinstance(own_text, str) and own_text.strip()):
                 raise ValueError(f"`text` must be an expression where no `box` is given, got {own_text!r}")
 
-        predictions, crops, places = [], [], []
+        predictions, pairs = [], []
         for entry, own_text, own_box in zip(entries, texts, boxes, strict=True):
             prediction = DensePrediction()
             picture = entry.image if isinstance(entry, EncodedImage) else entry
@@ -495,42 +548,133 @@ class DensePredictionMixin:
                 own_box = self._grounded_box(prediction.text, encoded)
             prediction.box = own_box
             predictions.append(prediction)
-            if own_box is None:
-                places.append(None)
-                continue
-            crop, place = crop_box(picture, own_box, processor.referring_crop_size)
-            crops.append(crop)
-            places.append(place)
-        encoded_crops = iter(self._encode_entries(crops, "", False, options))
-        for prediction, place, entry, size in zip(predictions, places, entries, sizes, strict=True):
+            if own_box is not None:
+                pairs.append((picture, own_box))
+        found = self._segment_boxes(pairs, label_ids, options)
+        for prediction, entry, size in zip(predictions, entries, sizes, strict=True):
             picture = entry.image if isinstance(entry, EncodedImage) else entry
-            mask = torch.zeros(picture.height, picture.width)
-            scores = torch.zeros(picture.height, picture.width)
-            if place is not None:
-                encoded = next(encoded_crops)
-                x0, y0, x1, y1 = place
-                logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
-                fields = self._decode("referring", logits, encoded.image_size, None, encoded, processor, {})
-                for whole, part in ((mask, fields["mask"].float()), (scores, fields["scores"])):
-                    whole[y0:y1, x0:x1] = resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
-                prediction.logits = logits.cpu() if return_logits else None
+            nothing = torch.zeros(picture.height, picture.width)
+            mask, scores, logits = next(found) if prediction.box is not None else (nothing, nothing, None)
             if tuple(size) != tuple(mask.shape):
                 mask, scores = (resize_map(whole, size, mode="nearest-exact") for whole in (mask, scores))
             prediction.mask, prediction.scores = mask > 0.5, scores
+            prediction.logits = logits if return_logits else None
         return predictions
 
-    def _grounded_box(self, answer: str, encoded: EncodedImage) -> tuple[float, float, float, float] | None:
-        """The box of an answer, from pixels of the resized image to pixels of the image; `None` if there is none."""
-        found = parse_box(answer)
-        if found is None:
-            return None
+    def _segment_boxes(
+        self, pairs: list[tuple[PIL.Image.Image, tuple]], label_ids, options
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The core target of each box of a picture: foreground (0 or 1) and its chance, `float32 [height, width]` of
+        the picture, and the logits of the crop; `batch_size` crops a forward pass."""
+        processor, batch_size = options["processor"], options["batch_size"]
+        for start in range(0, len(pairs), batch_size):
+            batch = pairs[start : start + batch_size]
+            crops, places = zip(*(crop_box(*pair, processor.referring_crop_size) for pair in batch), strict=True)
+            for (picture, _), encoded, (x0, y0, x1, y1) in zip(
+                batch, self._encode_entries(list(crops), "", False, options), places, strict=True
+            ):
+                logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
+                fields = self._decode("referring", logits, encoded.image_size, None, encoded, processor, {})
+                mask, scores = (torch.zeros(picture.height, picture.width) for _ in range(2))
+                for whole, part in ((mask, fields["mask"].float()), (scores, fields["scores"])):
+                    whole[y0:y1, x0:x1] = resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
+                yield mask, scores, logits.cpu()
+
+    def _predict_open_set(self, entries, sizes, labels, label_ids, threshold, options) -> list[DensePrediction]:
+        """Detect the boxes of each class, and segment the core target of each box (paper, section on decoding)."""
+        processor = options["processor"]
+        names = processor.normalize_labels(labels)
+        keys = {name: key for key, name in names.items()}
+        question = get_task("open_set").question.format(text=",".join(names.values()))
+        predictions, pairs = [], []
+        for encoded in self._encode_entries(entries, "", True, options):
+            answer = self.query(encoded, question, processor, max_new_tokens=1024)
+            found = processor.post_process_detection(answer, encoded.image_size, self._resized_size(encoded))
+            boxes = [
+                (keys[name], tuple(box))
+                for name, box in zip(found["labels"], found["boxes"].tolist(), strict=True)
+                if name in keys
+            ]
+            predictions.append((encoded, DensePrediction(text=answer, labels=names), boxes))
+            pairs += [(encoded.image, box) for _, box in boxes]
+        masks = self._segment_boxes(pairs, label_ids, options)
+        for (encoded, prediction, boxes), size in zip(predictions, sizes, strict=True):
+            instances = []
+            for key, box in boxes:
+                mask, scores, _ = next(masks)
+                instances.append((key, box, mask > 0.5, scores))
+            instances.sort(key=lambda instance: -int(instance[2].sum()))  # the smaller lies over the larger
+            height, width = encoded.image_size
+            segmentation, scores = torch.full((height, width), -1), torch.zeros(height, width)
+            for number, (_, _, mask, chances) in enumerate(instances):
+                if threshold is not None:
+                    mask = mask & (chances >= threshold)
+                segmentation[mask], scores[mask] = number, chances[mask]
+            if tuple(size) != (height, width):
+                segmentation = resize_map(segmentation.float(), size, mode="nearest-exact").long()
+                scores = resize_map(scores, size, mode="nearest-exact")
+            prediction.segmentation, prediction.scores = segmentation, scores
+            prediction.segments_info = []
+            for number, (key, box, _, _) in enumerate(instances):
+                own = segmentation == number
+                if own.any():
+                    prediction.segments_info.append(
+                        {
+                            "id": number, "label_id": key, "label": names[key], "score": float(scores[own].mean()),
+                            "area": int(own.sum()), "box": box, "was_fused": False,
+                        }
+                    )  # fmt: skip
+        return [prediction for _, prediction, _ in predictions]
+
+    def _resized_size(self, encoded: EncodedImage) -> tuple[int, int]:
+        """`(height, width)` in pixels of the picture as the model saw it."""
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
-        height, width = encoded.image_size
-        scales = (width / (encoded.grid[1] * cell), height / (encoded.grid[0] * cell)) * 2
-        scaled = [value * scale for value, scale in zip(found, scales, strict=True)]
-        x0, x1 = (min(max(value, 0.0), float(width)) for value in scaled[0::2])
-        y0, y1 = (min(max(value, 0.0), float(height)) for value in scaled[1::2])
-        return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+        return encoded.grid[0] * cell, encoded.grid[1] * cell
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images,
+        task: str,
+        text: "str | list[str] | None" = None,
+        prompt: str | None = None,
+        processor: DenseMLLMProcessor | None = None,
+        max_new_tokens: int = 1024,
+        **kwargs,
+    ) -> "dict | list[dict]":
+        """Answers in words, as objects: prompt, [`query`], and the parser of what came.
+
+        Args:
+            images: as for [`predict_dense`].
+            task: `"detection"`, `"grounding"`, `"polygon"`, `"pose"`, `"counting"` or `"classification"`.
+            text: what to look for: a phrase, or a list of class names (for detection and classification). Needed but
+                for detection and pose.
+            prompt: the question in other words, with `{text}` where `text` belongs.
+            processor: found from the checkpoint where left out.
+            max_new_tokens: length of the answer, at most.
+            kwargs: for `generate`.
+
+        Returns:
+            a dict, or a list for a list, with `text`, the answer itself, and what its parser gives, in pixels of the
+            image: see `DenseMLLMProcessor.post_process_detection` and the others.
+
+        Raises:
+            ValueError: an unknown task, or a `text` that is missing.
+        """
+        processor = self.get_processor(processor)
+        question, parse = processor.answer_task(task, text, prompt)
+        single = not isinstance(images, (list, tuple))
+        results = []
+        for image in [images] if single else images:
+            encoded = image if isinstance(image, EncodedImage) else self.encode_image(image, processor=processor)
+            answer = self.query(encoded, question, processor, max_new_tokens, **kwargs)
+            results.append({"text": answer, **parse(answer, encoded.image_size, self._resized_size(encoded))})
+        return results[0] if single else results
+
+    def _grounded_box(self, answer: str, encoded: EncodedImage) -> tuple[float, float, float, float] | None:
+        """The first box of an answer in pixels of the image; `None` if there is none."""
+        boxes = parse_grounding(answer, encoded.image_size, self._resized_size(encoded))["boxes"].tolist()
+        return tuple(boxes[0]) if boxes else None
 
 
 def check_box(box, image_size: tuple[int, int]) -> tuple[float, float, float, float]:

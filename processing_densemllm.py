@@ -19,19 +19,30 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import PIL.Image
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
+from .answers_densemllm import (
+    parse_counting,
+    parse_detection,
+    parse_grounding,
+    parse_polygons,
+    parse_pose,
+    parse_run_length,
+)
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
     DenseMLLMImageProcessor,
     check_target_sizes,
+    class_chances,
     decode_depth_bins,
     decode_segmentation,
     resize_map,
 )
+from .refinement_densemllm import refine_crf
 
 
 CHAT_TEMPLATE = (
@@ -83,7 +94,38 @@ TASKS = {
     "referring": DenseTask(
         "foreground", "Please provide the bounding box coordinate of the region this sentence describes: {text}"
     ),
+    "open_set": DenseTask("foreground", "Detect every objects that belongs to the following categories: {text}"),
 }
+
+
+@dataclass(frozen=True)
+class AnswerTask:
+    """One row of the table of tasks that are answered in words.
+
+    Attributes:
+        question: prompt with a `text` (`None`: the task takes none).
+        plain_question: prompt without one (`None`: it is needed).
+        parser: name of the processor's method that reads the answer.
+    """
+
+    question: str | None
+    plain_question: str | None
+    parser: str
+
+
+# The wording of the first three is the released checkpoint's; that of the others is not published: `prompt` of
+# `predict` takes another one.
+ANSWER_TASKS = {
+    "detection": AnswerTask(TASKS["open_set"].question, "Detect all objects in the provided image.",
+                            "post_process_detection"),
+    "grounding": AnswerTask(TASKS["referring"].question, None, "post_process_grounding"),
+    "polygon": AnswerTask('Can you segment "{text}" in this image?', None, "post_process_polygons"),
+    "pose": AnswerTask("Detect the pose of {text} in this image.", "Detect the pose of every person in this image.",
+                       "post_process_pose"),
+    "counting": AnswerTask("How many {text} are there in this image?", None, "post_process_counting"),
+    "classification": AnswerTask("Which of these categories does this image belong to: {text}?", None,
+                                 "post_process_classification"),
+}  # fmt: skip
 
 
 def add_dense_tokens(tokenizer, num_depth_bins: int = 1000, num_coordinates: int = 2048) -> int:
@@ -178,6 +220,11 @@ class DenseMLLMProcessor(ProcessorMixin):
         kwargs.setdefault("config", PreTrainedConfig())
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
+
+    @property
+    def mask_token(self) -> str:
+        """The token with which the released checkpoint begins a mask in words, after the names of its classes."""
+        return "<mask>"
 
     @property
     def model_input_names(self) -> list[str]:
@@ -502,6 +549,7 @@ class DenseMLLMProcessor(ProcessorMixin):
     def decode_dense(
         self, task: str, logits: torch.Tensor, size: tuple[int, int], labels=None, background: bool = False,
         threshold: float | None = None, depth_range: str | None = None, focal_length: float | None = None,
+        refine: str | None = None, image=None,
     ) -> dict:  # fmt: skip
         """Label logits of one image to maps of `size`, (height, width) in pixels (paper, section on decoding).
 
@@ -513,6 +561,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
             threshold: pixels of a segmentation with a lower score become -1.
             depth_range, focal_length: as for [`bins_to_depth`].
+            refine: `"crf"`, for classes: see [`refine_crf`]; needs `image`, the RGB picture.
 
         Returns:
             the fields of a [`DensePrediction`] that the task fills in, maps on the device of `logits`.
@@ -536,7 +585,10 @@ class DenseMLLMProcessor(ProcessorMixin):
         else:
             rest = -1
         if keys:
-            best, scores = decode_segmentation(logits, size, background)
+            if refine is None:
+                best, scores = decode_segmentation(logits, size, background)
+            else:
+                best, scores = self._refined(logits, size, background, image)
             segmentation = torch.tensor([rest, *keys], device=best.device)[best + 1]
         else:
             segmentation = torch.full(size, rest, dtype=torch.long, device=logits.device)
@@ -548,6 +600,84 @@ class DenseMLLMProcessor(ProcessorMixin):
             "scores": scores,
             "segments_info": _segments_info(segmentation, scores, names),
         }
+
+    def _refined(self, logits: torch.Tensor, size: tuple[int, int], background: bool, image):
+        """[`decode_segmentation`] with a CRF on the picture's pixels before the argmax."""
+        chances = torch.stack([resize_map(chance, size) for chance in class_chances(logits, background)])
+        if background:
+            chances = torch.cat([chances, torch.full_like(chances[:1], 0.5)])
+        pixels = np.asarray(image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR))
+        refined = refine_crf(chances / chances.sum(dim=0), pixels)
+        scores, best = refined.max(dim=0)
+        return (best.masked_fill(best == len(logits), -1) if background else best), scores
+
+    def answer_task(self, task: str, text=None, prompt: str | None = None):
+        """The question of a task that is answered in words, and the function that reads the answer.
+
+        Args:
+            task: a row of the table.
+            text: a phrase, or a list of names.
+            prompt: the question in other words, with `{text}` where `text` belongs.
+
+        Returns:
+            the question, and a function of (answer, image_size, resized_size).
+
+        Raises:
+            ValueError: an unknown task, or a `text` that is missing.
+        """
+        if task not in ANSWER_TASKS:
+            raise ValueError(f"`task` must be one of {sorted(ANSWER_TASKS)}, got {task!r}")
+        row = ANSWER_TASKS[task]
+        names = [text] if isinstance(text, str) else list(text or [])
+        if any(not isinstance(name, str) or not name.strip() for name in names):
+            raise ValueError(f"`text` must be a phrase or a list of names, got {text!r}")
+        question = prompt or (row.question if names else row.plain_question)
+        if question is None or ("{text}" in question and not names):
+            raise ValueError(f"`text` is needed for the task {task!r}")
+        question = question.replace("{text}", ",".join(name.strip() for name in names))
+        parse = getattr(self, row.parser)
+        if task == "classification":
+            return question, lambda answer, *sizes: parse(answer, names)
+        return question, parse
+
+    def post_process_grounding(self, text: str, image_size, resized_size) -> dict:
+        """See [`parse_grounding`]."""
+        return parse_grounding(text, image_size, resized_size)
+
+    def post_process_detection(self, text: str, image_size, resized_size) -> dict:
+        """See [`parse_detection`]."""
+        return parse_detection(text, image_size, resized_size)
+
+    def post_process_polygons(self, text: str, image_size, resized_size) -> dict:
+        """See [`parse_polygons`]."""
+        return parse_polygons(text, image_size, resized_size)
+
+    def post_process_pose(self, text: str, image_size, resized_size) -> dict:
+        """See [`parse_pose`]."""
+        return parse_pose(text, image_size, resized_size)
+
+    def post_process_counting(self, text: str, image_size, resized_size) -> dict:
+        """See [`parse_counting`]."""
+        return parse_counting(text, image_size, resized_size)
+
+    def post_process_run_length(self, text: str, image_size) -> dict:
+        """See [`parse_run_length`]."""
+        return parse_run_length(text, image_size)
+
+    def post_process_classification(self, text: str, names: list[str]) -> dict:
+        """The class that an answer names.
+
+        Args:
+            text: the answer.
+            names: the classes that were asked for.
+
+        Returns:
+            `label`: the name that comes first in the answer, upper and lower case alike, the longest of those that
+            start at one place; `None` if there is none.
+        """
+        lowered = text.lower()
+        found = [(lowered.find(name.lower()), -len(name), name) for name in names if name.lower() in lowered]
+        return {"label": min(found)[2] if found else None}
 
     def post_process_semantic_segmentation(
         self, outputs, target_sizes=None, background: bool = False, return_segmentation_scores: bool = False
@@ -604,12 +734,6 @@ def parse_refs(text: str) -> list[str]:
     """Names in `<ref>name</ref>`, lower case, in order of appearance, each once."""
     names = (" ".join(name.lower().split()) for name in re.findall(r"<ref>([^<]*)</ref>", text))
     return list(dict.fromkeys(name for name in names if name))
-
-
-def parse_box(text: str) -> tuple[int, int, int, int] | None:
-    """The first `<box><x_a><y_b><x_c><y_d></box>` as (x0, y0, x1, y1) in pixels of the resized image."""
-    match = re.search(r"<box>\s*<x_(\d+)>\s*<y_(\d+)>\s*<x_(\d+)>\s*<y_(\d+)>\s*</box>", text)
-    return tuple(int(value) for value in match.groups()) if match else None
 
 
 def _token_id(tokenizer, token: str) -> int:

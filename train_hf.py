@@ -221,6 +221,11 @@ def make_datasets(args: DataArguments, seed: int):
     return train, DenseDataset(evaluation, None, args.max_corrupt_share, seed)
 
 
+def hub_name(name: str) -> str | None:
+    """A model's name, if it is one on the Hub and no folder: a card can't refer to a folder."""
+    return None if os.path.isdir(name) else name
+
+
 def main(arguments: list[str] | None = None) -> dict:
     """The script: train, evaluate, save model, processor and card. Returns the metrics."""
     model_args, data_args, args = parse_arguments(arguments)
@@ -247,9 +252,8 @@ def main(arguments: list[str] | None = None) -> dict:
     trainer.save_model()
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
-    trainer.create_model_card(
-        finetuned_from=model_args.model_name_or_path or model_args.text_model, dataset=data_args.dataset
-    )
+    base = hub_name(model_args.model_name_or_path or model_args.text_model)
+    trainer.create_model_card(finetuned_from=base, dataset=data_args.dataset)
     if trainer.is_world_process_zero():
         print(json.dumps(metrics, indent=2))
     return metrics

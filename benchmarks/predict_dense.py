@@ -41,7 +41,7 @@ from densemllm import (
 )
 
 
-def make_model(vision_width, vision_layers, text_width, text_layers, device):
+def make_model(vision_width, vision_layers, text_width, text_layers, device, vocab_size=None):
     """A model of the released architecture at other widths, and a processor with a byte-level tokenizer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({"<eos>": 0, **{c: i + 1 for i, c in enumerate(alphabet)}}, []))
@@ -56,7 +56,7 @@ def make_model(vision_width, vision_layers, text_width, text_layers, device):
             "num_attention_heads": vision_width // 64, "fullatt_block_indexes": [vision_layers - 1],
         },
         text_config={
-            "model_type": "youtu", "vocab_size": len(tokenizer), "hidden_size": text_width,
+            "model_type": "youtu", "vocab_size": vocab_size or len(tokenizer), "hidden_size": text_width,
             "intermediate_size": 4 * text_width, "num_hidden_layers": text_layers, "num_attention_heads": heads,
             "num_key_value_heads": heads, "q_lora_rank": text_width // 2, "kv_lora_rank": text_width // 4,
             "eos_token_id": 0, "bos_token_id": None, "pad_token_id": 0,

@@ -91,6 +91,23 @@ def train(name, data, steps, top_k, attention="bidirectional", trainer_class=Den
     return row
 
 
+def draw(rows: list[dict], path: Path) -> None:
+    """The variants' metrics as bars; needs matplotlib."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return print("matplotlib is not installed: no plot")
+    figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+    places = range(len(rows))
+    axes.barh([place - 0.2 for place in places], [row["mean_iou"] for row in rows], 0.4, label="mIoU")
+    axes.barh([place + 0.2 for place in places], [row["delta1"] for row in rows], 0.4, label="delta1")
+    axes.set_yticks(places, [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("out/ablation"))
@@ -111,19 +128,7 @@ def main() -> None:
     print("\n| variant | mIoU | pixel accuracy | delta1 |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row['name']} | {row['mean_iou']:.3f} | {row['pixel_accuracy']:.3f} | {row['delta1']:.3f} |")
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return print("matplotlib is not installed: no plot")
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-    places = range(len(rows))
-    axes.barh([place - 0.2 for place in places], [row["mean_iou"] for row in rows], 0.4, label="mIoU")
-    axes.barh([place + 0.2 for place in places], [row["delta1"] for row in rows], 0.4, label="delta1")
-    axes.set_yticks(places, [row["name"] for row in rows])
-    axes.invert_yaxis()
-    axes.legend(loc="lower right")
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(args.output_dir / "ablation.png", dpi=110)
+    draw(rows, args.output_dir / "ablation.png")
 
 
 if __name__ == "__main__":

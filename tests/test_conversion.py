@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.configuration_densemllm import RELEASED_DEPTH_RANGES, translate_released_config
 from densemllm.convert_youtu_vl_to_densemllm import ConversionError, convert, main, rename
+from densemllm.tools import check_parity
 from tiny import make_image
 
 
@@ -281,3 +282,40 @@ def test_a_missing_source_is_named(tmp_path, capsys, monkeypatch):
     assert main([str(tmp_path / "none"), str(tmp_path / "out")]) == 1
     assert "is no folder" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+class Original(torch.nn.Module):
+    """A stand-in for the original code: its parts' names, the reference's outputs."""
+
+    def __init__(self, config, weights, model):
+        super().__init__()
+        self.config, self.weights, self.reference = config, weights, model
+        identity = torch.nn.Identity
+        self.siglip2 = torch.nn.ModuleDict({"vision_model": torch.nn.ModuleDict({"post_layernorm": identity()})})
+        self.merger = torch.nn.ModuleDict({"mlp": torch.nn.ModuleList([identity(), identity(), identity()])})
+        self.model = torch.nn.ModuleDict({"norm": identity()})
+
+    def forward(self, input_ids, pixel_values, image_grid_thw, **kwargs):
+        grid = tuple(image_grid_thw[0, 1:].tolist())
+        states = self.siglip2.vision_model.post_layernorm(released.tower(self.weights, pixel_values, grid))
+        tokens = self.merger.mlp[2](released.merger(self.weights, states))
+        lm = released.language_model(self.config, self.weights)
+        embeds = lm.get_input_embeddings()(input_ids)
+        embeds[input_ids == self.config["image_token_id"]] = tokens
+        return self.model.norm(lm.model(inputs_embeds=embeds).last_hidden_state)
+
+
+def test_parity_tool_tells_agreement_from_difference(converted, tmp_path, capsys):
+    folder, config, weights, model = converted
+    content = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    processor = model.get_processor()
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(images=[make_image(24, 40)], text=[text], return_tensors="pt")
+    recorded = check_parity.record(Original(config, weights, model), dict(inputs))
+    save_file(recorded, tmp_path / "reference.safetensors")
+    command = ["compare", str(folder / "out"), str(tmp_path / "reference.safetensors"), "--dtype", "float32"]
+    assert check_parity.main([*command, "--tolerance", "1e-5"]) == 0
+    assert "they agree" in capsys.readouterr().out
+    recorded["output.projector"] *= 1.1
+    save_file(recorded, tmp_path / "reference.safetensors")
+    assert check_parity.main(command) == 1

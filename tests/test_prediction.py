@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, DensePrediction
+from densemllm.answers_densemllm import decode_rle
+from densemllm.image_processing_densemllm import class_chances, resize_map
 from densemllm.prediction_densemllm import crop_box
+from densemllm.refinement_densemllm import refine_crf
 from tiny import NUM_DEPTH_BINS, make_image, make_model, make_processor, make_tokenizer
 
 
@@ -372,7 +375,7 @@ def test_pictures_of_a_prediction(causal):
         (ValueError, "`task` must be one of", {"task": "detection"}),
         (ValueError, "`task` must name", {"task": ()}),
         (ValueError, "`task` must name", {"task": ("depth", "depth")}),
-        (ValueError, "asked alone", {"task": ("depth", "referring"), "text": "x"}),
+        (ValueError, "has to be alone", {"task": ("depth", "referring"), "text": "x"}),
         (ValueError, "`labels` is empty", {"labels": []}),
         (ValueError, "'cat' twice", {"labels": ["cat", "Cat "]}),
         (ValueError, "empty name", {"labels": ["cat", " "]}),
@@ -386,7 +389,11 @@ def test_pictures_of_a_prediction(causal):
         (ValueError, "`text` must be an expression", {"task": "referring", "text": " "}),
         (ValueError, "`box` must", {"task": "referring", "box": (5, 5, 5, 9)}),
         (ValueError, "`box` must", {"task": "referring", "box": (100, 100, 200, 200)}),
-        (ValueError, "one an image", {"task": "referring", "text": ["a", "b"]}),
+        (ValueError, "one an image", {"task": "referring", "text": ["a", "b"], "box": [(0, 0, 9, 9)] * 3}),
+        (ValueError, "has to be alone", {"task": ("depth", "open_set"), "labels": ["cat"]}),
+        (ValueError, "`labels` is empty", {"task": "open_set"}),
+        (ValueError, "`refine` must", {"task": "segmentation", "labels": ["cat"], "refine": "median"}),
+        (ValueError, "`refine` must", {"task": "depth", "refine": "crf"}),
         (Exception, "max_num_patches", {"labels": LABELS, "max_num_patches": 1}),
     ],
 )
@@ -462,3 +469,139 @@ def test_a_head_that_is_no_plain_linear_layer_is_asked_itself(processor):
     model.lm_head.__class__ = Doubled
     doubled = model.predict_dense(make_image(30, 50), labels=LABELS, processor=processor, return_logits=True).logits
     torch.testing.assert_close(doubled, 2 * expected)
+
+
+# ---- several objects, open sets, refinement ----
+
+
+def test_several_boxes_of_one_image_are_read_together(causal):
+    image, boxes = make_image(40, 48), [(2, 3, 20, 22), (10, 5, 40, 30), (0, 0, 48, 40)]
+    together = causal.predict_dense(image, task="referring", box=boxes)
+    assert len(together) == 3
+    for prediction, box in zip(together, boxes, strict=True):
+        assert_same(prediction, causal.predict_dense(image, task="referring", box=box))
+    assert len(causal.predict_dense(image, task="referring", box=boxes, text=["a", "b", "c"])) == 3
+
+
+def test_open_set_segments_what_it_detects(causal, monkeypatch):
+    image = make_image(40, 48)
+    answer = (
+        "<ref>cat</ref><box><x_0><y_0><x_48><y_40></box><ref>unasked</ref><box><x_1><y_1><x_9><y_9></box>"
+        "<ref>sky</ref><box><x_4><y_4><x_20><y_20></box><box><x_24><y_8><x_40><y_30></box>"
+    )
+    asked = []
+    monkeypatch.setattr(causal, "query", lambda encoded, question, *args, **kwargs: asked.append(question) or answer)
+    prediction = causal.predict_dense(image, task="open_set", labels={7: "cat", 9: "Sky"})
+    assert asked == ["Detect every objects that belongs to the following categories: cat,sky"]
+    boxes = [(7, (0, 0, 48, 40)), (9, (4, 4, 20, 20)), (9, (24, 8, 40, 30))]
+    masks = [(key, causal.predict_dense(image, task="referring", box=box).mask) for key, box in boxes]
+    expected = torch.full((40, 48), -1)
+    order = sorted(range(3), key=lambda index: -int(masks[index][1].sum()))
+    for number, index in enumerate(order):
+        expected[masks[index][1]] = number
+    assert torch.equal(prediction.segmentation, expected) and (expected >= 0).any()
+    assert prediction.labels == {7: "cat", 9: "sky"} and prediction.text == answer
+    for row in prediction.segments_info:
+        assert row["label_id"] == masks[order[row["id"]]][0] and row["box"] == boxes[order[row["id"]]][1]
+        assert row["area"] == int((expected == row["id"]).sum())
+    nothing = causal.predict_dense(image, task="open_set", labels={7: "cat", 9: "sky"}, threshold=1.0)
+    assert (nothing.segmentation == -1).all() and nothing.segments_info == []
+
+
+def test_named_classes_end_where_the_mask_begins(causal, processor):
+    """The released checkpoint goes on to write the mask in words: it is not waited for."""
+    encoded = causal.encode_image(make_image(24, 32))
+    free = causal.query(encoded, "what?", max_new_tokens=12)
+    first = processor.tokenizer.tokenize(free)[2]
+    stopped = causal.query(encoded, "what?", max_new_tokens=12, stop_at=first)
+    assert free.startswith(stopped) and len(processor.tokenizer.tokenize(stopped)) <= 3
+
+
+def test_others_in_the_named_classes_allow_a_background(causal, monkeypatch):
+    image = make_image(24, 32)
+    monkeypatch.setattr(causal, "query", lambda *args, **kwargs: "<ref>cat</ref><ref><OTHERS></ref><ref>sky</ref>")
+    prediction = causal.predict_dense(image, task="segmentation")
+    expected = causal.predict_dense(image, task="segmentation", labels=["cat", "sky"], background=True)
+    assert torch.equal(prediction.segmentation, expected.segmentation)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_crf_refines_the_class_chances(causal, processor, background):
+    image = make_image(24, 32)
+    options = {"labels": LABELS, "background": background}
+    plain = causal.predict_dense(image, return_logits=True, **options)
+    refined = causal.predict_dense(image, refine="crf", **options)
+    chances = torch.stack([resize_map(chance, (24, 32)) for chance in class_chances(plain.logits, background)])
+    if background:
+        chances = torch.cat([chances, torch.full((1, 24, 32), 0.5)])
+    expected = refine_crf(chances / chances.sum(dim=0), image).argmax(dim=0)
+    expected = expected.masked_fill(expected == len(LABELS), -1) if background else expected
+    assert torch.equal(refined.segmentation, expected)
+    assert refined.scores.min() >= 0 and refined.scores.max() <= 1
+
+
+# ---- answers in words ----
+
+ANSWERS = {
+    "detection": "<ref>cat</ref><box><x_8><y_8><x_24><y_16></box>",
+    "grounding": "<box><x_8><y_8><x_24><y_16></box>",
+    "polygon": "The segmentation result is <ins><poly><x_8><y_8><x_24><y_8><x_24><y_16></poly></ins>.",
+    "pose": "<person><box><x_8><y_8><x_24><y_16></box>" + "<kpt><x_8><y_8><v_1.0></kpt>" * 16 + "</person>",
+    "counting": "<box><x_8><y_8><x_24><y_16></box>",
+    "classification": "It is a cat.",
+}
+
+
+@pytest.mark.parametrize("task", list(ANSWERS))
+def test_answers_become_objects_in_pixels_of_the_image(causal, monkeypatch, task):
+    image = make_image(20, 30)  # the model sees 24 x 32
+    monkeypatch.setattr(causal, "query", lambda *args, **kwargs: ANSWERS[task])
+    result = causal.predict(image, task=task, text=["dog", "cat"])
+    assert result["text"] == ANSWERS[task]
+    box = torch.tensor([8 * 30 / 32, 8 * 20 / 24, 24 * 30 / 32, 16 * 20 / 24])
+    if task == "classification":
+        assert result["label"] == "cat"
+    else:
+        torch.testing.assert_close(result["boxes"][0], box)
+    if task == "detection":
+        assert result["labels"] == ["cat"]
+    elif task == "counting":
+        assert result["count"] == 1
+    elif task == "pose":
+        assert result["keypoints"].shape == (1, 16, 3)
+    elif task == "polygon":
+        assert result["masks"].shape == (1, 20, 30)
+    assert len(causal.predict([image, image], task=task, text="cat")) == 2
+
+
+def test_questions_of_answers_in_words(causal, processor, monkeypatch):
+    asked = []
+    monkeypatch.setattr(causal, "query", lambda encoded, question, *args, **kwargs: asked.append(question) or "")
+    causal.predict(make_image(16, 16), task="detection")
+    causal.predict(make_image(16, 16), task="detection", text=["a", "b"])
+    causal.predict(make_image(16, 16), task="grounding", text="the cat", prompt="Where is {text}?")
+    assert asked == [
+        "Detect all objects in the provided image.",
+        "Detect every objects that belongs to the following categories: a,b",
+        "Where is the cat?",
+    ]
+    for task, text, message in (
+        ("tracking", None, "`task` must be one of"),
+        ("grounding", None, "`text` is needed"),
+        ("counting", ["cat", ""], "`text` must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            causal.predict(make_image(16, 16), task=task, text=text)
+
+
+def test_masks_as_run_lengths(causal):
+    mask = causal.predict_dense(make_image(20, 30), task="referring", box=(2, 2, 25, 18))
+    np.testing.assert_array_equal(decode_rle(mask.to_rle()), mask.mask.numpy())
+    prediction = causal.predict_dense(make_image(20, 30), labels=LABELS)
+    rows = prediction.to_rle()
+    assert sum(row["area"] for row in rows) == 20 * 30
+    for row in rows:
+        own = decode_rle(row["segmentation"])
+        np.testing.assert_array_equal(own, prediction.segmentation.numpy() == row["category_id"])
+    with pytest.raises(ValueError, match="no mask and no segmentation"):
+        causal.predict_dense(make_image(20, 30), task="depth").to_rle()

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, add_dense_tokens
-from densemllm.processing_densemllm import get_task, nearest_resize, parse_box, parse_refs
+from densemllm.processing_densemllm import nearest_resize, parse_refs
 from tiny import DEPTH_RANGES, NUM_DEPTH_BINS, make_image, make_processor
 
 
@@ -340,15 +340,3 @@ def test_parse_refs():
     assert parse_refs(text) == ["road", "traffic light"]
     for junk in ("", "<ref></ref>", "<ref>" * 20000, "</ref><ref>" * 20000, "<ref>a<b</ref>"):
         assert parse_refs(junk) == []
-
-
-def test_parse_box():
-    assert parse_box("at <box><x_1><y_22><x_30><y_4></box>") == (1, 22, 30, 4)
-    for junk in ("", "<box><x_1><y_2><x_3></box>", "<box><y_1><x_2><y_3><x_4></box>", "<box>" * 20000):
-        assert parse_box(junk) is None
-
-
-def test_unknown_tasks_are_named():
-    for name in ("detection", None, 3):
-        with pytest.raises(ValueError, match="`task` must be one of"):
-            get_task(name)

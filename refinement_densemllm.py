@@ -1,0 +1,194 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Refinement of label maps along the edges of the picture: a fully connected CRF, cut off at a window."""
+
+import math
+
+import numpy as np
+import PIL.Image
+import torch
+
+
+MIN_PROBABILITY = 1e-5  # floor of the unary term's probabilities, as in pydensecrf's `unary_from_softmax`
+
+
+@torch.no_grad()
+def refine_crf(
+    probabilities: torch.Tensor,
+    image: "np.ndarray | PIL.Image.Image",
+    iterations: int = 5,
+    spatial_weight: float = 3.0,
+    spatial_sigma: float = 3.0,
+    spatial_radius: int = 9,
+    bilateral_weight: float = 10.0,
+    bilateral_sigma: float = 80.0,
+    color_sigma: float = 13.0,
+    bilateral_radius: int = 8,
+    bilateral_dilation: int | None = None,
+) -> torch.Tensor:
+    r"""Mean-field inference of a fully connected CRF whose pairwise terms end at a window.
+
+    The model is that of Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+    Potentials" (NIPS 2011, algorithm 1), with Potts compatibility. With pixels i, j at positions p and colours c:
+
+        spatial_ij   = exp(-|p_i - p_j|^2 / (2 spatial_sigma^2))
+        bilateral_ij = exp(-|p_i - p_j|^2 / (2 bilateral_sigma^2) - |c_i - c_j|^2 / (2 color_sigma^2))
+        Q_i(l)  <-  softmax_l( log P_i(l) + sum over kernels of weight * sum_{j != i} k_ij Q_j(l) / sqrt(n_i n_j) )
+
+    where n_i is the sum of k_ij over all j in the window, i included (`NORMALIZE_SYMMETRIC` of pydensecrf). Weights
+    and sigmas are those of pydensecrf's README. Unlike pydensecrf, whose lattice filter can't tell a pixel from its
+    neighbours, a pixel sends itself no message, as in the paper.
+
+    Both windows are squares. The spatial one is dense. The bilateral one is SAMPLED: of the pixels up to
+    `bilateral_radius * bilateral_dilation` away, only those at multiples of `bilateral_dilation` on both axes send a
+    message; at dilation 1 all do, and with windows as wide as the picture the result is the exact fully connected
+    one. Time grows with `iterations * height * width * num_labels * bilateral_radius ** 2`, whatever the sigmas and
+    the dilation; memory is a few times that of `probabilities`. A wide window at small cost is a large dilation; a
+    large picture is refined faster at a smaller size, with the sigmas (all but `color_sigma`) scaled alike.
+
+    Args:
+        probabilities: float `[num_labels, height, width]`, chances of at least 0, normalised here at each pixel and
+            floored at 1e-5; a pixel of zeros counts as undecided. Their device is where all is computed, in float32.
+        image: PIL image, or `uint8 [height, width, 3]`, RGB, of the same size.
+        iterations: mean-field steps, all pixels at once.
+        spatial_weight: of the messages from near pixels, at least 0; they smooth away specks.
+        spatial_sigma: in pixels.
+        spatial_radius: half the edge of the spatial window, in pixels.
+        bilateral_weight: of the messages from pixels of like colour, at least 0; they pull edges to the picture's.
+        bilateral_sigma: in pixels.
+        color_sigma: in grey levels of 0 to 255.
+        bilateral_radius: half the edge of the bilateral window, in steps of `bilateral_dilation` pixels.
+        bilateral_dilation: in pixels; where left out the smallest with which the window reaches `bilateral_sigma`
+            pixels, or the far end of a smaller picture.
+
+    Returns:
+        `float32 [num_labels, height, width]`, probabilities that sum to 1 at each pixel.
+
+    Raises:
+        ValueError: an argument out of range, or an image and probabilities that do not fit.
+    """
+    probabilities, colors = _check_maps(probabilities, image)
+    for name, sigma in (
+        ("spatial_sigma", spatial_sigma),
+        ("bilateral_sigma", bilateral_sigma),
+        ("color_sigma", color_sigma),
+    ):
+        if not (sigma > 0 and math.isfinite(sigma)):
+            raise ValueError(f"`{name}` must be a finite number greater than 0, got {sigma}")
+    for name, weight in (("spatial_weight", spatial_weight), ("bilateral_weight", bilateral_weight)):
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}")
+    if bilateral_dilation is None and bilateral_radius >= 1:
+        reach = min(bilateral_sigma, max(probabilities.shape[1:]) - 1)
+        bilateral_dilation = max(1, math.ceil(reach / bilateral_radius))
+    for name, count in (
+        ("iterations", iterations),
+        ("spatial_radius", spatial_radius),
+        ("bilateral_radius", bilateral_radius),
+        ("bilateral_dilation", bilateral_dilation),
+    ):
+        if not (isinstance(count, int) and count >= 1):
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {count}")
+
+    total = probabilities.sum(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
+    log_unary = (probabilities / total).clamp(min=MIN_PROBABILITY).log()
+    filters = []
+    if spatial_weight > 0:
+        filters.append((spatial_weight, lambda values: _spatial_sum(values, spatial_sigma, spatial_radius)))
+    if bilateral_weight > 0:
+        scaled = colors.permute(2, 0, 1).float() / (math.sqrt(2) * color_sigma)
+        filters.append(
+            (
+                bilateral_weight,
+                lambda values: _bilateral_sum(values, scaled, bilateral_sigma, bilateral_radius, bilateral_dilation),
+            )
+        )
+    # The sums leave a pixel itself out; its own kernel value, 1, belongs to the norm.
+    ones = torch.ones_like(log_unary[:1])
+    kernels = [(weight, message_sum, (message_sum(ones) + 1).rsqrt()) for weight, message_sum in filters]
+    refined = log_unary.softmax(dim=0)
+    for _ in range(iterations):
+        logits = log_unary.clone()
+        for weight, message_sum, scale in kernels:
+            # Potts: a cost for the mass on other labels, which is 1 less that on the same one; the 1 cancels out.
+            logits.addcmul_(message_sum(refined * scale), scale, value=weight)
+        refined = logits.softmax(dim=0)
+    return refined
+
+
+def _check_maps(probabilities: torch.Tensor, image) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both inputs as tensors on one device, `float32 [num_labels, height, width]` and `uint8 [height, width, 3]`."""
+    if not (isinstance(probabilities, torch.Tensor) and probabilities.is_floating_point()):
+        kind = probabilities.dtype if isinstance(probabilities, torch.Tensor) else type(probabilities).__name__
+        raise ValueError(f"`probabilities` must be a floating-point tensor, got {kind}")
+    if probabilities.dim() != 3 or probabilities.numel() == 0:
+        raise ValueError(f"`probabilities` must be [num_labels, height, width], got {list(probabilities.shape)}")
+    probabilities = probabilities.float()
+    if not (probabilities.isfinite().all() and (probabilities >= 0).all()):
+        raise ValueError("`probabilities` must be finite and at least 0; are these logits?")
+    colors = np.asarray(image.convert("RGB") if isinstance(image, PIL.Image.Image) else image)
+    size = tuple(probabilities.shape[1:])
+    if colors.dtype != np.uint8 or colors.shape != (*size, 3):
+        raise ValueError(
+            f"`image` must be uint8 {[*size, 3]}, the size of `probabilities`, got {colors.dtype} {list(colors.shape)}"
+        )
+    return probabilities, torch.tensor(colors, device=probabilities.device)
+
+
+def _spatial_sum(values: torch.Tensor, sigma: float, radius: int) -> torch.Tensor:
+    """Gaussian-weighted sum over a pixel's square window, without the pixel: `[..., height, width]`, same shape.
+
+    A Gaussian in a square is the product of one along each axis, so that 4 * radius shifts do.
+    """
+    summed = values
+    for dim in (-2, -1):
+        line, summed, size = summed, summed.clone(), values.shape[dim]
+        for step in range(1, min(radius, size - 1) + 1):
+            weight = math.exp(-(step**2) / (2 * sigma**2))
+            low, high = (0, size - step), (step, size - step)
+            summed.narrow(dim, *low).add_(line.narrow(dim, *high), alpha=weight)
+            summed.narrow(dim, *high).add_(line.narrow(dim, *low), alpha=weight)
+    return summed - values
+
+
+def _bilateral_sum(
+    values: torch.Tensor, scaled: torch.Tensor, sigma: float, radius: int, dilation: int
+) -> torch.Tensor:
+    """Sum over a pixel's dilated square window, without the pixel, weighted by distance and colour.
+
+    Args:
+        values: `[num_maps, height, width]`.
+        scaled: `[3, height, width]`, colours over sqrt(2) * color_sigma.
+        sigma, radius, dilation: as in [`refine_crf`].
+
+    Returns:
+        `[num_maps, height, width]`.
+    """
+    height, width = values.shape[1:]
+    summed = torch.zeros_like(values)
+    # Half of the offsets: the weight of a pair of pixels serves both directions.
+    for dy in range(0, min(radius * dilation, height - 1) + 1, dilation):
+        for dx in range(-radius * dilation, radius * dilation + 1, dilation):
+            if abs(dx) >= width or (dy == 0 and dx <= 0):
+                continue
+            here = (..., slice(0, height - dy), slice(max(0, -dx), width - max(0, dx)))
+            there = (..., slice(dy, height), slice(max(0, dx), width - max(0, -dx)))
+            distance = (scaled[here] - scaled[there]).square_().sum(dim=0)
+            weight = distance.add_((dy**2 + dx**2) / (2 * sigma**2)).neg_().exp_()
+            summed[here].addcmul_(values[there], weight)
+            summed[there].addcmul_(values[here], weight)
+    return summed
+
+
+__all__ = ["refine_crf"]
