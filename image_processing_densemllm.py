@@ -129,7 +129,7 @@ def upsample_argmax(
     height, width = size
     grid_height = maps.shape[1]
     best, value = [], []
-    rows_per_strip = max(1, 2**23 // (maps.shape[0] * width))
+    rows_per_strip = max(1, 2**20 // (maps.shape[0] * width))
     for top in range(0, height, rows_per_strip):
         rows = torch.arange(top, min(top + rows_per_strip, height), device=maps.device)
         source = ((rows + 0.5) * (grid_height / height) - 0.5).clamp(min=0)

@@ -104,20 +104,22 @@ def attention_memory(device, height: int, width: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model and picture, under a minute")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="the released one: bfloat16")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     sizes, vocabulary, edge = ((256, 2, 256, 2), 50_000, 512) if args.quick else ((512, 8, 1024, 12), 283_386, 1024)
-    model = make_model(*sizes, device, vocabulary)
+    model = make_model(*sizes, device, vocabulary).to(getattr(torch, args.dtype))
     image = make_image(edge, edge)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"device {device}, {torch.get_num_threads()} threads, {size:.0f} M parameters, vocabulary {vocabulary}")
+    print(f"device {device}, {torch.get_num_threads()} threads, {size:.0f} M parameters, vocabulary {vocabulary}, {args.dtype}")
 
     def ours():
         return model.predict_dense(image, task="segmentation", labels=LABELS)
 
     same = ours().segmentation.numpy() == released_way(model, image, False)
-    assert same.mean() > 0.999, same.mean()
+    # The released way rounds its logits to the model's dtype, which decides between labels that are nearly tied.
+    assert same.mean() > {"float32": 0.999, "bfloat16": 0.98}[args.dtype], same.mean()
     repeats = 1 if args.quick else 3
     ways = (ours, lambda: released_way(model, image, True), lambda: released_way(model, image, False))
     own, released, silent = paired_seconds(*ways, repeats=repeats)

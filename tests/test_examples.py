@@ -19,9 +19,13 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+import released
+import torch
 from test_parts import make_text
 
 from densemllm import DenseMLLMForConditionalGeneration
+from densemllm.convert_youtu_vl_to_densemllm import convert
+from densemllm.examples import youtu_vl
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,3 +88,31 @@ def test_start_from_parts_compares_before_and_after(tmp_path):
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["before"]["perplexity"] > 1 and results["after"]["answer"] is not None
     assert [row["step"] for row in results["losses"]][-1] == 2
+
+
+def test_youtu_vl_draws_every_task(tmp_path, photograph):
+    released.make_source(tmp_path / "source")
+    convert(str(tmp_path / "source"), str(tmp_path / "model"))
+    with PIL.Image.open(photograph) as image:
+        image.resize((96, 64)).save(tmp_path / "photo.png")
+    options = ["--model", tmp_path / "model", "--image", tmp_path / "photo.png", "--labels", "wall", "floor"]
+    options += ["--focal_length", "80", "--max_new_tokens", "16", "--output_dir", tmp_path / "out"]
+    run = subprocess.run([sys.executable, ROOT / "examples/youtu_vl.py", *options], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    report = json.loads((tmp_path / "out/answers.json").read_text())
+    assert {"segmentation", "depth_nyuv2", "referring", "open_set", "detection", "pose", "counting"} <= set(report)
+    for name in report:
+        with PIL.Image.open(tmp_path / "out" / f"{name}.png") as picture:
+            assert picture.size == (96, 64), name
+
+
+def test_answers_are_drawn_where_they_are():
+    image = PIL.Image.new("RGB", (40, 30), "black")
+    answer = {"boxes": torch.tensor([[5.0, 6.0, 20.0, 25.0]]), "labels": ["cup"]}
+    answer |= {"polygons": [[torch.tensor([[25.0, 2.0], [38.0, 2.0], [30.0, 10.0]])]]}
+    answer |= {"keypoints": torch.tensor([[[30.0, 20.0, 1.0], [10.0, 28.0, 0.0]]])}
+    drawn = youtu_vl.draw_answer(image, answer)
+    lit = {(x, y) for x in range(40) for y in range(30) if drawn.getpixel((x, y)) != (0, 0, 0)}
+    assert {(5, 15), (12, 25), (30, 2), (30, 20)} <= lit
+    assert not {(10, 28), (2, 2), (38, 28)} & lit  # not visible, outside
+    assert image.getextrema() == ((0, 0), (0, 0), (0, 0))
