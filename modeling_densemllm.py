@@ -21,11 +21,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_masks_for_generate
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
@@ -411,6 +412,20 @@ class DenseMLLMCausalLMOutputWithPast(ModelOutput):
     ntp_m_loss: torch.FloatTensor | None = None
 
 
+def sdpa_padded_attention_forward(module, query, key, value, attention_mask, **kwargs):
+    """`sdpa` for values narrower than keys, as latent attention has them: on a CPU, torch's attention in blocks takes
+    one width only, and without it there is a matrix `[n_tokens, n_tokens]` in float32 for each head."""
+    width = value.shape[-1]
+    if query.device.type == "cpu" and width < query.shape[-1]:
+        value = F.pad(value, (0, query.shape[-1] - width))
+    output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output[..., :width], weights
+
+
+AttentionInterface.register("sdpa_padded", sdpa_padded_attention_forward)
+AttentionMaskInterface.register("sdpa_padded", sdpa_mask)
+
+
 def vision_block_ids(is_image: torch.Tensor, past_length: int) -> torch.Tensor:
     """Number of the image that each position belongs to, -1 for text: a run of image tokens is an image.
 
@@ -434,6 +449,10 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         self.vision_tower = DenseMLLMVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = DenseMLLMMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        text_config = self.language_model.config
+        latent = getattr(text_config, "kv_lora_rank", None) is not None
+        if latent and text_config._attn_implementation == "sdpa":
+            text_config._attn_implementation = "sdpa_padded"
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -223,6 +223,26 @@ def test_attention_implementation_of_each_part(processor):
     assert model.model.language_model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("vision_attention", ["causal", "bidirectional"])
+def test_attention_in_blocks_for_latent_attention_changes_nothing(processor, vision_attention):
+    model = make_model(processor, vision_attention=vision_attention)
+    inputs = chat(processor, [([make_image(30, 50)], "what is it?"), ([make_image(8, 16, 1)], "?")])
+    results = {}
+    for implementation in ("sdpa_padded", "sdpa", "eager"):
+        if implementation == "sdpa_padded":
+            assert model.model.language_model.config._attn_implementation == implementation
+        else:
+            model.model.language_model.set_attn_implementation(implementation)
+        with torch.no_grad():
+            logits = model(**inputs).logits[inputs["attention_mask"].bool()]
+        results[implementation] = logits, model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    for logits, text in results.values():
+        torch.testing.assert_close(logits, results["eager"][0], atol=1e-5, rtol=1e-5)
+        assert torch.equal(text, results["eager"][1])
+    llama = make_model(processor, text=LLAMA)
+    assert llama.model.language_model.config._attn_implementation == "sdpa"
+
+
 def test_base_model_alone(processor):
     model = DenseMLLMModel(make_config(processor)).eval()
     inputs = chat(processor, [([make_image(16, 16)], "?")])
