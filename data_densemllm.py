@@ -73,6 +73,8 @@ class DenseSource:
         id2label: class id to name, for `segmentation`.
         depth_scale: metres a unit, for `depth` as integers.
         depth_range: row of the processor's `depth_ranges`; its default row where left out.
+        columns: names of the columns to learn from; all of the schema where left out. One data set can so be several
+            sources, such as one without expressions, which change what the vision tokens see.
     """
 
     data: Sequence | IterableDataset
@@ -80,6 +82,11 @@ class DenseSource:
     id2label: dict[int, str] | None = None
     depth_scale: float | None = None
     depth_range: str | None = None
+    columns: Sequence[str] | None = None
+
+    def __post_init__(self):
+        if self.columns is not None and ("image" not in self.columns or set(self.columns) - set(COLUMNS)):
+            raise ValueError(f"`columns` must contain 'image' and be some of {COLUMNS}, got {self.columns}")
 
 
 @dataclass
@@ -342,6 +349,8 @@ class _Mixture:
 
     def _sample(self, row: dict, source: int, where: str, index: int) -> dict:
         settings = self.sources[source]
+        if settings.columns is not None:
+            row = {column: row.get(column) for column in settings.columns}
         sample = read_sample(row, where, settings.id2label, settings.depth_scale)
         if self.augmentation is not None:
             # The generator depends on nothing but the place in the data, so that a resumed run sees the same.
@@ -472,6 +481,7 @@ class DenseCollator:
     A sample has one conversation: its `messages`; else, with an `expression`, the question for the object's box; else,
     with a `segmentation`, the question for its classes, in the released checkpoint's words. An `expression` adds a
     second picture, as `predict_dense` will see it: the crop around the object, whose vision tokens learn its mask.
+    With a processor's `referring_prompt` it stands before the picture instead, whose vision tokens learn the mask.
 
     Args:
         processor: of the model.
@@ -536,8 +546,9 @@ class DenseCollator:
             picture, annotation["focal_length"] = self._at_focal_length(picture, sample, depth_range)
         mask = None if sample.get("mask") is None else np.asarray(sample["mask"]) > 0
         expression = sample.get("expression")
-        if expression is None or mask is None or not mask.any():
-            if mask is not None and expression is None:
+        one_pass = self.processor.referring_prompt is not None
+        if expression is None or mask is None or one_pass or not mask.any():
+            if mask is not None and (expression is None or one_pass):
                 annotation["mask"] = mask
             return [(picture, annotation, self.conversation(sample, annotation))]
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -576,8 +587,11 @@ class DenseCollator:
     def conversation(self, sample: dict, annotation: dict, answer: str | None = None) -> list[str]:
         """Prompt, answer, next prompt, ... of a sample; a prompt alone where there is no text. `answer` is its
         expression's box."""
+        before = None  # the text in front of the picture
+        if sample.get("expression") and "mask" in annotation:
+            before = self.processor.referring_prompt.replace("{text}", sample["expression"].strip())
         if sample.get("messages"):
-            return self._texts(sample["messages"])
+            return self._texts(sample["messages"], before)
         if answer is not None:
             question = TASKS["referring"].question.format(text=sample["expression"].strip())
         elif "segmentation" in annotation:
@@ -587,22 +601,23 @@ class DenseCollator:
             refs = "".join(f"<ref>{name}</ref>" for key, name in names.items() if key in present)
             answer = f"The target categories include {refs}."
         else:
-            before = []
-            if "depth" in annotation:
-                prompt = self.processor.get_depth_range(annotation["depth_range"]).get("prompt")
-                before = [{"type": "text", "text": prompt}] if prompt else []
-            return self._texts([{"role": "user", "content": [*before, {"type": "image"}]}])
-        return self._texts([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+            if before is None and "depth" in annotation:
+                before = self.processor.get_depth_range(annotation["depth_range"]).get("prompt")
+            return self._texts([{"role": "user", "content": ""}], before)
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return self._texts(messages, before)
 
-    def _texts(self, messages: list[dict]) -> list[str]:
-        """A chat as prompt, answer, next prompt, ...; the first user message gets the picture if none is there."""
+    def _texts(self, messages: list[dict], before: str | None = None) -> list[str]:
+        """A chat as prompt, answer, next prompt, ...; the first user message gets the picture if none is there, and
+        the text before it."""
         messages = [dict(message) for message in messages]
         user = next(message for message in messages if message["role"] == "user")
         if isinstance(user["content"], str):
-            text = [{"type": "text", "text": user["content"]}] if user["content"] else []
-            user["content"] = [{"type": "image"}, *text]
-        elif not any(part["type"] == "image" for part in user["content"]):
+            user["content"] = [{"type": "text", "text": user["content"]}] if user["content"] else []
+        if not any(part["type"] == "image" for part in user["content"]):
             user["content"] = [{"type": "image"}, *user["content"]]
+        if before:
+            user["content"] = [{"type": "text", "text": before}, *user["content"]]
         template, eos = self.processor.apply_chat_template, self.processor.tokenizer.eos_token or ""
         texts, done = [], ""
         for turn, message in enumerate(messages):

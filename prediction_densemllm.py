@@ -522,7 +522,8 @@ class DensePredictionMixin:
     def _predict_referring(
         self, entries, sizes, text, box, label_ids, return_logits, options
     ) -> list[DensePrediction]:
-        """Ground the expression to a box, draw it, crop around it, and read foreground against background there."""
+        """Ground the expression to a box, draw it, crop around it, and read foreground against background there; or
+        read them off the whole picture, where the processor has a `referring_prompt`."""
         processor = options["processor"]
         texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(entries)
         boxes = [box] * len(entries) if box is None or isinstance(box[0], (int, float)) else list(box)
@@ -536,11 +537,18 @@ class DensePredictionMixin:
                 raise ValueError(f"`text` must be an expression where no `box` is given, got {own_text!r}")
 
         predictions, pairs = [], []
-        for entry, own_text, own_box in zip(entries, texts, boxes, strict=True):
+        for entry, own_text, own_box, size in zip(entries, texts, boxes, sizes, strict=True):
             prediction = DensePrediction()
             picture = entry.image if isinstance(entry, EncodedImage) else entry
             if own_box is not None:
                 own_box = check_box(own_box, picture.size)
+            elif processor.referring_prompt is not None:
+                prompt = processor.referring_prompt.replace("{text}", own_text.strip())
+                encoded = self._encode_entries([entry], prompt, False, options)[0]
+                logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
+                fields = self._decode("referring", logits, size, None, encoded, processor, {})
+                prediction.mask, prediction.scores = fields["mask"], fields["scores"]
+                prediction.logits = logits.cpu() if return_logits else None
             else:
                 encoded = self._encode_entries([entry], "", True, options)[0]
                 question = get_task("referring").question.format(text=own_text.strip())
@@ -552,6 +560,8 @@ class DensePredictionMixin:
                 pairs.append((picture, own_box))
         found = self._segment_boxes(pairs, label_ids, options)
         for prediction, entry, size in zip(predictions, entries, sizes, strict=True):
+            if prediction.mask is not None:
+                continue
             picture = entry.image if isinstance(entry, EncodedImage) else entry
             nothing = torch.zeros(picture.height, picture.width)
             mask, scores, logits = next(found) if prediction.box is not None else (nothing, nothing, None)

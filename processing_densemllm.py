@@ -179,9 +179,13 @@ class DenseMLLMProcessor(ProcessorMixin):
         default_depth_range (`str`, *optional*): the row used when a caller names none.
         num_depth_bins (`int`, defaults to 1000): number of depth tokens.
         referring_crop_size (`int`, defaults to 1280): short edge, in pixels, of the crop around a referred object.
+        referring_prompt (`str`, *optional*): text before the image, with `{text}` for the expression. A model that was
+            trained with one tells `<FG>` from `<BG>` on the whole image in one pass, and writes no box first: a way
+            for models that are too small to write one. `None`: the paper's way, with a box and a crop.
 
     Raises:
-        ValueError: the tokenizer lacks `<|image_pad|>`, or a depth range can't be used.
+        ValueError: the tokenizer lacks `<|image_pad|>`, a depth range can't be used, or `referring_prompt` has no
+            `{text}`.
     """
 
     return_mm_token_type_ids = True
@@ -196,6 +200,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         default_depth_range: str | None = None,
         num_depth_bins: int = 1000,
         referring_crop_size: int = 1280,
+        referring_prompt: str | None = None,
     ):
         self.image_token = getattr(tokenizer, "image_token", IMAGE_TOKEN)
         self.image_token_id = _token_id(tokenizer, self.image_token)
@@ -208,6 +213,9 @@ class DenseMLLMProcessor(ProcessorMixin):
         self.default_depth_range = default_depth_range
         self.num_depth_bins = num_depth_bins
         self.referring_crop_size = referring_crop_size
+        if referring_prompt is not None and "{text}" not in referring_prompt:
+            raise ValueError(f"`referring_prompt` must contain '{{text}}', got {referring_prompt!r}")
+        self.referring_prompt = referring_prompt
         # Saving leaves this entry behind and loading drops it: a processor is the same before and after either.
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)

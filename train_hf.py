@@ -90,6 +90,10 @@ class DataArguments:
     depth_range: list[str] | None = field(
         default=None, metadata={"help": "row of the config's `depth_ranges`, one or one a data set"}
     )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "columns to learn from, joined by commas, one or one a data set; all of the schema"},
+    )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str | None = field(default=None, metadata={"help": "split to evaluate on"})
     eval_dataset: str | None = field(default=None, metadata={"help": "its data set, where not the first of `dataset`"})
@@ -202,12 +206,18 @@ def make_datasets(args: DataArguments, seed: int):
         args.color_jitter,
     )
     files, ranges = one_each("id2label", args.id2label), one_each("depth_range", args.depth_range)
+    columns = [names and names.split(",") for names in one_each("columns", args.columns)]
     sources = [
         DenseSource(
-            load_samples(name, args.train_split, args.streaming), weight, labels(name, file), args.depth_scale, row
+            load_samples(name, args.train_split, args.streaming),
+            weight,
+            labels(name, file),
+            args.depth_scale,
+            row,
+            own,
         )
-        for name, weight, file, row in zip(
-            args.dataset, args.dataset_weights or [None] * len(args.dataset), files, ranges, strict=True
+        for name, weight, file, row, own in zip(
+            args.dataset, args.dataset_weights or [None] * len(args.dataset), files, ranges, columns, strict=True
         )
     ]
     mixture = DenseIterableDataset if args.streaming else DenseDataset

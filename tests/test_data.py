@@ -383,6 +383,37 @@ def test_expression_learns_its_box_and_the_mask_in_the_crop(processor):
     assert (crop == foreground).any() and (crop == background).any()
 
 
+def test_expression_stands_before_the_picture_in_one_pass():
+    processor = make_processor(referring_prompt="find {text}")
+    mask = np.zeros((32, 40), bool)
+    mask[8:24, 8:32] = True
+    messages = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "one"}]
+    sample = {"image": make_image(32, 40), "mask": mask, "expression": "the red ball", "depth": np.full((32, 40), 2.0)}
+    for extra in ({}, {"messages": messages}):
+        batch = DenseCollator(processor)([sample | extra])
+        assert len(batch["image_grid_thw"]) == 1
+        ids = batch["input_ids"][0].tolist()
+        before = processor.tokenizer.decode(ids[: ids.index(processor.image_token_id)])
+        after = processor.tokenizer.decode(ids[len(ids) - ids[::-1].index(processor.image_token_id) :])
+        assert before.endswith("find the red ball<|vision_start|>") and "find" not in after
+        assert ("how many?" in after) == bool(extra)
+        background, foreground = processor.foreground_token_ids
+        targets = batch["dense_targets"].unflatten(0, (4, 5))
+        assert (targets == foreground).any(-1)[1:3, 1:4].all()
+        assert not (targets == background).any(-1)[1:3, 1:4].any() and (targets == background).any(-1)[0].all()
+        depth = processor.depth_token_ids[int(processor.depth_to_bins(np.array(2.0))) - 1]
+        assert (targets == depth).any(-1).all()
+
+
+def test_a_source_can_leave_columns_out(processor):
+    rows = [make_row(mask=np.ones((24, 32), np.uint8), expression="the cat", depth=np.ones((24, 32), np.float32))]
+    kept = DenseDataset(DenseSource(rows, columns=["image", "depth"]))[0]
+    assert kept["depth"].shape == (24, 32) and "mask" not in kept and "expression" not in kept
+    for columns in (["depth"], ["image", "deep"]):
+        with pytest.raises(ValueError, match="`columns`"):
+            DenseSource(rows, columns=columns)
+
+
 def test_box_that_the_vocabulary_cannot_write_is_not_asked_for():
     processor = make_processor()
     processor.image_processor.max_num_patches = 4096

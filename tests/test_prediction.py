@@ -290,6 +290,27 @@ def test_an_answer_without_a_box_is_an_empty_mask(causal, monkeypatch, answer):
     assert prediction.box is None and not prediction.mask.any() and prediction.text == answer
 
 
+def test_referring_in_one_pass_reads_foreground_after_the_expression(causal):
+    processor = make_processor(referring_prompt="find {text}")
+    images, texts = [make_image(60, 80), make_image(50, 40, 1)], ["the red ball", "a cat"]
+    found = causal.predict_dense(images, task="referring", text=texts, processor=processor, return_logits=True)
+    for image, text, prediction in zip(images, texts, found, strict=True):
+        encoded = causal.encode_image(image, prompt=f"find {text}", processor=processor)
+        logits = causal.label_logits(encoded.hidden_states, [[k] for k in processor.foreground_token_ids])
+        torch.testing.assert_close(prediction.logits, logits.T.unflatten(1, encoded.grid))
+        assert prediction.box is None and prediction.mask.shape == (image.height, image.width)
+        chances = prediction.logits.softmax(0)[None]
+        expected = F.interpolate(chances, size=prediction.mask.shape, mode="bilinear", align_corners=False)[0]
+        assert torch.equal(prediction.mask, expected[1] > expected[0])
+    assert not torch.allclose(found[0].logits, causal.predict_dense(
+        images[0], task="referring", text="the blue cup", processor=processor, return_logits=True
+    ).logits)  # fmt: skip
+    # A box needs no words: the crop is read as ever.
+    box = (20.0, 10.0, 50.0, 40.0)
+    assert_same(*(causal.predict_dense(images[0], task="referring", box=box, processor=own)
+                  for own in (processor, make_processor())))  # fmt: skip
+
+
 def test_referring_in_a_batch_equals_single_calls(causal):
     images = [make_image(60, 80), make_image(50, 40, 1)]
     boxes = [(20, 10, 50, 40), (0, 0, 40, 20)]

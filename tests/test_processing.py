@@ -319,7 +319,8 @@ def test_as_many_images_as_placeholders(processor, text):
         processor(images=[make_image(8, 8)], text=[text], return_tensors="pt")
 
 
-def test_saved_and_loaded_is_the_same(processor, tmp_path):
+def test_saved_and_loaded_is_the_same(tmp_path):
+    processor = make_processor(referring_prompt="find {text} here")
     processor.save_pretrained(tmp_path)
     loaded = DenseMLLMProcessor.from_pretrained(tmp_path)
     text = processor.apply_chat_template(chat(), add_generation_prompt=True)
@@ -328,8 +329,13 @@ def test_saved_and_loaded_is_the_same(processor, tmp_path):
     assert own.keys() == expected.keys()
     for name in own:
         torch.testing.assert_close(own[name], expected[name], rtol=0, atol=0)
-    for name in ("depth_ranges", "default_depth_range", "num_depth_bins", "referring_crop_size", "chat_template"):
+    for name in (
+        "depth_ranges", "default_depth_range", "num_depth_bins", "referring_crop_size", "referring_prompt",
+        "chat_template",
+    ):  # fmt: skip
         assert getattr(loaded, name) == getattr(processor, name)
+    with pytest.raises(ValueError, match="`referring_prompt` must contain '{text}', got 'find it'"):
+        make_processor(referring_prompt="find it")
 
 
 # ---- answers ----
