@@ -15,6 +15,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -416,14 +417,31 @@ def sdpa_padded_attention_forward(module, query, key, value, attention_mask, **k
     """`sdpa` for values narrower than keys, as latent attention has them: on a CPU, torch's attention in blocks takes
     one width only, and without it there is a matrix `[n_tokens, n_tokens]` in float32 for each head."""
     width = value.shape[-1]
-    if query.device.type == "cpu" and width < query.shape[-1]:
-        value = F.pad(value, (0, query.shape[-1] - width))
+    value = F.pad(value, (0, query.shape[-1] - width))
     output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output[..., :width], weights
 
 
 AttentionInterface.register("sdpa_padded", sdpa_padded_attention_forward)
 AttentionMaskInterface.register("sdpa_padded", sdpa_mask)
+
+
+@contextmanager
+def attention_in_blocks(config, device: torch.device):
+    """Latent attention by [`sdpa_padded_attention_forward`] on a CPU, for as long as this lasts.
+
+    Only without gradients: a layer that is computed again in the backward pass would be so outside of it.
+    """
+    narrow = (getattr(config, "v_head_dim", None) or 0) < (getattr(config, "qk_head_dim", None) or 0)
+    applies = narrow and device.type == "cpu" and config._attn_implementation == "sdpa"
+    if not applies or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        yield
+        return
+    config._attn_implementation = "sdpa_padded"
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
 
 
 def vision_block_ids(is_image: torch.Tensor, past_length: int) -> torch.Tensor:
@@ -449,10 +467,6 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         self.vision_tower = DenseMLLMVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = DenseMLLMMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        text_config = self.language_model.config
-        latent = getattr(text_config, "kv_lora_rank", None) is not None
-        if latent and text_config._attn_implementation == "sdpa":
-            text_config._attn_implementation = "sdpa_padded"
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -576,14 +590,15 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
             is_image = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(is_image, image_features)
 
-        outputs = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        with attention_in_blocks(self.language_model.config, inputs_embeds.device):
+            outputs = self.language_model(
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
         return DenseMLLMModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,

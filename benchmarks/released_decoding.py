@@ -104,7 +104,9 @@ def attention_memory(device, height: int, width: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model and picture, under a minute")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="the released one: bfloat16")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights; released: bfloat16"
+    )
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -112,7 +114,8 @@ def main() -> None:
     model = make_model(*sizes, device, vocabulary).to(getattr(torch, args.dtype))
     image = make_image(edge, edge)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"device {device}, {torch.get_num_threads()} threads, {size:.0f} M parameters, vocabulary {vocabulary}, {args.dtype}")
+    print(f"device {device}, {torch.get_num_threads()} threads, {args.dtype}, {size:.0f} M parameters, vocabulary "
+          f"{vocabulary}")  # fmt: skip
 
     def ours():
         return model.predict_dense(image, task="segmentation", labels=LABELS)

@@ -224,23 +224,34 @@ def test_attention_implementation_of_each_part(processor):
 
 
 @pytest.mark.parametrize("vision_attention", ["causal", "bidirectional"])
-def test_attention_in_blocks_for_latent_attention_changes_nothing(processor, vision_attention):
+def test_attention_in_blocks_for_latent_attention_changes_nothing(processor, vision_attention, monkeypatch):
+    widths = []
+    attend = F.scaled_dot_product_attention
+
+    def record(query, key, value, **kwargs):
+        widths.append((query.shape[-1], value.shape[-1]))
+        return attend(query, key, value, **kwargs)
+
     model = make_model(processor, vision_attention=vision_attention)
+    model.model.vision_tower.set_attn_implementation("eager")
     inputs = chat(processor, [([make_image(30, 50)], "what is it?"), ([make_image(8, 16, 1)], "?")])
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
     results = {}
-    for implementation in ("sdpa_padded", "sdpa", "eager"):
-        if implementation == "sdpa_padded":
-            assert model.model.language_model.config._attn_implementation == implementation
-        else:
-            model.model.language_model.set_attn_implementation(implementation)
-        with torch.no_grad():
-            logits = model(**inputs).logits[inputs["attention_mask"].bool()]
-        results[implementation] = logits, model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    with torch.no_grad():
+        results["blocks"] = model(**inputs).logits, model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert set(widths) == {(16, 16)}
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+    widths.clear()
+    with torch.enable_grad():
+        results["with gradients"] = model(**inputs).logits.detach(), results["blocks"][1]
+    assert set(widths) == {(16, 8)}
+    model.model.language_model.set_attn_implementation("eager")
+    with torch.no_grad():
+        results["eager"] = model(**inputs).logits, model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    real = inputs["attention_mask"].bool()
     for logits, text in results.values():
-        torch.testing.assert_close(logits, results["eager"][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[real], results["eager"][0][real], atol=1e-5, rtol=1e-5)
         assert torch.equal(text, results["eager"][1])
-    llama = make_model(processor, text=LLAMA)
-    assert llama.model.language_model.config._attn_implementation == "sdpa"
 
 
 def test_base_model_alone(processor):
