@@ -18,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import released
@@ -319,3 +320,13 @@ def test_parity_tool_tells_agreement_from_difference(converted, tmp_path, capsys
     recorded["output.projector"] *= 1.1
     save_file(recorded, tmp_path / "reference.safetensors")
     assert check_parity.main(command) == 1
+
+
+@pytest.mark.full_geometry
+def test_full_geometry_converts_loads_and_predicts(tmp_path):
+    script = Path(__file__).resolve().parents[1] / "benchmarks/released_geometry.py"
+    run = subprocess.run([sys.executable, script, "--folder", tmp_path], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    results = json.loads(run.stdout.splitlines()[-1])
+    assert results["parameters"] == 5_340_551_024
+    assert results["convert_peak_gib"] < 1.2 * results["largest_shard_gib"] + 0.5
