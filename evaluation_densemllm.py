@@ -14,15 +14,48 @@
 
 """Metrics of dense prediction, gathered over a data set image by image."""
 
+import math
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .processing_densemllm import DenseMLLMProcessor
+from .processing_densemllm import BACKGROUND_LABEL, TASKS, DenseMLLMProcessor, parse_refs, present_values
 
 
-class SegmentationMetrics:
-    """mIoU and pixel accuracy from one confusion matrix over the whole data set.
+# Parts of the image on which depth is compared by convention: top, bottom, left and right as shares of its edges.
+# "eigen" and "garg" are those for KITTI, "nyu" is rows 45 to 470 and columns 41 to 600 of NYUv2's 480x640.
+CROPS = {
+    "none": (0.0, 1.0, 0.0, 1.0),
+    "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
+    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+    "nyu": (45 / 480, 471 / 480, 41 / 640, 601 / 640),
+}
+BOUNDARY_WIDTH = 0.02  # share of the image's diagonal
+
+
+class _Metrics:
+    """Sums over images from which the metrics follow: `totals` of parts of a data set can be added up."""
+
+    totals: torch.Tensor
+
+    def count(self, prediction, reference) -> torch.Tensor:
+        """What one image adds to `totals`."""
+        raise NotImplementedError
+
+    def add(self, prediction, reference) -> None:
+        """Add one image, in the form that [`count`] takes."""
+        self.totals += self.count(prediction, reference)
+
+    def compute(self, totals: torch.Tensor | None = None) -> dict:
+        """The metrics of all images that were added, or of other `totals`."""
+        raise NotImplementedError
+
+
+class SegmentationMetrics(_Metrics):
+    """mIoU, boundary IoU and pixel accuracy from one confusion matrix over the whole data set.
+
+    The boundary IoU of a class compares only the pixels of prediction and of reference that [`boundary_region`] finds.
 
     Args:
         num_labels: number of classes.
@@ -30,85 +63,296 @@ class SegmentationMetrics:
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255):
+        if num_labels < 1:
+            raise ValueError(f"`num_labels` must be at least 1, got {num_labels}")
         self.num_labels = num_labels
         self.ignore_index = ignore_index
-        # Last column: predicted as none of the classes.
-        self.totals = torch.zeros(num_labels, num_labels + 1, dtype=torch.long)
+        # The confusion matrix, and for each class pixels of both boundaries, of the prediction's, of the reference's.
+        self.totals = torch.zeros(num_labels, num_labels + 4, dtype=torch.long)
 
-    def add(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
-        """Add one image: class ids `[height, width]`; negative predictions are none of the classes."""
+    @property
+    def confusion(self) -> torch.Tensor:
+        """Pixels, `int64 [num_labels, num_labels + 1]`: a row a class of the reference, a column a predicted class;
+        the last column: predicted as none of the classes."""
+        return self.totals[:, : self.num_labels + 1]
+
+    def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """What one image adds: class ids `[height, width]`; negative predictions are none of the classes."""
         prediction, reference = torch.as_tensor(prediction).long(), torch.as_tensor(reference).long()
-        if prediction.shape != reference.shape:
-            raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but `reference` {tuple(reference.shape)}")
+        _check_shapes(prediction, reference)
         counted = reference != self.ignore_index
-        prediction, reference = prediction[counted], reference[counted]
         prediction = prediction.masked_fill(prediction < 0, self.num_labels)
         for name, values, high in (
-            ("prediction", prediction, self.num_labels),
-            ("reference", reference, self.num_labels - 1),
+            ("prediction", prediction[counted], self.num_labels),
+            ("reference", reference[counted], self.num_labels - 1),
         ):
             if values.numel() and not (0 <= int(values.min()) and int(values.max()) <= high):
                 raise ValueError(f"`{name}` has the class id {int(values.max())}; there are {self.num_labels} classes")
-        cells = torch.bincount(reference * (self.num_labels + 1) + prediction, minlength=self.totals.numel())
-        self.totals += cells.view_as(self.totals)
+        columns = self.num_labels + 1
+        cells = torch.bincount(reference[counted] * columns + prediction[counted], minlength=self.num_labels * columns)
+        # An ignored area is no part of either, so that its outline is one of both.
+        prediction = torch.where(counted, prediction, self.ignore_index)
+        edges = [boundary_region(values) & counted for values in (prediction, reference)]
+        both = edges[0] & edges[1] & (prediction == reference)
+        boundaries = [
+            torch.bincount(values[edge], minlength=columns)[: self.num_labels]
+            for values, edge in ((reference, both), (prediction, edges[0]), (reference, edges[1]))
+        ]
+        return torch.cat([cells.view(self.num_labels, columns), torch.stack(boundaries, dim=1)], dim=1)
 
-    def compute(self) -> dict:
-        """`mean_iou` over the classes that occur in references or predictions, `pixel_accuracy`, and `per_label_iou`
-        (NaN where a class does not occur)."""
-        hits = self.totals[:, :-1].diagonal().double()
-        union = self.totals.sum(dim=1) + self.totals[:, :-1].sum(dim=0) - self.totals[:, :-1].diagonal()
-        iou = hits / union  # 0 / 0 is NaN: the class occurs nowhere
+    def compute(self, totals: torch.Tensor | None = None) -> dict:
+        """`mean_iou` and `mean_boundary_iou` over the classes that occur in references or predictions,
+        `pixel_accuracy`, and `per_label_iou` and `per_label_boundary_iou` (NaN where a class does not occur)."""
+        totals = self.totals if totals is None else totals
+        confusion, boundaries = totals[:, : self.num_labels + 1], totals[:, self.num_labels + 1 :]
+        hits = confusion[:, :-1].diagonal()
+        iou = hits / (confusion.sum(dim=1) + confusion[:, :-1].sum(dim=0) - hits).double()  # 0 / 0 is NaN
+        boundary_iou = boundaries[:, 0] / (boundaries[:, 1] + boundaries[:, 2] - boundaries[:, 0]).double()
         return {
             "mean_iou": float(iou.nanmean()),
-            "pixel_accuracy": float(hits.sum() / self.totals.sum()),
+            "pixel_accuracy": float(hits.sum() / confusion.sum().double()),
+            "mean_boundary_iou": float(boundary_iou.nanmean()),
             "per_label_iou": iou.tolist(),
+            "per_label_boundary_iou": boundary_iou.tolist(),
         }
 
 
-class DepthMetrics:
-    """Depth metrics over all valid pixels of a data set: the share with max(d / d*, d* / d) below 1.25, 1.25^2 and
-    1.25^3, mean |d - d*| / d*, and the root of the mean squared difference in metres."""
+class DepthMetrics(_Metrics):
+    """Depth metrics over the valid pixels of a data set: the share with max(d / d*, d* / d) below 1.25, 1.25^2 and
+    1.25^3, AbsRel, the mean of |d - d*| / d*, RMSE, the root of the mean squared difference in metres, and SILog.
 
-    def __init__(self):
-        self.totals = torch.zeros(6, dtype=torch.float64)
+    SILog is 100 sqrt(mean(e^2) - mean(e)^2) with e = ln d - ln d* over the pixels of an image, averaged over the
+    images: Eigen et al. 2014, "Depth map prediction from a single image using a multi-scale deep network", equation 1,
+    as KITTI reports it, in percent. A factor on all of an image's depths doesn't change it.
 
-    def add(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
-        """Add one image: metres `[height, width]`; reference pixels that are not finite and above 0 don't count."""
+    Args:
+        min_depth, max_depth: only reference pixels between the two, in metres, count, and predictions are clamped to
+            them; no limit where left out.
+        crop: a name in `CROPS`: the part of the image that counts.
+        average: `"pixels"`: every valid pixel of the data set weighs the same; `"images"`: every image with a valid
+            pixel does, as is the custom on NYUv2 (RMSE is then the mean of the images' roots).
+    """
+
+    def __init__(
+        self,
+        min_depth: float | None = None,
+        max_depth: float | None = None,
+        crop: str = "none",
+        average: str = "pixels",
+    ):
+        low, high = 0.0 if min_depth is None else min_depth, math.inf if max_depth is None else max_depth
+        if not 0 <= low < high:
+            raise ValueError(
+                f"`min_depth` and `max_depth` must be 0 <= min < max metres, got {min_depth}, {max_depth}"
+            )
+        if crop not in CROPS:
+            raise ValueError(f"`crop` must be one of {sorted(CROPS)}, got {crop!r}")
+        if average not in ("pixels", "images"):
+            raise ValueError(f"`average` must be 'pixels' or 'images', got {average!r}")
+        self.min_depth, self.max_depth, self.crop, self.average = low, high, crop, average
+        # Images, the sum of their SILogs, weights, and the weighted sums of the other metrics.
+        self.totals = torch.zeros(8, dtype=torch.float64)
+
+    def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """What one image adds: metres `[height, width]`; reference pixels that are not finite and above 0 don't
+        count."""
         prediction, reference = torch.as_tensor(prediction).double(), torch.as_tensor(reference).double()
-        if prediction.shape != reference.shape:
-            raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but `reference` {tuple(reference.shape)}")
-        counted = reference.isfinite() & (reference > 0)
-        prediction, reference = prediction[counted].clamp(min=1e-6), reference[counted]
+        _check_shapes(prediction, reference)
+        top, bottom, left, right = (
+            math.floor(share * edge + 1e-6)
+            for share, edge in zip(CROPS[self.crop], np.repeat(reference.shape, 2).tolist(), strict=True)
+        )
+        prediction, reference = prediction[top:bottom, left:right], reference[top:bottom, left:right]
+        counted = reference.isfinite() & (reference > self.min_depth) & (reference < self.max_depth)
+        pixels = int(counted.sum())
+        if not pixels:
+            return torch.zeros_like(self.totals)
+        prediction = prediction[counted].clamp(max(self.min_depth, 1e-6), self.max_depth)
+        reference = reference[counted]
         ratio = torch.maximum(prediction / reference, reference / prediction)
         difference = (prediction - reference).abs()
         sums = [(ratio < 1.25**power).sum() for power in (1, 2, 3)]
-        self.totals += torch.stack([counted.sum(), *sums, (difference / reference).sum(), difference.square().sum()])
+        sums = torch.stack([*sums, (difference / reference).sum(), difference.square().sum()])
+        silog = 100 * (prediction.log() - reference.log()).std(correction=0)
+        weight = torch.tensor(pixels, dtype=torch.float64)
+        if self.average == "images":
+            sums, weight = sums / pixels, torch.ones_like(weight)
+            sums[-1] = sums[-1].sqrt()
+        return torch.cat([torch.stack([torch.ones_like(weight), silog, weight]), sums])
 
-    def compute(self) -> dict:
-        """`delta1`, `delta2`, `delta3`, `abs_rel` and `rmse` (metres); NaN without a valid pixel."""
-        delta1, delta2, delta3, abs_rel, square = (self.totals[1:] / self.totals[0]).tolist()
-        return {"delta1": delta1, "delta2": delta2, "delta3": delta3, "abs_rel": abs_rel, "rmse": square**0.5}
+    def compute(self, totals: torch.Tensor | None = None) -> dict:
+        """`delta1`, `delta2`, `delta3`, `abs_rel`, `rmse` (metres), `silog` (percent); NaN without a valid pixel."""
+        totals = self.totals if totals is None else totals
+        delta1, delta2, delta3, abs_rel, rmse = (totals[3:] / totals[2]).tolist()
+        return {
+            "delta1": delta1,
+            "delta2": delta2,
+            "delta3": delta3,
+            "abs_rel": abs_rel,
+            "rmse": rmse**0.5 if self.average == "pixels" else rmse,
+            "silog": float(totals[1] / totals[0]),
+        }
 
 
-class ReferringMetrics:
-    """cIoU and gIoU of masks: the intersections of all images over their unions, and the mean of each image's IoU."""
+class ReferringMetrics(_Metrics):
+    """cIoU, gIoU and boundary IoU of masks: the intersections of all images over their unions, the mean of each
+    image's IoU, and the mean of each image's IoU of the two [`boundary_region`]s."""
 
     def __init__(self):
-        self.totals = torch.zeros(4, dtype=torch.float64)
+        self.totals = torch.zeros(5, dtype=torch.float64)
 
-    def add(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
-        """Add one image: booleans `[height, width]`. Two empty masks agree."""
+    def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """What one image adds: booleans `[height, width]`. Two empty masks agree."""
         prediction, reference = torch.as_tensor(prediction).bool(), torch.as_tensor(reference).bool()
-        if prediction.shape != reference.shape:
-            raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but `reference` {tuple(reference.shape)}")
-        intersection, union = (prediction & reference).sum().item(), (prediction | reference).sum().item()
-        self.totals += torch.tensor([1, intersection, union, intersection / union if union else 1.0])
+        _check_shapes(prediction, reference)
 
-    def compute(self) -> dict:
-        """`ciou` and `giou`; NaN without an image."""
-        count, intersection, union, iou = self.totals.tolist()
-        ciou = intersection / union if union else float("nan")
-        return {"ciou": ciou, "giou": iou / count if count else float("nan")}
+        def overlap(one, other):
+            intersection, union = (one & other).sum().item(), (one | other).sum().item()
+            return intersection, union, intersection / union if union else 1.0
+
+        edges = [mask & boundary_region(mask) for mask in (prediction, reference)]
+        return torch.tensor([1, *overlap(prediction, reference), overlap(*edges)[2]], dtype=torch.float64)
+
+    def compute(self, totals: torch.Tensor | None = None) -> dict:
+        """`ciou`, `giou` and `boundary_iou`; NaN without an image."""
+        count, intersection, union, *sums = (self.totals if totals is None else totals).tolist()
+        giou, boundary_iou = (total / count if count else math.nan for total in sums)
+        return {"ciou": intersection / union if union else math.nan, "giou": giou, "boundary_iou": boundary_iou}
+
+
+class ClassListMetrics(_Metrics):
+    """Precision, recall and F1 between the names that were given and those that are true, micro-averaged: hits,
+    misses and false alarms are counted over all images before the ratio."""
+
+    def __init__(self):
+        self.totals = torch.zeros(4, dtype=torch.long)
+
+    def count(self, prediction, reference) -> torch.Tensor:
+        """What one image adds: names, in any order; upper and lower case and the width of blanks don't matter."""
+        for name, names in (("prediction", prediction), ("reference", reference)):
+            if isinstance(names, str):
+                raise ValueError(f"`{name}` must be a list of names, got the string {names!r}")
+        given, true = ({" ".join(name.lower().split()) for name in names} for names in (prediction, reference))
+        return torch.tensor([1, len(given & true), len(given - true), len(true - given)])
+
+    def compute(self, totals: torch.Tensor | None = None) -> dict:
+        """`precision`, `recall` and `f1`; NaN where there is nothing to divide by."""
+        _, hits, false, missed = (self.totals if totals is None else totals).double()
+        return {
+            "precision": float(hits / (hits + false)),
+            "recall": float(hits / (hits + missed)),
+            "f1": float(2 * hits / (2 * hits + false + missed)),
+        }
+
+
+def boundary_region(labels: torch.Tensor) -> torch.Tensor:
+    """Pixels near the outline of their own region: the region minus its erosion (Cheng et al. 2021, "Boundary IoU").
+
+    The erosion takes d = 2 % of the image's diagonal (at least 1 pixel) off by a square, d steps in each direction;
+    what is outside the image belongs to no region.
+
+    Args:
+        labels: integers or booleans `[height, width]`; all regions are treated at once.
+
+    Returns:
+        `bool [height, width]`
+    """
+    height, width = labels.shape
+    d = max(1, round(BOUNDARY_WIDTH * math.hypot(height, width)))
+    framed = torch.nn.functional.pad(labels.long(), (d, d, d, d), value=-(2**31))
+
+    # A pixel survives if no two neighbours in the square around it differ: counted with running sums, whose cost
+    # doesn't depend on d.
+    def changes(differ, rows, columns):
+        sums = torch.nn.functional.pad(differ.int(), (1, 0, 1, 0)).cumsum(0, dtype=torch.int32).cumsum(1)
+        return sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
+
+    beside = changes(framed[:, 1:] != framed[:, :-1], 2 * d + 1, 2 * d)
+    below = changes(framed[1:] != framed[:-1], 2 * d, 2 * d + 1)
+    return (beside + below) > 0
+
+
+def _check_shapes(prediction: torch.Tensor, reference: torch.Tensor) -> None:
+    if prediction.shape != reference.shape:
+        raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but `reference` {tuple(reference.shape)}")
+    if prediction.ndim != 2:
+        raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but must be [height, width]")
+
+
+def predict_batch(
+    model,
+    processor: DenseMLLMProcessor,
+    samples: list[dict],
+    tasks,
+    id2label: dict[int, str] | None = None,
+    depth_range: str | None = None,
+    batch_size: int = 8,
+    refine: str | None = None,
+    **images_kwargs,
+) -> list[tuple[int, str, object, object]]:
+    """What a model says of a few samples, and what is true, at the annotations' own size.
+
+    Args:
+        model, processor, id2label, depth_range, batch_size: as for [`evaluate_dense`].
+        samples: see [`evaluate_dense`]; `focal_length`, in pixels, is used for depth.
+        tasks: of `"segmentation"`, `"depth"`, `"referring"` and `"class_list"` (the names of the classes that are in
+            the picture, for which the model is asked); a sample is left out where its annotation lacks.
+        refine, images_kwargs: as for `predict_dense`.
+
+    Returns:
+        (position in `samples`, task, prediction, reference), the latter two as the task's metrics take them.
+    """
+    columns = {
+        "segmentation": "segmentation",
+        "depth": "depth",
+        "referring": "expression",
+        "class_list": "segmentation",
+    }
+    options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
+    results = []
+    # Samples with the same annotations and the same camera share a forward pass.
+    groups: dict[tuple, list[int]] = {}
+    for position, sample in enumerate(samples):
+        there = [task for task in tasks if sample.get(columns.get(task, task)) is not None]
+        for shared in (("segmentation", "depth"), ("referring",), ("class_list",)):
+            shared = tuple(task for task in shared if task in there)
+            if shared:
+                focal_length = sample.get("focal_length") if "depth" in shared else None
+                groups.setdefault((shared, focal_length), []).append(position)
+    for (shared, focal_length), positions in groups.items():
+        group = [samples[position] for position in positions]
+        images = [sample["image"] for sample in group]
+        if shared == ("class_list",):
+            names = processor.normalize_labels(id2label)
+            question = TASKS["segmentation"].question
+            for position, sample, encoded in zip(positions, group, model.encode_image(images, **options), strict=True):
+                answer = model.query(encoded, question, processor, stop_at=processor.mask_token)
+                present = present_values(np.asarray(sample["segmentation"])).tolist()
+                true = [names[key] for key in present if names.get(key, BACKGROUND_LABEL) != BACKGROUND_LABEL]
+                results.append((position, "class_list", parse_refs(answer), true))
+            continue
+        field = {"referring": "mask"}.get(shared[0], shared[0])
+        predictions = model.predict_dense(
+            images,
+            task=shared,
+            labels=id2label if "segmentation" in shared else None,
+            text=[sample["expression"] for sample in group] if "referring" in shared else None,
+            depth_range=depth_range,
+            focal_length=focal_length,
+            target_sizes=[np.asarray(sample[field]).shape for sample in group],
+            refine=refine if "segmentation" in shared else None,
+            **options,
+        )
+        for position, sample, prediction in zip(positions, group, predictions, strict=True):
+            for task in shared:
+                if task == "segmentation":
+                    pair = prediction.segmentation, np.array(sample["segmentation"])
+                elif task == "depth":
+                    pair = prediction.predicted_depth, np.array(sample["depth"], dtype=np.float32)
+                else:
+                    pair = prediction.mask, np.array(sample["mask"]) > 0
+                results.append((position, task, *pair))
+    return results
 
 
 def evaluate_dense(
@@ -144,39 +388,11 @@ def evaluate_dense(
     first, processes = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     indices = range(first, len(samples), processes)
     starts = range(0, len(indices), batch_size)
-    options = {"processor": processor, "batch_size": batch_size}
     for start in tqdm(starts, desc="evaluating", leave=False, disable=first > 0):
-        # Images with the same annotations share a forward pass.
-        groups: dict[tuple, list[dict]] = {}
-        for index in indices[start : start + batch_size]:
-            sample = samples[index]
-            tasks = [
-                task
-                for task, column in (("segmentation", "segmentation"), ("depth", "depth"), ("referring", "expression"))
-                if task in metrics and sample.get(column) is not None
-            ]
-            for shared in (tuple(task for task in tasks if task != "referring"), ("referring",)):
-                if shared and set(shared) <= set(tasks):
-                    groups.setdefault(shared, []).append(sample)
-        for tasks, group in groups.items():
-            field = {"referring": "mask"}.get(tasks[0], tasks[0])
-            predictions = model.predict_dense(
-                [sample["image"] for sample in group],
-                task=tasks,
-                labels=id2label if "segmentation" in tasks else None,
-                text=[sample["expression"] for sample in group] if "referring" in tasks else None,
-                depth_range=depth_range,
-                target_sizes=[np.asarray(sample[field]).shape for sample in group],
-                **options,
-            )
-            for sample, prediction in zip(group, predictions, strict=True):
-                if "segmentation" in tasks:
-                    metrics["segmentation"].add(prediction.segmentation, np.array(sample["segmentation"]))
-                if "depth" in tasks:
-                    depth = np.array(sample["depth"], dtype=np.float32)
-                    metrics["depth"].add(prediction.predicted_depth, depth)
-                if "referring" in tasks:
-                    metrics["referring"].add(prediction.mask, np.array(sample["mask"]) > 0)
+        batch = [samples[index] for index in indices[start : start + batch_size]]
+        predicted = predict_batch(model, processor, batch, tuple(metrics), id2label, depth_range, batch_size)
+        for _, task, prediction, reference in predicted:
+            metrics[task].add(prediction, reference)
     results = {}
     for metric in metrics.values():
         if processes > 1:
@@ -187,4 +403,13 @@ def evaluate_dense(
     return results
 
 
-__all__ = ["DepthMetrics", "ReferringMetrics", "SegmentationMetrics", "evaluate_dense"]
+__all__ = [
+    "CROPS",
+    "ClassListMetrics",
+    "DepthMetrics",
+    "ReferringMetrics",
+    "SegmentationMetrics",
+    "boundary_region",
+    "evaluate_dense",
+    "predict_batch",
+]
