@@ -1,0 +1,407 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Ray casting of rooms with Embree: colour with soft shadows and one bounce, and depth, classes and instances that are
+exact at the pixels' centres.
+
+Directions and positions are float32 `[n, 3]`; colours are linear RGB until the last step.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from catalogue import LABEL2ID, load_mesh
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+from layout import Camera, Paint, Room
+
+
+FAR = 1e4
+OFFSET = 2e-3  # metres by which a ray starts above its surface
+CLEAR = 0.65  # materials of a lower opacity let rays through
+
+
+@dataclass
+class View:
+    """One picture of a room; arrays are `[height, width]`."""
+
+    image: np.ndarray  # uint8 [height, width, 3], sRGB
+    segmentation: np.ndarray  # uint8, class ids
+    depth: np.ndarray  # float32, metres along the optical axis
+    instances: np.ndarray  # uint16, place in `Room.things` plus one; 0: floor, walls, ceiling
+
+
+class Scene:
+    """A room as triangles, ready to be looked at from anywhere."""
+
+    def __init__(self, room: Room):
+        self.room = room
+        self.paints: list[Paint] = []
+        self.textures: list[np.ndarray] = []
+        self._parts: dict[str, list] = {
+            name: []
+            for name in ("vertices", "normals", "uv", "color", "opacity", "texture", "paint", "label", "thing")
+        }
+        self._shell()
+        for index, thing in enumerate(room.things):
+            if thing.model is not None:
+                self._mesh(index, thing)
+            elif thing.label == "picture":
+                self._box(index, thing)
+            else:
+                self._panel(index, thing)
+        parts = {name: np.concatenate(values) for name, values in self._parts.items()}
+        clear = parts["opacity"] < CLEAR
+        self.solid = _Triangles(parts, ~clear)
+        self.glass = _Triangles(parts, clear) if clear.any() else None
+
+    # ---- triangles ----
+
+    def _append(self, vertices, normals, uv, label, thing, color=None, opacity=None, texture=None, paint=-1):
+        count = len(vertices)
+        full = np.full
+        rows = {
+            "vertices": vertices, "normals": normals, "uv": uv,
+            "color": full((count, 3), 0.7) if color is None else color,
+            "opacity": full(count, 1.0) if opacity is None else opacity,
+            "texture": full(count, -1) if texture is None else texture,
+            "paint": full(count, paint), "label": full(count, label), "thing": full(count, thing),
+        }  # fmt: skip
+        kinds = {"texture": np.int32, "paint": np.int32, "label": np.uint8, "thing": np.int32}
+        for name, values in rows.items():
+            self._parts[name].append(np.asarray(values, dtype=kinds.get(name, np.float32)))
+
+    def _quad(self, corner, along, up, label: int, thing: int, paint: Paint) -> None:
+        """A rectangle that faces cross(along, up); its texture coordinates are metres."""
+        corner, along, up = (np.asarray(edge, dtype=np.float64) for edge in (corner, along, up))
+        points = np.array([corner, corner + along, corner + along + up, corner + up])
+        width, height = np.linalg.norm(along), np.linalg.norm(up)
+        uv = np.array([[0, 0], [width, 0], [width, height], [0, height]])
+        normal = np.cross(along, up) / (width * height)
+        order = np.array([[0, 1, 2], [0, 2, 3]])
+        self.paints.append(paint)
+        self._append(points[order], np.tile(normal, (2, 3, 1)), uv[order], label, thing, paint=len(self.paints) - 1)
+
+    def _shell(self) -> None:
+        width, depth, height = self.room.size
+        paints = self.room.paints
+        self._quad((0, 0, 0), (width, 0, 0), (0, depth, 0), LABEL2ID["floor"], -1, paints["floor"])
+        self._quad((0, depth, height), (width, 0, 0), (0, -depth, 0), LABEL2ID["ceiling"], -1, paints["ceiling"])
+        corners = ((0, depth), (0, 0), (width, 0), (width, depth))
+        edges = ((width, 0), (0, depth), (-width, 0), (0, -depth))
+        for wall, (corner, edge) in enumerate(zip(corners, edges, strict=True)):
+            self._quad((*corner, 0), (*edge, 0), (0, 0, height), LABEL2ID["wall"], -1, paints[f"wall{wall}"])
+
+    def _panel(self, index: int, thing) -> None:
+        x, y, z = thing.position
+        side = np.array([math.cos(thing.yaw), math.sin(thing.yaw), 0.0]) * thing.size[0]
+        if thing.label == "rug":
+            back = np.array([-math.sin(thing.yaw), math.cos(thing.yaw), 0.0]) * thing.size[1]
+            corner = np.array([x, y, z + thing.size[2]]) - side / 2 - back / 2
+            self._quad(corner, side, back, LABEL2ID["rug"], index, thing.paint)
+        else:  # what is behind a window belongs to the window
+            self._quad(np.array([x, y, z]) - side / 2, side, (0, 0, thing.size[2]), LABEL2ID[thing.label],
+                       thing.support, thing.paint)  # fmt: skip
+
+    def _box(self, index: int, thing) -> None:
+        """A picture: its front is painted, its edges are a frame."""
+        x, y, z = thing.position
+        width, depth, height = thing.size
+        side = np.array([math.cos(thing.yaw), math.sin(thing.yaw), 0.0])
+        front = np.array([math.sin(thing.yaw), -math.cos(thing.yaw), 0.0])
+        low = np.array([x, y, z]) - side * width / 2
+        frame = Paint((0.05, 0.04, 0.03), (0.05, 0.04, 0.03))
+        label = LABEL2ID[thing.label]
+        edge = 0.03
+        at_front, up = low + front * depth / 2, np.array([0, 0, 1.0])
+        self._quad(at_front, side * width, up * height, label, index, frame)
+        self._quad(at_front + front * 0.002 + side * edge + up * edge, side * (width - 2 * edge), up * (height - 2 * edge),
+                   label, index, thing.paint)  # fmt: skip
+        back = low - front * depth / 2
+        self._quad(back, front * depth, up * height, label, index, frame)
+        self._quad(at_front + side * width, -front * depth, up * height, label, index, frame)
+        self._quad(at_front + up * height, side * width, -front * depth, label, index, frame)
+        self._quad(back, side * width, front * depth, label, index, frame)
+
+    def _mesh(self, index: int, thing) -> None:
+        mesh = load_mesh(thing.model)
+        if mesh is None:
+            return
+        cosine, sine = math.cos(thing.yaw), math.sin(thing.yaw)
+        turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]], dtype=np.float32)
+        vertices = mesh.vertices @ turn.T + np.array(thing.position, dtype=np.float32)
+        textures = np.full(len(mesh.textures), -1)
+        for place, pixels in enumerate(mesh.textures):
+            if pixels is not None:
+                textures[place] = len(self.textures)
+                self.textures.append(pixels)
+        own = mesh.material
+        self._append(vertices, mesh.normals @ turn.T, mesh.uv, LABEL2ID[thing.label], index, mesh.colors[own],
+                     mesh.opacity[own], textures[own])  # fmt: skip
+
+    # ---- looking ----
+
+    def glance(self, camera: Camera, edge: int = 40) -> np.ndarray:
+        """Places in `Room.things` (-1: none) and depths at a coarse grid of `edge` x `edge` rays: int and float
+        `[edge, edge]`."""
+        directions = _directions(camera, edge, edge, 1)
+        primitive, distance, _, _ = self.solid.cast(np.broadcast_to(camera.position, directions.shape), directions)
+        things = np.where(primitive >= 0, self.solid.thing[primitive], -1)
+        return things.reshape(edge, edge), (distance * (directions @ camera.forward)).reshape(edge, edge)
+
+    def render(self, camera: Camera, height: int, width: int, rng: np.random.Generator) -> View:
+        """The picture of a camera, and what is in it at the centres of its pixels."""
+        origin = camera.position.astype(np.float32)
+        centres = _directions(camera, height, width, 1)
+        primitive, distance, u, v = self.solid.cast(np.broadcast_to(origin, centres.shape), centres)
+        seen = primitive >= 0
+        depth = np.where(seen, distance * (centres @ camera.forward.astype(np.float32)), 0)
+        segmentation = np.where(seen, self.solid.label[primitive], 255)
+        instances = np.where(seen, self.solid.thing[primitive] + 1, 0)
+        normal = self.solid.normal_at(primitive, u, v, centres)
+
+        rays = _directions(camera, height, width, 2)
+        primitive, distance, u, v = self.solid.cast(np.broadcast_to(origin, rays.shape), rays)
+        albedo, emission = self.colors_at(self.solid, primitive, u, v)
+        own_normal = self.solid.normal_at(primitive, u, v, rays)
+        points = origin + rays * distance[:, None] + own_normal * OFFSET
+        light = self._irradiance(points, own_normal, rng)
+        # What light does changes slowly over a surface: its noise is smoothed there, and the surface's colour stays sharp.
+        light = _smooth(light.reshape(-1, 4, 3).mean(axis=1).reshape(height, width, 3),
+                        normal.reshape(height, width, 3), depth.reshape(height, width))  # fmt: skip
+        albedo, emission = (
+            values.reshape(-1, 4, 3).mean(axis=1).reshape(height, width, 3) for values in (albedo, emission)
+        )
+        color = albedo * light + emission
+        if self.glass is not None:
+            color = self._through_glass(color, origin, rays, distance, height, width)
+        return View(
+            _develop(color, rng), segmentation.reshape(height, width).astype(np.uint8),
+            depth.reshape(height, width).astype(np.float32), instances.reshape(height, width).astype(np.uint16),
+        )  # fmt: skip
+
+    def _through_glass(self, color, origin, rays, distance, height, width):
+        primitive, near, u, v = self.glass.cast(np.broadcast_to(origin, rays.shape), rays)
+        hit = (primitive >= 0) & (near < distance)
+        tint, _ = self.colors_at(self.glass, primitive, u, v)
+        facing = np.abs((self.glass.normal_at(primitive, u, v, rays) * rays).sum(axis=1))
+        share = np.where(hit, 0.12 + 0.4 * (1 - facing) ** 3, 0)[:, None]
+        shine = (0.5 * tint + 0.25 * self.room.ambient.astype(np.float32)) * share
+        share, shine = (values.reshape(height, width, 4, -1).mean(axis=2) for values in (share, shine))
+        return color * (1 - share) + shine
+
+    def colors_at(self, triangles: "_Triangles", primitive, u, v):
+        """Diffuse colour and emission at hits, float32 `[n, 3]` each."""
+        color = triangles.color[primitive].copy()
+        emission = np.zeros_like(color)
+        coordinates = triangles.uv_at(primitive, u, v)
+        texture = np.where(primitive >= 0, triangles.texture[primitive], -1)
+        for place in np.unique(texture[texture >= 0]):
+            own = texture == place
+            pixels = self.textures[place]
+            rows = ((1 - coordinates[own, 1]) % 1 * pixels.shape[0]).astype(int) % pixels.shape[0]
+            columns = (coordinates[own, 0] % 1 * pixels.shape[1]).astype(int) % pixels.shape[1]
+            color[own] *= (pixels[rows, columns].astype(np.float32) / 255) ** 2.2
+        paint = np.where(primitive >= 0, triangles.paint[primitive], -1)
+        for place in np.unique(paint[paint >= 0]):
+            own = paint == place
+            row = self.paints[place]
+            color[own] = painted(row, coordinates[own])
+            if row.emission:
+                emission[own], color[own] = color[own] * row.emission, 0.02
+        color[primitive < 0] = 0
+        return color, emission
+
+    def _irradiance(self, points, normals, rng):
+        """Light that arrives at points, over pi: a shadow ray to each light, and two rays for what other surfaces send
+        and hide."""
+        count = len(points)
+        total = np.zeros((count, 3), dtype=np.float32)
+        for light in self.room.lights:
+            corner, edges, color = (
+                np.asarray(value, dtype=np.float32) for value in (light.corner, light.edges, light.color)
+            )
+            spot = corner + rng.random((count, 2), dtype=np.float32) @ edges
+            way = spot - points
+            square = (way * way).sum(axis=1)
+            length = np.sqrt(square)
+            way /= length[:, None]
+            face = np.cross(edges[0], edges[1])
+            area = np.linalg.norm(face)
+            cosine = np.maximum((normals * way).sum(axis=1), 0) * np.maximum(-(way @ face), 0) / area
+            lit = np.flatnonzero(cosine > 1e-4)
+            free = ~self.solid.is_hidden(points[lit], way[lit], length[lit] - 0.02)
+            share = cosine[lit] * area / np.maximum(square[lit], 0.3) * free / math.pi
+            total[lit] += share[:, None] * color
+        ambient = self.room.ambient.astype(np.float32)
+        for _ in range(2):
+            way = normals + _on_sphere(count, rng)
+            way /= np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-6)
+            primitive, distance, _, _ = self.solid.cast(points, way)
+            # What is near hides the light that it would send; what is far sends the room's, in its colour.
+            share = np.clip(distance / 0.9, 0, 1) * 0.85 + 0.1
+            sent = self.solid.mean_color[primitive] * 0.8 + 0.2
+            total += np.where(primitive >= 0, share, 1)[:, None] * sent * ambient / 2
+        return total
+
+
+class _Triangles:
+    """Triangles of a scene that rays can meet, with what belongs to each of them."""
+
+    def __init__(self, parts: dict[str, np.ndarray], kept: np.ndarray):
+        for name, values in parts.items():
+            setattr(self, name, np.ascontiguousarray(values[kept]))
+        self.mean_color = self.color
+        self.scene = EmbreeScene()
+        self.mesh = TriangleMesh(self.scene, self.vertices)
+
+    def cast(self, origins, directions):
+        """First hits: triangle (-1: none), distance, and barycentric coordinates, `[n]` each."""
+        hits = self.scene.run(
+            np.ascontiguousarray(origins, dtype=np.float32),
+            np.ascontiguousarray(directions, dtype=np.float32),
+            output=1,
+        )
+        primitive = hits["primID"].astype(np.int64)
+        return primitive, np.where(primitive >= 0, hits["tfar"], FAR).astype(np.float32), hits["u"], hits["v"]
+
+    def is_hidden(self, origins, directions, lengths) -> np.ndarray:
+        """Whether something is nearer than `lengths`: bool `[n]`."""
+        if not len(origins):
+            return np.zeros(0, dtype=bool)
+        lengths = np.maximum(lengths, 1e-3).astype(np.float32)
+        return self.scene.run(origins, directions, dists=lengths, query="OCCLUDED") >= 0
+
+    def _mix(self, values, primitive, u, v):
+        own = values[primitive]
+        return own[:, 0] * (1 - u - v)[:, None] + own[:, 1] * u[:, None] + own[:, 2] * v[:, None]
+
+    def uv_at(self, primitive, u, v):
+        return self._mix(self.uv, primitive, u, v)
+
+    def normal_at(self, primitive, u, v, directions):
+        """Smooth unit normals at hits, on the side that is looked at."""
+        normal = self._mix(self.normals, primitive, u, v)
+        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
+        return np.where(((normal * directions).sum(axis=1) > 0)[:, None], -normal, normal)
+
+
+def _directions(camera: Camera, height: int, width: int, samples: int) -> np.ndarray:
+    """Unit directions through the pixels, float32 `[height * width * samples**2, 3]`, a pixel's samples together."""
+    forward = camera.forward
+    right = np.cross(forward, (0, 0, 1.0))
+    right /= np.linalg.norm(right)
+    up = np.cross(right, forward)
+    focal = camera.focal_length * width
+    inner = (np.arange(samples) + 0.5) / samples
+    rows = (np.arange(height)[:, None] + inner).reshape(height, 1, samples, 1)
+    columns = (np.arange(width)[:, None] + inner).reshape(1, width, 1, samples)
+    shape = (height, width, samples, samples)
+    x = np.broadcast_to((columns - width / 2) / focal, shape).reshape(-1, 1)
+    y = np.broadcast_to((height / 2 - rows) / focal, shape).reshape(-1, 1)
+    directions = (forward + x * right + y * up).astype(np.float32)
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+def _on_sphere(count: int, rng) -> np.ndarray:
+    z = rng.random(count, dtype=np.float32) * 2 - 1
+    angle = rng.random(count, dtype=np.float32) * np.float32(2 * math.pi)
+    ring = np.sqrt(np.maximum(1 - z * z, 0))
+    return np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=1)
+
+
+def _smooth(light, normal, depth, radius: int = 4):
+    """Mean of the light over near pixels of the same surface: like normals, like depths."""
+    height, width, _ = light.shape
+    total, weights = np.zeros_like(light), np.zeros((height, width, 1), dtype=np.float32)
+    pad = ((radius, radius), (radius, radius), (0, 0))
+    padded = [np.pad(values, pad, mode="edge") for values in (light, normal, depth[..., None].astype(np.float32))]
+    for dy in range(2 * radius + 1):
+        for dx in range(2 * radius + 1):
+            own_light, own_normal, own_depth = (values[dy : dy + height, dx : dx + width] for values in padded)
+            alike = np.maximum((normal * own_normal).sum(axis=2, keepdims=True), 0) ** 16
+            near = np.exp(-(((own_depth - depth[..., None]) / (0.03 * depth[..., None] + 0.02)) ** 2))
+            weight = alike * near * math.exp(-((dy - radius) ** 2 + (dx - radius) ** 2) / (0.7 * radius**2))
+            total += own_light * weight
+            weights += weight
+    return total / np.maximum(weights, 1e-6)
+
+
+def _develop(color, rng) -> np.ndarray:
+    """Exposure, a soft shoulder, sRGB, and a sensor's noise."""
+    brightness = np.percentile(color.mean(axis=2), 60)
+    color = color * (rng.uniform(0.32, 0.5) / max(brightness, 1e-4))
+    color = np.where(color > 0.7, 0.7 + 0.3 * (1 - np.exp(-(color - 0.7) / 0.3)), color)
+    srgb = np.where(color < 0.0031308, 12.92 * color, 1.055 * np.maximum(color, 1e-6) ** (1 / 2.4) - 0.055)
+    srgb += rng.normal(0, 0.006, srgb.shape)
+    return (np.clip(srgb, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+# ---- paints ----
+
+
+def _hash(x, y, seed: int):
+    """Pseudo-random float32 in [0, 1) for integer lattice points."""
+    mixed = (x.astype(np.int64) * 374761393 + y.astype(np.int64) * 668265263 + seed * 2246822519) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 13)) * 1274126177) & 0xFFFFFFFF
+    return ((mixed ^ (mixed >> 16)) & 0xFFFF).astype(np.float32) / 65536
+
+
+def _noise(uv, seed: int):
+    """Smooth value noise in [0, 1) on the unit lattice."""
+    cell = np.floor(uv)
+    part = uv - cell
+    part = part * part * (3 - 2 * part)
+    x, y = cell[:, 0], cell[:, 1]
+    low = _hash(x, y, seed) * (1 - part[:, 0]) + _hash(x + 1, y, seed) * part[:, 0]
+    high = _hash(x, y + 1, seed) * (1 - part[:, 0]) + _hash(x + 1, y + 1, seed) * part[:, 0]
+    return low * (1 - part[:, 1]) + high * part[:, 1]
+
+
+def painted(paint: Paint, uv: np.ndarray) -> np.ndarray:
+    """Linear colour of a paint at places in metres: float32 `[n, 3]` of float32 `[n, 2]`."""
+    base, accent = np.array(paint.base, dtype=np.float32), np.array(paint.accent, dtype=np.float32)
+    scaled = uv / np.float32(paint.scale)
+    if paint.pattern == "planks":
+        plank = np.floor(scaled[:, 0])
+        board = np.floor(scaled[:, 1] / 8 + _hash(plank, plank * 0, paint.seed))
+        tone = _hash(plank, board, paint.seed + 1)
+        grain = _noise(np.stack([scaled[:, 0] * 6, scaled[:, 1] * 0.7 + plank * 17], axis=1), paint.seed)
+        share = 0.55 * tone + 0.45 * grain
+        share = np.where(scaled[:, 0] - plank < 0.03, 1.3, share)
+    elif paint.pattern == "tiles":
+        inside = np.minimum(scaled % 1, 1 - scaled % 1).min(axis=1)
+        cell = np.floor(scaled)
+        share = np.where(inside < 0.02, 1.0, 0.25 * _hash(cell[:, 0], cell[:, 1], paint.seed))
+    elif paint.pattern == "checks":
+        share = (np.floor(scaled).sum(axis=1) % 2).astype(np.float32)
+    elif paint.pattern == "stripes":
+        share = (scaled[:, 0] % 1 < 0.5).astype(np.float32)
+    elif paint.pattern == "noise":
+        share = 0.6 * _noise(scaled, paint.seed) + 0.4 * _noise(scaled * 3.1, paint.seed + 1)
+    elif paint.pattern == "abstract":
+        third = np.array(paint.base[::-1], dtype=np.float32)
+        share = (_noise(scaled * 0.8, paint.seed) > 0.5).astype(np.float32)
+        other = (_noise(scaled * 0.5 + 9, paint.seed + 1) > 0.6)[:, None]
+        return np.where(other, third, base + (accent - base) * share[:, None])
+    elif paint.pattern == "scene":  # a horizon with something round above it
+        share = (uv[:, 1] / max(float(uv[:, 1].max()), 1e-6) > 0.45 + 0.2 * _noise(scaled, paint.seed)).astype(
+            np.float32
+        )
+    elif paint.pattern == "view":  # sky over treetops
+        share = (uv[:, 1] / np.float32(paint.scale) < 0.3 + 0.25 * _noise(uv * 4, paint.seed)).astype(np.float32)
+        share *= 0.6 + 0.4 * _noise(uv * 25, paint.seed + 1)
+    else:
+        share = 0.15 * _noise(scaled, paint.seed)
+    return base + (accent - base) * share[:, None].astype(np.float32)
