@@ -14,7 +14,8 @@
 """What can be said of a view: expressions that fit one thing in it and no other, and questions with their answers.
 
 Every statement is a predicate over what is visible, checked on all things of the view: with a margin, so that nobody
-could see it otherwise. Where that can't be told (a colour between two names, a thing of a few pixels), nothing is said.
+could see it otherwise. Where that can't be told (a colour between two names, a thing of a few pixels), nothing is
+said.
 """
 
 from dataclasses import dataclass

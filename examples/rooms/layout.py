@@ -32,8 +32,9 @@ LOW_TABLE = 0.6
 # What rooms of each kind have: (what, lowest and highest number).
 RECIPES: dict[str, tuple] = {
     "living room": (
-        ("sofa", 1, 2), ("low table", 0, 1), ("armchair", 0, 2), ("shelf", 0, 2), ("cabinet", 0, 2), ("wall screen", 0, 1),
-        ("floor lamp", 0, 1), ("floor plant", 0, 2), ("radiator", 0, 1), ("person", 0, 1), ("floor thing", 0, 2),
+        ("sofa", 1, 2), ("low table", 0, 1), ("armchair", 0, 2), ("shelf", 0, 2), ("cabinet", 0, 2),
+        ("wall screen", 0, 1), ("floor lamp", 0, 1), ("floor plant", 0, 2), ("radiator", 0, 1),
+        ("person", 0, 1), ("floor thing", 0, 2),
         ("picture", 0, 3), ("rug", 0, 1),
     ),
     "bedroom": (
@@ -140,7 +141,7 @@ class Furnisher:
     def __init__(self, models: list[Model]):
         self.pools: dict[str, list[Model]] = {}
         for model in models:
-            for pool in _pools_of(model):
+            for pool in pools_of(model):
                 self.pools.setdefault(pool, []).append(model)
 
     def __call__(self, seed: int) -> Room:
@@ -181,8 +182,8 @@ class Furnisher:
                         Placed(
                             "window", "view", _toward(placed, -model.size[1] / 2 + 0.004, 0.03 * height), placed.yaw,
                             (0.94 * width, 0.002, 0.94 * height),
-                            paint=Paint((0.75, 0.85, 1.0), (0.35, 0.5, 0.3), "view", height, int(rng.integers(1 << 30)),
-                                        float(rng.uniform(0.5, 1.1))),
+                            paint=Paint((0.75, 0.85, 1.0), (0.35, 0.5, 0.3), "view", height,
+                                        int(rng.integers(1 << 30)), float(rng.uniform(0.5, 1.1))),
                             support=len(room.things) - 1,
                         )
                     )  # fmt: skip
@@ -342,7 +343,7 @@ class Furnisher:
                 placed.support = index
 
 
-def _pools_of(model: Model) -> list[str]:
+def pools_of(model: Model) -> list[str]:
     """Where in a room a model can go."""
     width, depth, height = model.size
     label, name = model.label, model.name.lower()

@@ -126,8 +126,8 @@ class Scene:
         edge = 0.03
         at_front, up = low + front * depth / 2, np.array([0, 0, 1.0])
         self._quad(at_front, side * width, up * height, label, index, frame)
-        self._quad(at_front + front * 0.002 + side * edge + up * edge, side * (width - 2 * edge), up * (height - 2 * edge),
-                   label, index, thing.paint)  # fmt: skip
+        inside = at_front + front * 0.002 + side * edge + up * edge
+        self._quad(inside, side * (width - 2 * edge), up * (height - 2 * edge), label, index, thing.paint)
         back = low - front * depth / 2
         self._quad(back, front * depth, up * height, label, index, frame)
         self._quad(at_front + side * width, -front * depth, up * height, label, index, frame)
@@ -177,7 +177,7 @@ class Scene:
         own_normal = self.solid.normal_at(primitive, u, v, rays)
         points = origin + rays * distance[:, None] + own_normal * OFFSET
         light = self._irradiance(points, own_normal, rng)
-        # What light does changes slowly over a surface: its noise is smoothed there, and the surface's colour stays sharp.
+        # Light changes slowly over a surface: its noise is smoothed there, and the surface's own colour stays sharp.
         light = _smooth(light.reshape(-1, 4, 3).mean(axis=1).reshape(height, width, 3),
                         normal.reshape(height, width, 3), depth.reshape(height, width))  # fmt: skip
         albedo, emission = (

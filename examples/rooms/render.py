@@ -17,9 +17,9 @@ r"""Render furnished rooms into a data set: pictures, classes, metres, instances
     pip install -c constraints.txt -e ".[rooms]"
     python examples/rooms/render.py --split train --rooms 2000 --output_dir out/rooms/data
 
-Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.data_densemllm`, `id2label.json`, and a data card.
-The same arguments give the same bytes. A shard that is there already is left as it is, so a run that was stopped goes
-on. Test and validation rooms have furniture that no training room has.
+Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.data_densemllm`, `id2label.json`, and a data
+card. The same arguments give the same bytes. A shard that is there already is left as it is, so a run that was stopped
+goes on. Test and validation rooms have furniture that no training room has.
 """
 
 import argparse
@@ -36,7 +36,7 @@ import numpy as np
 from catalogue import FURNITURE, ID2LABEL, read_catalogue, split_models
 from datasets import Dataset, Features, Image, Sequence, Value
 from language import expressions, find_visible, questions
-from layout import Furnisher, propose_camera
+from layout import Furnisher, pools_of, propose_camera
 from PIL import Image as Picture
 from raycast import Scene
 from tqdm.auto import tqdm
@@ -84,7 +84,8 @@ def render_views(seed: int, furnisher: Furnisher, height: int, width: int) -> li
             {
                 "image": _encoded(view.image, "JPEG"), "segmentation": _encoded(view.segmentation),
                 "depth": _encoded(np.round(view.depth / DEPTH_SCALE).astype(np.uint16)),
-                "instances": _encoded(view.instances.astype(np.uint8)), "mask": mask if mask is None else _encoded(mask),
+                "instances": _encoded(view.instances.astype(np.uint8)),
+                "mask": mask if mask is None else _encoded(mask),
                 "expression": chosen and chosen[0], "messages": messages,
                 "focal_length": camera.focal_length * width, "expressions": [text for text, _ in said],
                 "expression_instances": [thing + 1 for _, thing in said], "room": seed, "view": view_number,
@@ -110,7 +111,7 @@ def _work(seed: int, height: int, width: int) -> list[dict]:
 
 
 def write_card(folder: Path, models: dict) -> None:
-    """`README.md`: columns, splits, pixels of each class, licences; and `CREDITS.md`, the models and their creators."""
+    """`README.md`: columns, splits, pixels of each class, licences; `CREDITS.md`: the models and their creators."""
     counts, rows = Counter(), Counter()
     for file in sorted((folder / "data").glob("*.parquet")):
         split = file.name.split("-")[0]
@@ -119,16 +120,15 @@ def write_card(folder: Path, models: dict) -> None:
             values, own = np.unique(np.asarray(row["segmentation"]), return_counts=True)
             counts.update(dict(zip(values.tolist(), own.tolist(), strict=True)))
     total = sum(counts.values())
-    files = {split: Counter(model.label for model in own) for split, own in models.items()}
+    files = {split: Counter(model.label for model in own if pools_of(model)) for split, own in models.items()}
     table = [
         f"| {key} | {name} | {counts[key]:,} | {100 * counts[key] / max(total, 1):.2f} % | "
         + " | ".join(str(files[split][name]) for split in FIRST_SEEDS) + " |"
         for key, name in ID2LABEL.items()
     ]  # fmt: skip
     splits = "\n".join(f"- split: {split}\n    path: data/{split}-*.parquet" for split in FIRST_SEEDS if rows[split])
-    configs = splits.replace("\n- ", "\n  - ")
     text = CARD.format(
-        configs=configs, table="\n".join(table), scale=DEPTH_SCALE,
+        configs=splits.replace("\n- ", "\n  - "), table="\n".join(table), scale=DEPTH_SCALE,
         rows=", ".join(f"{count:,} {split}" for split, count in rows.items()),
     )  # fmt: skip
     _write(folder / "README.md", text)
@@ -163,9 +163,10 @@ configs:
 
 # Rooms
 
-Rendered pictures of furnished rooms with class map, metric depth, instances, referring expressions and questions; rows: {rows}. Made by
-`examples/rooms/render.py` of densemllm: rooms are furnished from a seed with models of Debian's package `sweethome3d-furniture`, under
-area lights and windows, and seen from eye height with a known focal length. Floors, walls, pictures and rugs are procedural.
+Rendered pictures of furnished rooms with class map, metric depth, instances, referring expressions and questions.
+Rows: {rows}. Made by `examples/rooms/render.py` of densemllm: rooms are furnished from a seed with models of Debian's
+package `sweethome3d-furniture`, lit by area lights and windows, and seen from eye height with a known focal length.
+Floors, walls, pictures and rugs are procedural.
 
 | column | meaning |
 |---|---|
@@ -179,13 +180,15 @@ area lights and windows, and seen from eye height with a known focal length. Flo
 | `focal_length` | pixels |
 | `room`, `view` | seed of the room, number of the view |
 
-`segmentation`, `depth` and `instances` are those of the ray through the pixel's centre; through glass, of what is behind it.
+`segmentation`, `depth` and `instances` are those of the ray through the pixel's centre; through glass, of what is
+behind it.
 
 ## Splits
 
-The model files of every class are split by a hash of their keys into training, validation and test (the last three columns, in files), so that
-validation and test rooms have furniture that no training room has. Training rooms have seeds from 0, validation rooms from 1,000,000, test rooms from
-2,000,000. Pictures and rugs are painted anew in every room.
+The model files of every class are split by a hash of their keys into training, validation and test (the last three
+columns, in files), so that validation and test rooms have furniture that no training room has. Training rooms have
+seeds from 0, validation rooms from 1,000,000, test rooms from 2,000,000. Pictures and rugs are painted anew in every
+room.
 
 | id | class | pixels | share | train | validation | test |
 |---|---|---|---|---|---|---|
@@ -193,12 +196,13 @@ validation and test rooms have furniture that no training room has. Training roo
 
 ## Licences
 
-The furniture is CC-BY-3.0 or CC0; `CREDITS.md` names the creator of every model. The pictures are derived from it: CC-BY-3.0.
+The furniture is CC-BY-3.0 or CC0; `CREDITS.md` names the creator of every model. The pictures are derived from it:
+CC-BY-3.0.
 
 ## Limits
 
-Rooms are boxes; doors are shut and lie on the wall; mirrors and metal don't reflect; windows show a painted view; nobody has tidied up
-less than a random number generator does.
+Rooms are boxes; doors are shut and lie on the wall; mirrors and metal don't reflect; windows show a painted view;
+nobody has tidied up, and nobody lives there.
 """
 
 
