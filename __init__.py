@@ -5,8 +5,10 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForDepthEstimation,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
 
@@ -19,6 +21,11 @@ from .modeling_densemllm import (
     DenseMLLMPreTrainedModel,
     DenseMLLMVisionModel,
 )
+from .pipeline_densemllm import (
+    DenseMLLMForDepthEstimation,
+    DenseMLLMForSemanticSegmentation,
+    DensePredictionPipeline,
+)
 from .prediction_densemllm import DensePrediction, EncodedImage
 from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
 
@@ -29,12 +36,16 @@ __version__ = "0.1.0"
 AutoConfig.register(DenseMLLMConfig.model_type, DenseMLLMConfig, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(DenseMLLMConfig, DenseMLLMForConditionalGeneration, exist_ok=True)
+AutoModelForDepthEstimation.register(DenseMLLMConfig, DenseMLLMForDepthEstimation, exist_ok=True)
+AutoModelForSemanticSegmentation.register(DenseMLLMConfig, DenseMLLMForSemanticSegmentation, exist_ok=True)
 AutoImageProcessor.register(DenseMLLMConfig, DenseMLLMImageProcessor, exist_ok=True)
 AutoProcessor.register(DenseMLLMConfig, DenseMLLMProcessor, exist_ok=True)
 
 __all__ = [
     "DenseMLLMConfig",
     "DenseMLLMForConditionalGeneration",
+    "DenseMLLMForDepthEstimation",
+    "DenseMLLMForSemanticSegmentation",
     "DenseMLLMImageProcessor",
     "DenseMLLMModel",
     "DenseMLLMPreTrainedModel",
@@ -42,6 +53,7 @@ __all__ = [
     "DenseMLLMVisionConfig",
     "DenseMLLMVisionModel",
     "DensePrediction",
+    "DensePredictionPipeline",
     "EncodedImage",
     "add_dense_tokens",
     "ntp_m_loss",

@@ -25,8 +25,13 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_densemllm.DenseMLLMForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_densemllm.DenseMLLMForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_densemllm.DenseMLLMForConditionalGeneration",
+    "AutoModelForDepthEstimation": "pipeline_densemllm.DenseMLLMForDepthEstimation",
+    "AutoModelForSemanticSegmentation": "pipeline_densemllm.DenseMLLMForSemanticSegmentation",
     "AutoImageProcessor": "image_processing_densemllm.DenseMLLMImageProcessor",
     "AutoProcessor": "processing_densemllm.DenseMLLMProcessor",
+}
+CUSTOM_PIPELINES = {
+    "dense-prediction": {"impl": "pipeline_densemllm.DensePredictionPipeline", "pt": ["AutoModel"]},
 }
 
 # Youtu-LLM at the dimensions of the released 4B checkpoint (`YoutuConfig`'s own defaults are a smaller model's).
@@ -355,6 +360,7 @@ class DenseMLLMConfig(PreTrainedConfig):
         # A checkpoint that was loaded from the Hub carries "repo--module.Class": written back as it is, the folder
         # would depend on that repository.
         kwargs["auto_map"] = dict(AUTO_MAP)
+        kwargs["custom_pipelines"] = {name: dict(row) for name, row in CUSTOM_PIPELINES.items()}
         super().__post_init__(**kwargs)
         if self.spatial_merge_size is None:
             self.spatial_merge_size = self.vision_config.spatial_merge_size

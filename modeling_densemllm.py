@@ -669,6 +669,13 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
         return make_from_parts(cls, vision, text, **kwargs)
 
+    def as_pipeline(self, processor=None, **kwargs):
+        """This model as a [`DensePredictionPipeline`]; `kwargs` are those of `pipeline("dense-prediction")`."""
+        # Imported here as that file imports this one; and saving a checkpoint copies what is imported anywhere.
+        from .pipeline_densemllm import DensePredictionPipeline
+
+        return DensePredictionPipeline(model=self, processor=self.get_processor(processor), **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 

@@ -55,6 +55,12 @@ messages = [{"role": "user", "content": [{"type": "image", "image": "image.png"}
                                          {"type": "text", "text": "what is it?"}]}]
 answer = pipe(text=messages, max_new_tokens=6, do_sample=False, return_full_text=False)
 results["pipeline"] = answer[0]["generated_text"]
+dense = pipeline("dense-prediction", model=source, **trust)
+results["dense"] = dense(["image.png"], task=("segmentation", "depth"), labels=["cat", "red ball", "sky"])[0]
+del results["dense"]["depth"]
+results["depth"] = pipeline("depth-estimation", model=source, **trust)("image.png")["predicted_depth"]
+segments = pipeline("image-segmentation", model=source, **trust)("image.png")
+results["segments"] = {row["label"]: torch.tensor(list(row["mask"].getdata())) for row in segments}
 torch.save(results, out)
 if len(sys.argv) > 3:
     model.save_pretrained(sys.argv[3])
@@ -83,7 +89,7 @@ def load_in_a_fresh_process(source: str, folder: Path, save_to: Path | None = No
 @pytest.fixture(scope="module")
 def original():
     processor = make_processor()
-    model = make_model(processor)
+    model = make_model(processor, id2label=dict(enumerate(LABELS)))
     image = make_image(30, 50)
     prediction = model.predict_dense(image, task=TASKS, labels=LABELS, processor=processor)
     content = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
@@ -102,6 +108,14 @@ def check(results: dict, original) -> None:
         assert torch.equal(results[auto]["predicted_depth"], prediction.predicted_depth)
         assert torch.equal(results[auto]["generated"], generated)
     assert results["pipeline"] == answer
+    assert torch.equal(results["dense"]["segmentation"], prediction.segmentation)
+    assert torch.equal(results["dense"]["predicted_depth"], prediction.predicted_depth)
+    torch.testing.assert_close(results["depth"], prediction.predicted_depth)
+    assert set(results["segments"]) == {row["label"] for row in prediction.segments_info}
+    for position, label in enumerate(LABELS):
+        if label in results["segments"]:
+            mask = results["segments"][label].view_as(prediction.segmentation) == 255
+            assert torch.equal(mask, prediction.segmentation == position)
 
 
 @pytest.mark.slow

@@ -1,0 +1,146 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pipelines: `dense-prediction`, and the models behind `depth-estimation` and `image-segmentation`."""
+
+import torch
+from transformers import Pipeline
+from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
+from transformers.pipelines.base import GenericTensor
+
+from .modeling_densemllm import DenseMLLMForConditionalGeneration
+from .prediction_densemllm import EncodedImage
+
+
+class DensePredictionPipeline(Pipeline):
+    """`pipeline("dense-prediction")`: [`predict_dense`] for single images, lists, generators and data sets.
+
+    Every argument of `predict_dense` can be given here or with each call, but those of a single image: an input is an
+    image (PIL, path, URL, array, tensor), or a dict with `image` and any of `text`, `box` and `focal_length`, which
+    differ between images.
+
+    Returns for every image a dict of what the tasks fill in: `segmentation`, `segments_info`, `labels`,
+    `predicted_depth` (metres), `depth` (PIL picture of it, near is bright), `mask`, `box`, `scores`, `logits`, `text`;
+    shapes and types are those of [`DensePrediction`].
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    OPTIONS = (
+        "task", "labels", "text", "box", "background", "threshold", "depth_range", "focal_length", "refine",
+        "return_logits", "scale", "max_num_patches",
+    )  # fmt: skip
+    OWN = ("text", "box", "focal_length")
+
+    def _sanitize_parameters(self, **kwargs):
+        unknown = sorted(set(kwargs) - set(self.OPTIONS))
+        if unknown:
+            raise TypeError(f"{unknown} can't be given to this pipeline; it takes {list(self.OPTIONS)}")
+        return {}, kwargs, {}
+
+    def preprocess(self, inputs) -> dict:
+        own = dict(inputs) if isinstance(inputs, dict) else {"image": inputs}
+        unknown = sorted(set(own) - {"image", *self.OWN})
+        if unknown or own.get("image") is None:
+            raise ValueError(f"an input must have `image` and may have {list(self.OWN)}, got {sorted(own)}")
+        picture = self.processor.image_processor.load_picture(own.pop("image"))
+        # In lists, so that batches of them are lists as well.
+        return {"images": [picture], "own": [own]}
+
+    def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:
+        images, own = (_flat(model_inputs[name]) for name in ("images", "own"))
+        options = {"task": "segmentation", "processor": self.processor, **options}
+        # Images that differ in one of these can't share a call: the model answers them one by one.
+        if any(own):
+            found = [self.model.predict_dense(image, **options | row) for image, row in zip(images, own, strict=True)]
+        else:
+            found = self.model.predict_dense(images, batch_size=len(images), **options)
+        return {"predictions": found}
+
+    def postprocess(self, model_outputs: dict) -> dict:
+        (prediction,) = _flat(model_outputs["predictions"])
+        fields = {name: value for name, value in vars(prediction).items() if value is not None}
+        if prediction.predicted_depth is not None:
+            fields["depth"] = prediction.to_pil("predicted_depth")
+        return fields
+
+
+def _flat(values) -> list:
+    """A batch of lists of one, or one such list, as a list."""
+    values = values if isinstance(values, list) else [values]
+    return [own for value in values for own in (value if isinstance(value, list) else [value])]
+
+
+class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
+    """A model that takes pictures alone, as the pipelines of transformers call it. Its weights are those of
+    [`DenseMLLMForConditionalGeneration`]; its processor is that of the checkpoint."""
+
+    def _encode_patches(self, pixel_values, image_grid_thw, prompt: str) -> list[EncodedImage]:
+        features = self.model.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
+        merge_size = self.config.spatial_merge_size
+        grids = [(height // merge_size, width // merge_size) for _, height, width in image_grid_thw.tolist()]
+        return self._prefill_images([None] * len(grids), features, grids, prompt, self.get_processor(), False)
+
+
+class DenseMLLMForDepthEstimation(_DenseMLLMForImage):
+    """Depth in the checkpoint's default range, for `pipeline("depth-estimation")`."""
+
+    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs) -> DepthEstimatorOutput:
+        """
+        Args:
+            pixel_values: `[n_patches, features]`, packed.
+            image_grid_thw: `int64 [n_images, 3]`.
+
+        Returns:
+            `predicted_depth`: a list of one `float32 [2 * grid_height, 2 * grid_width]` an image, in metres.
+        """
+        processor = self.get_processor()
+        prompt = processor.get_depth_range().get("prompt") or ""
+        label_ids = processor.task_label_ids("depth", None)
+        maps = []
+        for encoded in self._encode_patches(pixel_values, image_grid_thw, prompt):
+            logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
+            size = tuple(2 * edge for edge in encoded.grid)
+            maps.append(processor.decode_dense("depth", logits, size)["predicted_depth"])
+        return DepthEstimatorOutput(predicted_depth=maps)
+
+
+class DenseMLLMForSemanticSegmentation(_DenseMLLMForImage):
+    """The classes of `config.id2label`, for `pipeline("image-segmentation")`."""
+
+    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values: `[n_patches, features]`, packed.
+            image_grid_thw: `int64 [n_images, 3]`.
+
+        Returns:
+            `logits`: a list of one `float32 [num_labels, grid_height, grid_width]` an image; row k is `id2label[k]`.
+        """
+        processor = self.get_processor()
+        names = {int(key): name for key, name in self.config.id2label.items()}
+        label_ids = processor.task_label_ids("segmentation", names)
+        rows = torch.tensor(list(names), device=pixel_values.device)
+        maps = []
+        for encoded in self._encode_patches(pixel_values, image_grid_thw, ""):
+            logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
+            # A number without a name is never chosen.
+            full = logits.new_full((max(names) + 1, *encoded.grid), torch.finfo(logits.dtype).min)
+            maps.append(full.index_copy(0, rows, logits))
+        return SemanticSegmenterOutput(logits=maps)
+
+
+__all__ = ["DenseMLLMForDepthEstimation", "DenseMLLMForSemanticSegmentation", "DensePredictionPipeline"]
