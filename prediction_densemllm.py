@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import PIL.ImageFont
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
@@ -61,18 +62,28 @@ class DensePrediction:
     logits: "torch.Tensor | dict[str, torch.Tensor] | None" = None
     text: str | None = None
 
-    def to_pil(self, field: str | None = None) -> PIL.Image.Image:
+    def to_pil(self, field: str | None = None, legend: bool = False) -> PIL.Image.Image:
         """A picture of one field: classes and the mask in colours, depth from near (bright) to far (dark).
 
         Args:
             field: `"segmentation"`, `"predicted_depth"` or `"mask"`; the first that is there where left out.
+            legend: add the names of the classes, or a scale in metres, at the right of the map.
         """
         field = self._field(field)
         values = getattr(self, field).cpu().numpy()
         if field == "predicted_depth":
-            return PIL.Image.fromarray(colorize_depth(values))
+            picture = PIL.Image.fromarray(colorize_depth(values))
+            return _with_scale(picture, float(values.min()), float(values.max())) if legend else picture
         palette = label_colors(int(values.max()) + 1)
-        return PIL.Image.fromarray(np.concatenate([np.zeros((1, 3), np.uint8), palette])[values.astype(np.int64) + 1])
+        colors = np.concatenate([np.zeros((1, 3), np.uint8), palette])
+        picture = PIL.Image.fromarray(colors[values.astype(np.int64) + 1])
+        if not legend:
+            return picture
+        if field == "mask":
+            return _with_names(picture, [("found", colors[2])] if values.any() else [])
+        # A class once, in the order of its number: of an open set, where each object has a colour, each object.
+        rows = [(row["label"], colors[row["id"] + 1]) for row in self.segments_info]
+        return _with_names(picture, rows + [("none of them", colors[0])] * bool((values < 0).any()))
 
     def to_rle(self) -> "dict | list[dict]":
         """Masks as COCO's compressed run lengths, `{"size": [height, width], "counts": str}`, as `pycocotools` reads
@@ -762,6 +773,41 @@ def colorize_depth(depth: np.ndarray, low: float | None = None, high: float | No
     anchors = np.array([[10, 7, 34], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
     at = np.linspace(0, 1, len(anchors))
     return np.stack([np.interp(position, at, anchors[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+
+
+def _with_names(picture: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:
+    """The picture with a legend at its right, in as many columns as its height asks for."""
+    step = 18
+    per_column = max(1, picture.height // step)
+    columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
+    font = PIL.ImageFont.load_default()
+    widths = [28 + max(int(font.getlength(name)) for name, _ in column) for column in columns]
+    sheet = PIL.Image.new("RGB", (picture.width + sum(widths), max(picture.height, step)), "white")
+    sheet.paste(picture)
+    draw, left = PIL.ImageDraw.Draw(sheet), picture.width + 6
+    for column, width in zip(columns, widths, strict=True):
+        for place, (name, color) in enumerate(column):
+            top = place * step + 2
+            draw.rectangle([left, top, left + 12, top + 12], fill=tuple(int(c) for c in color), outline="black")
+            draw.text((left + 18, top + 1), name, fill="black", font=font)
+        left += width
+    return sheet
+
+
+def _with_scale(picture: PIL.Image.Image, low: float, high: float) -> PIL.Image.Image:
+    """The picture of a depth map with its scale in metres at the right."""
+    height = max(picture.height, 14)
+    sheet = PIL.Image.new("RGB", (picture.width + 74, height), "white")
+    sheet.paste(picture)
+    ramp = np.linspace(low, high, height)[:, None].repeat(16, axis=1)
+    sheet.paste(PIL.Image.fromarray(colorize_depth(ramp, low, high)), (picture.width + 6, 0))
+    draw = PIL.ImageDraw.Draw(sheet)
+    count = max(2, min(6, height // 24))
+    for place in range(count):
+        top = place * (height - 1) / (count - 1)
+        metres = low + (high - low) * place / (count - 1)
+        draw.text((picture.width + 27, min(max(0, top - 6), height - 12)), f"{metres:.2f} m", fill="black")
+    return sheet
 
 
 __all__ = ["DensePrediction", "DensePredictionMixin", "EncodedImage"]

@@ -32,7 +32,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import torch
 from synthetic_rooms import ID2LABEL, IGNORE_INDEX, MAX_DEPTH, render_room
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
@@ -47,7 +46,6 @@ from densemllm import (
 )
 from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics, evaluate_dense
-from densemllm.prediction_densemllm import colorize_depth, label_colors
 from densemllm.processing_densemllm import TASKS
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
@@ -161,38 +159,19 @@ def constant_answer(train: list[dict], evaluation: list[dict]) -> dict:
     return {**segmentation.compute(), **depth.compute()}
 
 
-def draw_panel(image: PIL.Image.Image, prediction, title: str) -> PIL.Image.Image:
+def draw_panel(image: PIL.Image.Image, prediction, title: str, height: int = 288) -> PIL.Image.Image:
     """Image, segmentation with a legend and depth with a scale in metres, side by side."""
-    height = 288
-    size = (round(image.width * height / image.height), height)
-    present = sorted(torch.unique(prediction.segmentation).tolist())
-    legend_width, scale_width, header = 130, 74, 26
-    panel = PIL.Image.new("RGB", (3 * size[0] + legend_width + scale_width + 24, height + header + 8), "white")
-    draw = PIL.ImageDraw.Draw(panel)
-    x = 6
-    draw.text((x, 7), title, fill="black")
-    panel.paste(image.resize(size, PIL.Image.Resampling.BILINEAR), (x, header))
-    x += size[0] + 6
-    draw.text((x, 7), "segmentation", fill="black")
-    panel.paste(prediction.to_pil("segmentation").resize(size, PIL.Image.Resampling.NEAREST), (x, header))
-    x += size[0] + 6
-    colors = label_colors(len(ID2LABEL))
-    for row, key in enumerate(key for key in present if key >= 0):
-        y = header + 20 * row
-        draw.rectangle([x, y + 3, x + 13, y + 16], fill=tuple(int(c) for c in colors[key]), outline="black")
-        draw.text((x + 20, y + 4), prediction.labels[key], fill="black")
-    x += legend_width
-    depth = prediction.predicted_depth.numpy()
-    low, high = float(depth.min()), float(depth.max())
-    draw.text((x, 7), "depth", fill="black")
-    picture = PIL.Image.fromarray(colorize_depth(depth, low, high)).resize(size, PIL.Image.Resampling.BILINEAR)
-    panel.paste(picture, (x, header))
-    x += size[0] + 6
-    scale = colorize_depth(np.linspace(low, high, height)[:, None].repeat(16, axis=1), low, high)
-    panel.paste(PIL.Image.fromarray(scale), (x, header))
-    for part in range(5):
-        y = header + part * (height - 1) // 4
-        draw.text((x + 22, min(y, header + height - 12)), f"{low + part * (high - low) / 4:.1f} m", fill="black")
+    header = 26
+    parts = [(title, image.resize((round(image.width * height / image.height), height)))]
+    for name, field in (("segmentation", "segmentation"), ("depth", "predicted_depth")):
+        picture = prediction.to_pil(field, legend=True)
+        parts.append((name, picture.resize((round(picture.width * height / picture.height), height))))
+    panel = PIL.Image.new("RGB", (sum(part.width + 6 for _, part in parts), height + header + 8), "white")
+    draw, x = PIL.ImageDraw.Draw(panel), 6
+    for name, part in parts:
+        draw.text((x, 7), name, fill="black")
+        panel.paste(part, (x, header))
+        x += part.width + 6
     return panel
 
 

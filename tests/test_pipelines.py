@@ -66,9 +66,7 @@ def test_dense_prediction_of_one_image_and_of_dicts(folder, model, tmp_path):
 
 def test_a_loaded_model_is_a_pipeline(model):
     result = model.as_pipeline()(IMAGES[0], task="depth")
-    torch.testing.assert_close(
-        result["predicted_depth"], model.predict_dense(IMAGES[0], task="depth").predicted_depth
-    )
+    torch.testing.assert_close(result["predicted_depth"], model.predict_dense(IMAGES[0], task="depth").predicted_depth)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

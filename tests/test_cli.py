@@ -1,0 +1,134 @@
+"""`python -m densemllm`: what is written is what the calls give."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from densemllm import DenseMLLMForConditionalGeneration
+from densemllm.__main__ import main
+from densemllm.answers_densemllm import decode_rle
+from tiny import ID2LABEL, make_image, make_model, make_processor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    processor = make_processor(referring_prompt="find {text}")
+    make_model(processor, id2label=ID2LABEL).save_pretrained(path / "model")
+    processor.save_pretrained(path / "model")
+    make_image(30, 50).save(path / "a.png")
+    make_image(24, 40, 1).save(path / "b.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return DenseMLLMForConditionalGeneration.from_pretrained(folder / "model").eval()
+
+
+def run(folder, *arguments) -> int:
+    return main([str(argument) for argument in (*arguments, "--model", folder / "model")])
+
+
+def test_depth_in_every_form(folder, model, tmp_path, capsys):
+    expected = model.predict_dense(folder / "a.png", task="depth")
+    depth = expected.predicted_depth.numpy()
+    assert run(folder, "predict", folder / "a.png", "--task", "depth", "--out", tmp_path / "d.npy") == 0
+    assert np.array_equal(np.load(tmp_path / "d.npy"), depth)
+    assert f"median {float(expected.predicted_depth.median()):.2f} m" in capsys.readouterr().out
+    assert run(folder, "depth", folder / "a.png", "--format", "raw", "--out", tmp_path / "raw.png") == 0
+    with PIL.Image.open(tmp_path / "raw.png") as picture:
+        assert picture.mode.startswith("I;16")
+        assert np.abs(np.asarray(picture) / 1000 - depth).max() <= 0.0005 + 1e-6
+    assert run(folder, "depth", folder / "a.png", "--out", tmp_path / "d.png") == 0
+    with PIL.Image.open(tmp_path / "d.png") as picture:
+        assert np.array_equal(np.asarray(picture)[:30, :50], np.asarray(expected.to_pil()))
+        assert picture.width > 50  # the scale
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.npy", "d.png", "raw.png"]
+
+
+def test_classes_in_every_form(folder, model, tmp_path):
+    expected = model.predict_dense(folder / "a.png", labels=["wall", "floor"])
+    options = ["segment", folder / "a.png", "--labels", "wall,floor", "--out"]
+    assert run(folder, *options, tmp_path / "s.npy") == 0
+    assert np.array_equal(np.load(tmp_path / "s.npy"), expected.segmentation.numpy())
+    assert run(folder, *options, tmp_path / "s.png", "--format", "raw") == 0
+    with PIL.Image.open(tmp_path / "s.png") as picture:
+        assert np.array_equal(np.asarray(picture).astype(int) - 1, expected.segmentation.numpy())
+    assert run(folder, *options, tmp_path / "s.json") == 0
+    for row in json.loads((tmp_path / "s.json").read_text()):
+        assert np.array_equal(decode_rle(row["segmentation"]), expected.segmentation.numpy() == row["category_id"])
+    assert run(folder, *options, tmp_path / "o.png", "--format", "overlay") == 0
+    with PIL.Image.open(tmp_path / "o.png") as picture, PIL.Image.open(folder / "a.png") as image:
+        assert np.array_equal(np.asarray(picture), np.asarray(expected.overlay(image)))
+    # Without labels, the checkpoint's own names.
+    assert run(folder, "segment", folder / "a.png", "--out", tmp_path / "own.npy") == 0
+    own = model.predict_dense(folder / "a.png", labels=ID2LABEL).segmentation
+    assert np.array_equal(np.load(tmp_path / "own.npy"), own.numpy())
+
+
+def test_several_images_and_an_object(folder, model, tmp_path):
+    options = ["--task", "referring", "--text", "the cat", "--suffix", ".npy", "--out", tmp_path / "masks"]
+    assert run(folder, "predict", folder / "a.png", folder / "b.png", *options) == 0
+    for name in ("a", "b"):
+        mask = model.predict_dense(folder / f"{name}.png", task="referring", text="the cat").mask
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / "masks" / f"{name}.npy")), mask)
+
+
+def test_a_question(folder, model, capsys):
+    assert run(folder, "ask", folder / "a.png", "what?", "--max_new_tokens", "4") == 0
+    assert capsys.readouterr().out == model.query(folder / "a.png", "what?", max_new_tokens=4) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "no.png", "--out", "x.png"], "no.png"),
+        (["predict", "a.png", "--task", "referring", "--out", "x.png"], "--text"),
+        (["predict", "a.png", "--text", "cat", "--out", "x.png"], "--text is for"),
+        (["predict", "a.png", "--task", "open_set", "--out", "x.png"], "--labels"),
+        (["segment", "a.png", "--out", "x.tif"], "--out must end in"),
+        (["segment", "a.png", "b.png", "--out", "x.png"], "folder"),
+        (["segment", "a.png", "a.png", "--out", "x"], "several files"),
+        (["segment", "a.png", "--labels", "wall,wall", "--out", "x.png"], "wall"),
+        (["segment", "a.png", "--labels", ",", "--out", "x.png"], "labels"),
+        (["depth", "a.png", "--depth_range", "mars", "--out", "x.png"], "mars"),
+        (["depth", "a.png", "--out", "x.json"], ".json"),
+        (["depth", "a.png", "--format", "raw", "--out", "x.jpg"], ".png"),
+        (["depth", "model/config.json", "--out", "x.png"], "config.json"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(folder, tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(folder)
+    arguments = [str(tmp_path / own) if own.startswith("x") else own for own in arguments]
+    assert run(folder, *arguments) == 2
+    message = capsys.readouterr().err
+    assert words in message.splitlines()[-1] and "Traceback" not in message
+    assert not list(tmp_path.glob("*"))
+
+
+def test_a_model_that_is_not_there_is_named(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert (
+        main(["depth", str(folder / "a.png"), "--model", str(tmp_path / "none"), "--out", str(tmp_path / "x.png")])
+        == 2
+    )
+    assert "none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_as_a_module(folder, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "densemllm", "depth", folder / "a.png", "--model", folder / "model", "--out", "d.png"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and (tmp_path / "d.png").is_file(), done.stderr
+    help_text = subprocess.run([sys.executable, "-m", "densemllm", "--help"], capture_output=True, text=True).stdout
+    assert "millimetres" in help_text and "evaluate" in help_text
+    run = subprocess.run([sys.executable, "-m", "densemllm", "evaluate", "--help"], capture_output=True, text=True)
+    assert run.returncode == 0 and "--crop" in run.stdout
