@@ -233,7 +233,8 @@ def test_counts_are_those_of_what_is_seen(things):
             label = next(own for own in catalogue.LABELS if question == f"How many {language.plural(own)} are there?")
             assert language.NUMBERS[sum(own.label == label for own in things)] == answer
         if question.startswith("Is there"):
-            label = question.removeprefix("Is there a ").rstrip("?")
+            label = question.removeprefix("Is there ").split(" ", 1)[1].rstrip("?")
+            assert f" {language.one(label)}?" in question
             assert any(own.label == label for own in things) == (answer == "yes")
 
 

@@ -54,6 +54,10 @@ class Visible:
         return self.pixels >= MIN_PIXELS and self.label != "other"
 
 
+def one(label: str) -> str:
+    return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
+
+
 def plural(label: str) -> str:
     return {"shelf": "shelves", "person": "people"}.get(label, label + "s")
 
@@ -172,7 +176,7 @@ def questions(room: Room, visible: list[Visible], rng: np.random.Generator) -> l
     absent = [label for label in things if not counts[label]]
     for pool, answer in ((present, "yes"), (absent, "no")):
         if pool:
-            asked.append((f"Is there a {pool[int(rng.integers(len(pool)))]}?", answer))
+            asked.append((f"Is there {one(pool[int(rng.integers(len(pool)))])}?", answer))
     for own in visible:
         if own.named and counts[own.label] == 1:
             if own.color is not None:
@@ -180,10 +184,10 @@ def questions(room: Room, visible: list[Visible], rng: np.random.Generator) -> l
             if own.label not in FLAT:
                 beside = [o for o in visible if o.named and o.label not in FLAT and _left(o, own)]
                 if len(beside) == 1:
-                    asked.append((f"What is left of the {own.label}?", f"a {beside[0].label}"))
+                    asked.append((f"What is left of the {own.label}?", one(beside[0].label)))
                 on_top = [o for o in visible if o.support == own.thing]
                 if len(on_top) == 1 and on_top[0].named:
-                    asked.append((f"What is on the {own.label}?", f"a {on_top[0].label}"))
+                    asked.append((f"What is on the {own.label}?", one(on_top[0].label)))
     asked.append(("What kind of room is this?", room.kind))
     order = rng.permutation(len(asked))
     return [asked[place] for place in order]
