@@ -1,0 +1,166 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+r"""Specialists on the Rooms data, for the same time as the small DenseMLLM: SegFormer-B0 for classes, GLPN for depth.
+
+    python benchmarks/rooms_specialists.py --data out/rooms/data --minutes 60 --output_dir out/rooms/specialists
+
+Both are transformers' own models at their smallest geometry (mix transformer B0, 3.7 million parameters), from random
+weights, with the same samples, augmentation and metrics as `train_hf.py examples/rooms/train.yaml`. Depth is learned
+as it would be at the focal length at which DenseMLLM sees the rooms, and turned back. Each is trained for `--minutes`,
+and measured on `--split`. Ends with one line of JSON: `mean_iou`, `delta1`, `abs_rel`, and the steps of each.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import (
+    GLPNConfig,
+    GLPNForDepthEstimation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    set_seed,
+)
+
+from densemllm.data_densemllm import (
+    IGNORE_INDEX,
+    Augmentation,
+    DenseDataset,
+    DenseSource,
+    load_id2label,
+    load_samples,
+    read_sample,
+)
+from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+
+
+FOCAL_LENGTH = 192.0  # pixels, of `DEPTH_RANGES` in examples/rooms/make_model.py
+MEAN, STD = 0.45, 0.225
+
+
+def to_batch(samples: list[dict], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Pictures and maps at one size; what a random scale made larger is cropped, what it made smaller filled up."""
+    pixels = torch.zeros(len(samples), 3, *size)
+    classes = torch.full((len(samples), *size), IGNORE_INDEX)
+    metres = torch.zeros(len(samples), *size)
+    for place, sample in enumerate(samples):
+        picture = (np.asarray(sample["image"], dtype=np.float32) / 255 - MEAN) / STD
+        height, width = (min(own, edge) for own, edge in zip(picture.shape[:2], size, strict=True))
+        pixels[place, :, :height, :width] = torch.from_numpy(picture).permute(2, 0, 1)[:, :height, :width]
+        classes[place, :height, :width] = torch.from_numpy(sample["segmentation"][:height, :width].astype(np.int64))
+        depth = sample["depth"][:height, :width] * FOCAL_LENGTH / sample["focal_length"]
+        metres[place, :height, :width] = torch.from_numpy(depth)
+    return {"pixel_values": pixels, "classes": classes, "metres": metres}
+
+
+def loss_of(model, batch: dict) -> torch.Tensor:
+    if isinstance(model, SegformerForSemanticSegmentation):
+        logits = model(batch["pixel_values"]).logits.float()
+        size = batch["classes"].shape[-2:]
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, batch["classes"], ignore_index=IGNORE_INDEX)
+    known = batch["metres"] > 0
+    predicted = model(batch["pixel_values"]).predicted_depth.float().clamp(min=0.05)
+    error = predicted[known].log() - batch["metres"][known].log()
+    return (error.square().mean() - 0.5 * error.mean().square()).sqrt()  # GLPN's own loss
+
+
+def train(model, data: DenseDataset, minutes: float, batch_size: int, learning_rate: float, size) -> int:
+    """Steps made: the schedule follows the clock, so that it ends where the time does."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    started, step = time.monotonic(), 0
+    progress = tqdm(total=round(60 * minutes), unit="s", desc=type(model).__name__)
+    while (spent := time.monotonic() - started) < 60 * minutes:
+        share = spent / (60 * minutes)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
+        epoch, place = divmod(step, len(data) // batch_size)
+        data.set_epoch(epoch)
+        order = np.random.default_rng([0, epoch]).permutation(len(data))
+        own = order[place * batch_size : (place + 1) * batch_size]
+        batch = to_batch([data[int(index)] for index in own], size)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        progress.update(round(time.monotonic() - started) - progress.n)
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    return step
+
+
+@torch.no_grad()
+def evaluate(segmenter, measurer, rows, id2label: dict[int, str], depth_scale: float, size) -> dict:
+    classes, depth = SegmentationMetrics(len(id2label)), DepthMetrics()
+    for row in tqdm(rows, desc="evaluating"):
+        sample = read_sample(row, id2label=id2label, depth_scale=depth_scale)
+        pixels = to_batch([sample], size)["pixel_values"]
+        logits = F.interpolate(segmenter(pixels).logits, size=size, mode="bilinear", align_corners=False)
+        classes.add(logits[0].argmax(dim=0), sample["segmentation"])
+        metres = measurer(pixels).predicted_depth[0] * sample["focal_length"] / FOCAL_LENGTH
+        depth.add(metres, sample["depth"])
+    return {**classes.compute(), **depth.compute()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="examples/rooms/sample", help="folder that render.py wrote")
+    parser.add_argument("--split", default="validation", help="split to measure on")
+    parser.add_argument("--minutes", type=float, default=60, help="of training, for each of the two")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--depth_scale", type=float, default=0.002, help="metres a unit")
+    parser.add_argument("--limit", type=int, help="rows to measure on, at most")
+    parser.add_argument("--output_dir", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a few steps: shows that it runs")
+    args = parser.parse_args()
+    if args.quick:
+        args.minutes, args.batch_size, args.limit = 0.05, 4, 8
+    set_seed(0)
+    id2label = load_id2label(str(Path(args.data) / "id2label.json"))
+    source = DenseSource(
+        load_samples(args.data, "train"), None, id2label, args.depth_scale,
+        columns=("image", "segmentation", "depth", "focal_length"),
+    )  # fmt: skip
+    data = DenseDataset(source, Augmentation(scale=(0.85, 1.2), flip_probability=0.5, color_jitter=0.3))
+    rows = load_samples(args.data, args.split)
+    rows = rows.select(range(min(args.limit or len(rows), len(rows))))
+    size = np.asarray(read_sample(rows[0], id2label=id2label, depth_scale=args.depth_scale)["image"]).shape[:2]
+    segmenter = SegformerForSemanticSegmentation(SegformerConfig(num_labels=len(id2label), id2label=id2label))
+    measurer = GLPNForDepthEstimation(GLPNConfig(max_depth=12))
+    results = {}
+    for name, model in (("segmenter", segmenter), ("measurer", measurer)):
+        results[f"{name}_steps"] = train(model, data, args.minutes, args.batch_size, args.learning_rate, size)
+        results[f"{name}_parameters"] = sum(p.numel() for p in model.parameters())
+        model.eval()
+        if args.output_dir is not None:
+            model.save_pretrained(args.output_dir / name)
+    metrics = evaluate(segmenter, measurer, rows, id2label, args.depth_scale, size)
+    for key, name in id2label.items():
+        print(f"  {name:12}{metrics['per_label_iou'][key]:8.3f}")
+    results |= {name: metrics[name] for name in ("mean_iou", "pixel_accuracy", "delta1", "abs_rel", "rmse")}
+    print("\n" + json.dumps({name: round(value, 4) for name, value in results.items()}))
+
+
+if __name__ == "__main__":
+    main()
