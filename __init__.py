@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .image_processing_densemllm import DenseMLLMImageProcessor
@@ -40,6 +41,7 @@ AutoModelForDepthEstimation.register(DenseMLLMConfig, DenseMLLMForDepthEstimatio
 AutoModelForSemanticSegmentation.register(DenseMLLMConfig, DenseMLLMForSemanticSegmentation, exist_ok=True)
 AutoImageProcessor.register(DenseMLLMConfig, DenseMLLMImageProcessor, exist_ok=True)
 AutoProcessor.register(DenseMLLMConfig, DenseMLLMProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline("dense-prediction", DensePredictionPipeline, pt_model=AutoModel)
 
 __all__ = [
     "DenseMLLMConfig",

@@ -369,9 +369,19 @@ class DenseMLLMConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if values.get("model_type") == RELEASED_MODEL_TYPE:
+        model_type = values.get("model_type", cls.model_type)
+        if model_type == RELEASED_MODEL_TYPE:
             values = translate_released_config(values)
+        elif model_type != cls.model_type:
+            # What it does not have would be filled up with the defaults: four billion random weights.
+            raise ValueError(f"{pretrained_model_name_or_path} is a checkpoint of type {model_type!r}, not DenseMLLM")
         return values, kwargs
+
+    @property
+    def label_names(self) -> dict[int, str] | None:
+        """`id2label` with integer keys; `None` where nobody has named the classes (`LABEL_0`, `LABEL_1`...)."""
+        names = {int(key): name for key, name in (self.id2label or {}).items()}
+        return None if all(name == f"LABEL_{key}" for key, name in names.items()) else names
 
     def validate_fields(self):
         _check_choice(self, "vision_attention", ("causal", "bidirectional"))

@@ -415,7 +415,8 @@ class DenseMLLMImageProcessor(PilBackend):
 
         Args:
             outputs: object with `logits`, one `[num_labels, grid_height, grid_width]` tensor an image (a list, or one
-                tensor with a batch dimension).
+                tensor with a batch dimension); where it has `background_label`, `int64 [n_images]`, that label stands
+                for the background of its image (-1: none does).
             target_sizes: `(height, width)` in pixels, one an image; the grid's own size where left out.
             background: whether pixels may be none of the labels.
             return_segmentation_scores: give the chances of all labels, too: `num_labels * height * width` numbers.
@@ -428,11 +429,16 @@ class DenseMLLMImageProcessor(PilBackend):
         if target_sizes is None:
             target_sizes = [logits.shape[-2:] for logits in outputs.logits]
         sizes = check_target_sizes(target_sizes, len(outputs.logits))
+        rests = getattr(outputs, "background_label", None)
+        rests = [-1] * len(sizes) if rests is None else rests.tolist()
         results = []
-        for logits, size in zip(outputs.logits, sizes, strict=True):
-            result, _ = decode_segmentation(logits, size, background)
+        for logits, size, rest in zip(outputs.logits, sizes, rests, strict=True):
+            own_background = background or rest >= 0
+            result, _ = decode_segmentation(logits, size, own_background)
+            if rest >= 0:
+                result = result.masked_fill(result < 0, rest)
             if return_segmentation_scores:
-                chances = class_chances(logits, background)[None]
+                chances = class_chances(logits, own_background)[None]
                 scores = F.interpolate(chances, size=size, mode="bilinear", align_corners=False)[0]
                 result = SemanticSegmentationPostProcessorOutput(
                     data={"segmentation": result, "segmentation_scores": scores}

@@ -670,10 +670,13 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         return make_from_parts(cls, vision, text, **kwargs)
 
     def as_pipeline(self, processor=None, **kwargs):
-        """This model as a [`DensePredictionPipeline`]; `kwargs` are those of `pipeline("dense-prediction")`."""
+        """This model, where it is, as a [`DensePredictionPipeline`]; `kwargs` are those of `pipeline` and of
+        `predict_dense`."""
         # Imported here as that file imports this one; and saving a checkpoint copies what is imported anywhere.
         from .pipeline_densemllm import DensePredictionPipeline
 
+        if getattr(self, "hf_device_map", None) is None:
+            kwargs.setdefault("device", self.device)
         return DensePredictionPipeline(model=self, processor=self.get_processor(processor), **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:

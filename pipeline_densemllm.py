@@ -13,6 +13,8 @@
 # limitations under the License.
 """Pipelines: `dense-prediction`, and the models behind `depth-estimation` and `image-segmentation`."""
 
+from dataclasses import dataclass
+
 import torch
 from transformers import Pipeline
 from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
@@ -20,14 +22,15 @@ from transformers.pipelines.base import GenericTensor
 
 from .modeling_densemllm import DenseMLLMForConditionalGeneration
 from .prediction_densemllm import EncodedImage
+from .processing_densemllm import BACKGROUND_LABEL
 
 
 class DensePredictionPipeline(Pipeline):
     """`pipeline("dense-prediction")`: [`predict_dense`] for single images, lists, generators and data sets.
 
-    Every argument of `predict_dense` can be given here or with each call, but those of a single image: an input is an
-    image (PIL, path, URL, array, tensor), or a dict with `image` and any of `text`, `box` and `focal_length`, which
-    differ between images.
+    The arguments of `predict_dense` in `OPTIONS` can be given with each call; all but `task`, which is `pipeline`'s
+    own, when the pipeline is made, too. An input is an image (PIL, path, URL, array, tensor), or a dict with `image`
+    and any of `text`, `box` and `focal_length`, which differ between images.
 
     Returns for every image a dict of what the tasks fill in: `segmentation`, `segments_info`, `labels`,
     `predicted_depth` (metres), `depth` (PIL picture of it, near is bright), `mask`, `box`, `scores`, `logits`, `text`;
@@ -45,6 +48,16 @@ class DensePredictionPipeline(Pipeline):
     )  # fmt: skip
     OWN = ("text", "box", "focal_length")
 
+    def __init__(self, *args, task: str = "dense-prediction", **kwargs):
+        if task != "dense-prediction":
+            raise ValueError(f"`task` {task!r} has to be given with each call: pipe(images, task={task!r})")
+        super().__init__(*args, task=task, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Model and processor, as a checkpoint that works alone."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
     def _sanitize_parameters(self, **kwargs):
         unknown = sorted(set(kwargs) - set(self.OPTIONS))
         if unknown:
@@ -56,6 +69,8 @@ class DensePredictionPipeline(Pipeline):
         unknown = sorted(set(own) - {"image", *self.OWN})
         if unknown or own.get("image") is None:
             raise ValueError(f"an input must have `image` and may have {list(self.OWN)}, got {sorted(own)}")
+        if not isinstance(own.get("text"), (str, type(None))):
+            raise ValueError(f"`text` must be one expression an input, got {own['text']!r}")
         picture = self.processor.image_processor.load_picture(own.pop("image"))
         # In lists, so that batches of them are lists as well.
         return {"images": [picture], "own": [own]}
@@ -88,11 +103,20 @@ class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
     """A model that takes pictures alone, as the pipelines of transformers call it. Its weights are those of
     [`DenseMLLMForConditionalGeneration`]; its processor is that of the checkpoint."""
 
-    def _encode_patches(self, pixel_values, image_grid_thw, prompt: str) -> list[EncodedImage]:
+    def save_pretrained(self, save_directory, **kwargs):
+        """The model, and the processor without which it can't tell what to look for."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.get_processor().save_pretrained(save_directory, **kwargs)
+
+    def _label_logits(self, pixel_values, image_grid_thw, prompt: str, label_ids: list[list[int]]):
+        """Label logits of each image, `float32 [num_labels, grid_height, grid_width]`."""
         features = self.model.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
         merge_size = self.config.spatial_merge_size
         grids = [(height // merge_size, width // merge_size) for _, height, width in image_grid_thw.tolist()]
-        return self._prefill_images([None] * len(grids), features, grids, prompt, self.get_processor(), False)
+        encoded: list[EncodedImage] = self._prefill_images(
+            [None] * len(grids), features, grids, prompt, self.get_processor(), False
+        )
+        return [self.label_logits(image.hidden_states, label_ids).T.unflatten(1, image.grid) for image in encoded]
 
 
 class DenseMLLMForDepthEstimation(_DenseMLLMForImage):
@@ -111,17 +135,23 @@ class DenseMLLMForDepthEstimation(_DenseMLLMForImage):
         prompt = processor.get_depth_range().get("prompt") or ""
         label_ids = processor.task_label_ids("depth", None)
         maps = []
-        for encoded in self._encode_patches(pixel_values, image_grid_thw, prompt):
-            logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
-            size = tuple(2 * edge for edge in encoded.grid)
+        for logits in self._label_logits(pixel_values, image_grid_thw, prompt, label_ids):
+            size = tuple(2 * edge for edge in logits.shape[1:])
             maps.append(processor.decode_dense("depth", logits, size)["predicted_depth"])
         return DepthEstimatorOutput(predicted_depth=maps)
+
+
+@dataclass
+class DenseSegmenterOutput(SemanticSegmenterOutput):
+    """`background_label`, `int64 [n_images]`: the number of `<OTHERS>` among the names, -1 without it."""
+
+    background_label: torch.LongTensor | None = None
 
 
 class DenseMLLMForSemanticSegmentation(_DenseMLLMForImage):
     """The classes of `config.id2label`, for `pipeline("image-segmentation")`."""
 
-    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs) -> SemanticSegmenterOutput:
+    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs) -> DenseSegmenterOutput:
         """
         Args:
             pixel_values: `[n_patches, features]`, packed.
@@ -129,18 +159,32 @@ class DenseMLLMForSemanticSegmentation(_DenseMLLMForImage):
 
         Returns:
             `logits`: a list of one `float32 [num_labels, grid_height, grid_width]` an image; row k is `id2label[k]`.
-        """
-        processor = self.get_processor()
-        names = {int(key): name for key, name in self.config.id2label.items()}
-        label_ids = processor.task_label_ids("segmentation", names)
-        rows = torch.tensor(list(names), device=pixel_values.device)
-        maps = []
-        for encoded in self._encode_patches(pixel_values, image_grid_thw, ""):
-            logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
-            # A number without a name is never chosen.
-            full = logits.new_full((max(names) + 1, *encoded.grid), torch.finfo(logits.dtype).min)
-            maps.append(full.index_copy(0, rows, logits))
-        return SemanticSegmenterOutput(logits=maps)
 
+        Raises:
+            ValueError: `config.id2label` has no names.
+        """
+        if self.config.label_names is None:
+            raise ValueError(
+                "`config.id2label` names no classes; set it (`model.config.id2label = {0: 'wall', ...}`), or give "
+                "`labels` to `predict_dense` or pipeline('dense-prediction')"
+            )
+        processor = self.get_processor()
+        names = processor.normalize_labels(self.config.label_names)
+        rest = next((key for key, name in names.items() if name == BACKGROUND_LABEL), -1)
+        # What stands for the background is not read, as in `predict_dense`.
+        read = {key: name for key, name in names.items() if key != rest}
+        label_ids = processor.task_label_ids("segmentation", read)
+        rows = torch.tensor(list(read), device=pixel_values.device)
+        maps = []
+        for logits in self._label_logits(pixel_values, image_grid_thw, "", label_ids):
+            # A number without a name is never chosen.
+            full = logits.new_full((max(names) + 1, *logits.shape[1:]), torch.finfo(logits.dtype).min)
+            maps.append(full.index_copy(0, rows, logits))
+        return DenseSegmenterOutput(logits=maps, background_label=torch.full((len(maps),), rest))
+
+
+# Saving one of them must not put it in the place of the model that `AutoModel` gives.
+DenseMLLMForDepthEstimation.register_for_auto_class("AutoModelForDepthEstimation")
+DenseMLLMForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 __all__ = ["DenseMLLMForDepthEstimation", "DenseMLLMForSemanticSegmentation", "DensePredictionPipeline"]

@@ -13,7 +13,7 @@
 # limitations under the License.
 r"""An untrained DenseMLLM of the size of `checkpoints/densemllm-rooms`, and its processor, for `train_hf.py`.
 
-    python examples/rooms/make_model.py --data out/rooms/train --output_dir out/rooms/untrained
+    python examples/rooms/make_model.py --data examples/rooms/sample --output_dir out/rooms/untrained
 
 The paper's architecture, scaled down: a tower with windows, a projector that joins 2x2 patches, a language model with
 latent attention. The tokenizer is trained on the texts of the data set, so that every class name is one token.
