@@ -22,13 +22,18 @@ r"""DenseMLLM from the command line.
     python -m densemllm ask photo.jpg "How many chairs are there?" --model MODEL
     python -m densemllm evaluate --model MODEL --data DATA --task depth       (evaluate_densemllm.py)
 
-What is written is up to the name of `--out`, and to `--format`:
+What is written is up to the name of `--out`, and to `--format`; it has the image's own size:
 
-    .png, .jpg           a picture in colours with a legend; with --format overlay laid over the image
-    .png --format raw    numbers: depth in millimetres, 16 bit (0: not known, 65535: 65.5 m or more); classes as their
-                         number plus one (0: none), 8 or 16 bit; the mask of an object as 255
-    .npy                 the array: depth in metres float32, classes int64 (-1: none), masks bool
-    .json                classes or the mask as COCO run lengths
+    .png, .jpg           a picture in colours with a legend, or a scale in metres (near is bright)
+    --format overlay     the colours laid over the image, without a legend
+    .png --format raw    numbers: depth in millimetres, 16 bit (65535: 65.5 m or more); class numbers, 8 bit (255: none),
+                         16 bit with more than 255 classes (65535: none); an object's mask as 255 on 0
+    .npy                 the array: depth in metres float32, class numbers int64 (-1: none), masks bool
+    .json                classes or the mask as COCO run lengths, with names and scores
+
+A class number is the name's place in --labels, from 0, or its number in the checkpoint's `id2label`. With --task
+open_set each object has a number of its own. Raw PNGs are what training and evaluation read as `segmentation` and, with
+a depth scale of 0.001, as `depth`.
 """
 
 import argparse
@@ -41,12 +46,20 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration
+from densemllm.image_processing_densemllm import open_image
 
 
 FIELDS = {"segmentation": "segmentation", "open_set": "segmentation", "depth": "predicted_depth", "referring": "mask"}
+# The tasks that an option says something to.
+MEANT_FOR = {
+    "labels": ("segmentation", "open_set"), "text": ("referring",), "depth_range": ("depth",),
+    "focal_length": ("depth",), "threshold": ("segmentation", "open_set"), "background": ("segmentation",),
+    "refine": ("segmentation",),
+}  # fmt: skip
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
 MILLIMETRES = 1000
 
@@ -58,48 +71,65 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--model", required=True, help="folder or Hub name of a DenseMLLM checkpoint")
-    shared.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    shared.add_argument("--dtype", default="auto", help="of the weights: auto, float32, bfloat16 or float16")
+    shared.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to run on; cuda where there is one"
+    )
+    shared.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="of the weights; auto: as they are stored",
+    )  # fmt: skip
     dense = argparse.ArgumentParser(add_help=False)
     dense.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    dense.add_argument("--out", required=True, type=Path, help="file to write; a folder for several images")
     dense.add_argument(
-        "--format", choices=("picture", "overlay", "raw"), default="picture", help="of PNG files; see above"
+        "--out", required=True, type=Path, help="file to write; a folder for several images, with a file for each"
     )
-    dense.add_argument("--labels", help="class names, joined by commas; the model's own where left out")
+    dense.add_argument("--suffix", default=".png", choices=SUFFIXES, help="of the files in a folder")
+    dense.add_argument(
+        "--format", choices=("picture", "overlay", "raw"), default="picture", help="what a PNG or JPEG shows; see below"
+    )
+    dense.add_argument(
+        "--labels", help="class names, joined by commas; left out: the checkpoint's `id2label`, else the model names them"
+    )
     dense.add_argument("--text", help="expression of the object to find")
-    dense.add_argument("--depth_range", help="row of the checkpoint's `depth_ranges`")
+    dense.add_argument("--depth_range", help="row of the checkpoint's `depth_ranges`, such as nyuv2")
     dense.add_argument("--focal_length", type=float, help="of the images, in pixels")
-    dense.add_argument("--threshold", type=float, help="pixels with a lower score get no class")
+    dense.add_argument("--threshold", type=float, help="pixels with a lower score, in [0, 1], get no class")
     dense.add_argument("--background", action="store_true", help="pixels may be none of the classes")
     dense.add_argument("--refine", choices=("crf",), help="let near pixels of like colour agree on their class")
     dense.add_argument("--scale", type=float, help="resize the images by this factor first: a finer grid")
-    dense.add_argument("--suffix", default=".png", choices=SUFFIXES, help="of the files in a folder")
-    predict = commands.add_parser("predict", parents=[shared, dense], help="a dense map of each image")
-    predict.add_argument("--task", choices=list(FIELDS), default="segmentation")
-    commands.add_parser("segment", parents=[shared, dense], help="predict --task segmentation")
-    commands.add_parser("depth", parents=[shared, dense], help="predict --task depth")
+    maps = {
+        "parents": [shared, dense], "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "epilog": __doc__[__doc__.index("What is written") :],
+    }  # fmt: skip
+    predict = commands.add_parser("predict", **maps, help="a dense map of each image")
+    predict.add_argument(
+        "--task", choices=list(FIELDS), default="segmentation",
+        help="segmentation: a class for each pixel; open_set: objects of --labels, each by itself; depth: metres; "
+        "referring: the object that --text describes",
+    )  # fmt: skip
+    commands.add_parser("segment", **maps, help="predict --task segmentation").set_defaults(task="segmentation")
+    commands.add_parser("depth", **maps, help="predict --task depth").set_defaults(task="depth")
     ask = commands.add_parser("ask", parents=[shared], help="a question about an image")
-    ask.add_argument("image", metavar="IMAGE")
+    ask.add_argument("images", nargs=1, metavar="IMAGE", help="image file")
     ask.add_argument("question", metavar="QUESTION")
-    ask.add_argument("--max_new_tokens", type=int, default=256)
+    ask.add_argument("--max_new_tokens", type=int, default=256, help="length of the answer, at most")
     commands.add_parser("evaluate", add_help=False, help="metrics on annotated data; see its own --help")
     return parser
 
 
-def write_prediction(prediction, field: str, image: PIL.Image.Image, path: Path, form: str) -> None:
+def write_prediction(prediction, task: str, image: PIL.Image.Image, path: Path, form: str) -> None:
     """Write one map in the form that the file's name and `form` ask for; a file is there whole or not at all."""
-    values = getattr(prediction, field).numpy()
+    field, suffix = FIELDS[task], path.suffix.lower()
     # The temporary file has the same suffix: it decides the form.
-    handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(suffix=suffix, dir=path.parent)
     os.close(handle)
     try:
-        if path.suffix == ".npy":
-            np.save(name, values)
-        elif path.suffix == ".json":
+        if suffix == ".npy":
+            np.save(name, getattr(prediction, field).numpy())
+        elif suffix == ".json":
             Path(name).write_text(json.dumps(prediction.to_rle()), encoding="utf-8")
         elif form == "raw":
-            PIL.Image.fromarray(_numbers(values, field)).save(name)
+            PIL.Image.fromarray(numbers(prediction, task)).save(name)
         elif form == "overlay":
             prediction.overlay(image, field).save(name)
         else:
@@ -117,55 +147,84 @@ def _umask() -> int:
     return mask
 
 
-def _numbers(values: np.ndarray, field: str) -> np.ndarray:
-    if field == "predicted_depth":
+def numbers(prediction, task: str) -> np.ndarray:
+    """A map as `uint8` or `uint16 [height, width]`, for a PNG."""
+    values = getattr(prediction, FIELDS[task]).numpy()
+    if task == "depth":
+        # 0 is what readers of such pictures take for "not known".
         return np.clip(np.round(values * MILLIMETRES), 1, 65535).astype(np.uint16)
-    if field == "mask":
+    if task == "referring":
         return values.astype(np.uint8) * 255
-    return (values + 1).astype(np.uint8 if values.max() < 255 else np.uint16)
+    # Of the names and not of what is there: the files of several images are of one kind.
+    highest = int(values.max()) if task == "open_set" else max(prediction.labels, default=0)
+    kind = np.uint8 if highest < 255 else np.uint16
+    return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
+
+
+def check_images(names: list[str]) -> None:
+    """Raise a `ValueError` for the first that is no picture, without decoding any."""
+    for name in names:
+        if not os.path.isfile(name):
+            raise ValueError(f"IMAGE must be a file, got {name}")
+        open_image(name).close()
 
 
 def check_arguments(args) -> list[Path]:
     """The file of each image; `ValueError`s name what can't be used."""
-    missing = [name for name in args.images if not os.path.isfile(name)]
-    if missing:
-        raise ValueError(f"IMAGE must be a file, got {', '.join(missing)}")
+    for name, tasks in MEANT_FOR.items():
+        if getattr(args, name) not in (None, False) and args.task not in tasks:
+            raise ValueError(f"--{name} is for --task {' and '.join(tasks)}, not for {args.task}")
     if args.task == "referring" and not args.text:
         raise ValueError("--task referring needs --text, the words for the object")
-    if args.task != "referring" and args.text:
-        raise ValueError(f"--text is for --task referring, not for {args.task}")
     if args.task == "open_set" and not args.labels:
         raise ValueError("--task open_set needs --labels")
     if len(args.images) > 1 or args.out.is_dir() or not args.out.suffix:
-        stems = [Path(name).stem for name in args.images]
         if args.out.suffix and not args.out.is_dir():
             raise ValueError(f"--out must be a folder for several images, got {args.out}")
+        stems = [Path(name).stem for name in args.images]
         twice = sorted({stem for stem in stems if stems.count(stem) > 1})
         if twice:
             raise ValueError(f"IMAGE: several files would be written to {twice[0]}{args.suffix}")
         paths = [args.out / f"{stem}{args.suffix}" for stem in stems]
     else:
         paths = [args.out]
-    if paths[0].suffix.lower() not in SUFFIXES:
+    suffix = paths[0].suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(f"--out must end in one of {', '.join(SUFFIXES)}, got {args.out}")
-    if args.format == "raw" and paths[0].suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError("--format raw needs .png: JPEG changes numbers")
-    if paths[0].suffix == ".json" and args.task == "depth":
+    if args.format == "raw" and suffix in (".jpg", ".jpeg"):
+        raise ValueError("--format raw needs .png or .npy: JPEG changes numbers")
+    if args.format == "overlay" and suffix in (".npy", ".json"):
+        raise ValueError(f"--format overlay is for pictures, not for {suffix}")
+    if suffix == ".json" and args.task == "depth":
         raise ValueError("--out .json is for classes and masks; depth is written as .npy or .png")
     return paths
 
 
+def load_model(args) -> DenseMLLMForConditionalGeneration:
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} can't be used here: {error}") from error
+    try:
+        model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype)
+    except SafetensorError as error:
+        raise ValueError(f"--model {args.model}: the weights can't be read ({error})") from error
+    return model.eval().to(args.device)
+
+
 def predict(args) -> None:
-    args.task = {"segment": "segmentation", "depth": "depth"}.get(args.command) or args.task
     paths = check_arguments(args)
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).eval().to(args.device)
-    labels = [name for name in args.labels.split(",") if name.strip()] if args.labels is not None else None
-    if labels is None and args.task == "segmentation" and not _names_are_generic(model.config.id2label):
-        labels = {int(key): name for key, name in model.config.id2label.items()}
+    check_images(args.images)
+    model = load_model(args)
+    labels = None
+    if args.labels is not None:
+        labels = [name for name in args.labels.split(",") if name.strip()]
+    elif args.task == "segmentation":
+        labels = model.config.label_names
     options = {
-        "labels": labels if FIELDS[args.task] == "segmentation" else None, "text": args.text,
-        "background": args.background, "threshold": args.threshold, "depth_range": args.depth_range,
-        "focal_length": args.focal_length, "refine": args.refine, "scale": args.scale,
+        "labels": labels, "text": args.text, "background": args.background, "threshold": args.threshold,
+        "depth_range": args.depth_range, "focal_length": args.focal_length, "refine": args.refine,
+        "scale": args.scale,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     paths[0].parent.mkdir(parents=True, exist_ok=True)
@@ -173,12 +232,8 @@ def predict(args) -> None:
     for name, path in tqdm(pairs, desc=args.task, disable=len(pairs) == 1):
         image = model.get_processor().image_processor.load_picture(name)
         prediction = model.predict_dense(image, task=args.task, **options)
-        write_prediction(prediction, FIELDS[args.task], image, path, args.format)
+        write_prediction(prediction, args.task, image, path, args.format)
         tqdm.write(f"{path}: {describe(prediction, FIELDS[args.task])}")
-
-
-def _names_are_generic(id2label: dict) -> bool:
-    return all(name == f"LABEL_{key}" for key, name in id2label.items())
 
 
 def describe(prediction, field: str) -> str:
@@ -192,25 +247,27 @@ def describe(prediction, field: str) -> str:
     return ", ".join(f"{row['label']} {100 * row['area'] / values.numel():.1f} %" for row in rows) or "none of them"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0, or 2 after a message where something can't be used."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and arguments[0] == "evaluate":
-        from densemllm.evaluate_densemllm import main as evaluate
+def ask(args) -> None:
+    check_images(args.images)
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens must be at least 1, got {args.max_new_tokens}")
+    print(load_model(args).query(args.images[0], args.question, max_new_tokens=args.max_new_tokens))
 
-        evaluate(arguments[1:])
-        return 0
-    args = make_parser().parse_args(arguments)
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0, or 2 after a line on stderr where something can't be used."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser()
     try:
-        if args.command == "ask":
-            if not os.path.isfile(args.image):
-                raise ValueError(f"IMAGE must be a file, got {args.image}")
-            model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).eval()
-            print(model.to(args.device).query(args.image, args.question, max_new_tokens=args.max_new_tokens))
-        else:
-            predict(args)
+        if arguments[:1] == ["evaluate"]:
+            from densemllm.evaluate_densemllm import main as evaluate
+
+            evaluate(arguments[1:])
+            return 0
+        args = parser.parse_args(arguments)
+        (ask if args.command == "ask" else predict)(args)
     except (ValueError, TypeError, OSError) as error:
-        print(f"{make_parser().prog} {args.command}: {error}", file=sys.stderr)
+        print(f"{parser.prog} {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

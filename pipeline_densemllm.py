@@ -62,6 +62,7 @@ class DensePredictionPipeline(Pipeline):
         unknown = sorted(set(kwargs) - set(self.OPTIONS))
         if unknown:
             raise TypeError(f"{unknown} can't be given to this pipeline; it takes {list(self.OPTIONS)}")
+        _check_text(kwargs.get("text"))
         return {}, kwargs, {}
 
     def preprocess(self, inputs) -> dict:
@@ -69,8 +70,7 @@ class DensePredictionPipeline(Pipeline):
         unknown = sorted(set(own) - {"image", *self.OWN})
         if unknown or own.get("image") is None:
             raise ValueError(f"an input must have `image` and may have {list(self.OWN)}, got {sorted(own)}")
-        if not isinstance(own.get("text"), (str, type(None))):
-            raise ValueError(f"`text` must be one expression an input, got {own['text']!r}")
+        _check_text(own.get("text"))
         picture = self.processor.image_processor.load_picture(own.pop("image"))
         # In lists, so that batches of them are lists as well.
         return {"images": [picture], "own": [own]}
@@ -91,6 +91,11 @@ class DensePredictionPipeline(Pipeline):
         if prediction.predicted_depth is not None:
             fields["depth"] = prediction.to_pil("predicted_depth")
         return fields
+
+
+def _check_text(text) -> None:
+    if not isinstance(text, (str, type(None))):
+        raise ValueError(f"`text` must be one expression; an input {{'image': ..., 'text': ...}} has its own; got {text}")
 
 
 def _flat(values) -> list:
