@@ -20,6 +20,7 @@ r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -94,6 +95,17 @@ def draw_curve(history: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def link_code(folder: Path) -> None:
+    """Within this repository, the code of a checkpoint is a link to the file that it is a copy of: one that can't grow
+    old. Uploading follows links."""
+    root = Path(__file__).resolve().parents[2]
+    if root not in folder.resolve().parents:
+        return
+    for file in folder.glob("*.py"):
+        file.unlink()
+        file.symlink_to(os.path.relpath(root / file.name, folder))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trained", type=Path, required=True, help="folder that train_hf.py wrote")
@@ -106,6 +118,7 @@ def main() -> None:
     known = metadata_load(args.output_dir / "README.md") if (args.output_dir / "README.md").is_file() else {}
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
+    link_code(args.output_dir)
     history = state["log_history"]
     (args.output_dir / "training_log.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     draw_curve(history, args.output_dir / "training.png")
