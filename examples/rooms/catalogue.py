@@ -31,6 +31,10 @@ from PIL import Image
 
 
 FURNITURE = Path("/usr/share/sweethome3d/furniture")  # where the Debian package puts it
+LICENCES = {
+    "BlendSwap-CC-0": "CC0", "BlendSwap-CC-BY": "CC-BY-3.0", "KatorLegaz": "CC-BY-3.0-US", "Reallusion": "CC-BY-3.0-US",
+    "Scopia": "CC-BY-3.0",
+}  # fmt: skip
 INSTALL = "apt-get install sweethome3d-furniture"
 
 LABELS = (
@@ -146,7 +150,7 @@ def read_catalogue(folder: Path = FURNITURE) -> list[Model]:
         rows: dict[int, dict] = defaultdict(dict)
         for name, number, value in re.findall(r"^(\w+)#(\d+)=(.*?)\s*$", text, re.MULTILINE):
             rows[int(number)][name] = value
-        licence = "CC0" if "CC-0" in archive.name else "CC-BY-3.0"
+        licence = LICENCES[archive.stem]
         for row in rows.values():
             label = label_of(row["name"], row["category"])
             if label is None:

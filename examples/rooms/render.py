@@ -18,8 +18,8 @@ r"""Render furnished rooms into a data set: pictures, classes, metres, instances
     python examples/rooms/render.py --split train --rooms 2000 --output_dir out/rooms/data
 
 Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.data_densemllm`, `id2label.json`, and a data
-card. The same arguments give the same bytes. A shard that is there already is left as it is, so a run that was stopped
-goes on. Test and validation rooms have furniture that no training room has.
+card. The same arguments and versions give the same rooms, views and texts. A shard that is there already is left as it
+is, so a run that was stopped goes on. Test and validation rooms have furniture that no training room has.
 """
 
 import argparse
@@ -196,13 +196,16 @@ room.
 
 ## Licences
 
-The furniture is CC-BY-3.0 or CC0; `CREDITS.md` names the creator of every model. The pictures are derived from it:
+The furniture is CC-BY-3.0, CC-BY-3.0-US or CC0; `CREDITS.md` names the creator of every model. The pictures are derived from it:
 CC-BY-3.0.
 
 ## Limits
 
 Rooms are boxes; doors are shut and lie on the wall; mirrors and metal don't reflect; windows show a painted view;
-nobody has tidied up, and nobody lives there.
+nobody has tidied up, and nobody lives there. Expressions are checked against all things of which at least 12 pixels
+are seen; a smaller glimpse of a second one can make "the chair" ambiguous. Rendered again, a picture can differ by a
+few levels at a few pixels of plants, where triangles coincide. No validation room has a screen: its one model fits
+nowhere.
 """
 
 
