@@ -32,8 +32,8 @@ from PIL import Image
 
 FURNITURE = Path("/usr/share/sweethome3d/furniture")  # where the Debian package puts it
 LICENCES = {
-    "BlendSwap-CC-0": "CC0", "BlendSwap-CC-BY": "CC-BY-3.0", "KatorLegaz": "CC-BY-3.0-US", "Reallusion": "CC-BY-3.0-US",
-    "Scopia": "CC-BY-3.0",
+    "BlendSwap-CC-0": "CC0", "BlendSwap-CC-BY": "CC-BY-3.0", "KatorLegaz": "CC-BY-3.0-US",
+    "Reallusion": "CC-BY-3.0-US", "Scopia": "CC-BY-3.0",
 }  # fmt: skip
 INSTALL = "apt-get install sweethome3d-furniture"
 

@@ -196,8 +196,8 @@ room.
 
 ## Licences
 
-The furniture is CC-BY-3.0, CC-BY-3.0-US or CC0; `CREDITS.md` names the creator of every model. The pictures are derived from it:
-CC-BY-3.0.
+The furniture is CC-BY-3.0, CC-BY-3.0-US or CC0; `CREDITS.md` names the creator of every model. The pictures are
+derived from it: CC-BY-3.0.
 
 ## Limits
 
