@@ -26,14 +26,14 @@ What is written is up to the name of `--out`, and to `--format`; it has the imag
 
     .png, .jpg           a picture in colours with a legend, or a scale in metres (near is bright)
     --format overlay     the colours laid over the image, without a legend
-    .png --format raw    numbers: depth in millimetres, 16 bit (65535: 65.5 m or more); class numbers, 8 bit (255: none),
+    .png --format raw    depth in millimetres, 16 bit (65535: 65.5 m or more); class numbers, 8 bit (255: none), or
                          16 bit with more than 255 classes (65535: none); an object's mask as 255 on 0
     .npy                 the array: depth in metres float32, class numbers int64 (-1: none), masks bool
     .json                classes or the mask as COCO run lengths, with names and scores
 
 A class number is the name's place in --labels, from 0, or its number in the checkpoint's `id2label`. With --task
-open_set each object has a number of its own. Raw PNGs are what training and evaluation read as `segmentation` and, with
-a depth scale of 0.001, as `depth`.
+open_set each object has a number of its own. Training and evaluation read raw PNGs as `segmentation` and, with a depth
+scale of 0.001, as `depth`.
 """
 
 import argparse
@@ -85,10 +85,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     dense.add_argument("--suffix", default=".png", choices=SUFFIXES, help="of the files in a folder")
     dense.add_argument(
-        "--format", choices=("picture", "overlay", "raw"), default="picture", help="what a PNG or JPEG shows; see below"
+        "--format", choices=("picture", "overlay", "raw"), default="picture", help="of PNG and JPEG files; see below"
     )
     dense.add_argument(
-        "--labels", help="class names, joined by commas; left out: the checkpoint's `id2label`, else the model names them"
+        "--labels", help="class names, joined by commas; else the checkpoint's `id2label`, else the model names them"
     )
     dense.add_argument("--text", help="expression of the object to find")
     dense.add_argument("--depth_range", help="row of the checkpoint's `depth_ranges`, such as nyuv2")
@@ -207,8 +207,8 @@ def load_model(args) -> DenseMLLMForConditionalGeneration:
         raise ValueError(f"--device {args.device} can't be used here: {error}") from error
     try:
         model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype)
-    except SafetensorError as error:
-        raise ValueError(f"--model {args.model}: the weights can't be read ({error})") from error
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"--model {args.model} can't be loaded: {error}") from error
     return model.eval().to(args.device)
 
 

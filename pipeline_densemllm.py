@@ -95,7 +95,9 @@ class DensePredictionPipeline(Pipeline):
 
 def _check_text(text) -> None:
     if not isinstance(text, (str, type(None))):
-        raise ValueError(f"`text` must be one expression; an input {{'image': ..., 'text': ...}} has its own; got {text}")
+        raise ValueError(
+            f"`text` must be one expression; inputs {{'image': ..., 'text': ...}} have one each, got {text!r}"
+        )
 
 
 def _flat(values) -> list:

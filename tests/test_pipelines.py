@@ -1,16 +1,27 @@
 """The pipelines: each in the form that its users expect, and with what `predict_dense` gives."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from transformers import AutoModelForDepthEstimation, AutoModelForSemanticSegmentation, pipeline
 
-from densemllm import DenseMLLMForConditionalGeneration
+from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
 
 IMAGES = [make_image(30, 50), make_image(24, 16, 1), make_image(40, 40, 2)]
+CHATS = [
+    [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+    for image, text in zip(IMAGES, ("what?", "what is on the table?", "a cat?"), strict=True)
+]
+# `max_new_tokens` beside them would be written into this dict by the pipeline.
+GREEDY = {"generate_kwargs": {"max_new_tokens": 5, "do_sample": False}, "return_full_text": False}
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +73,32 @@ def test_dense_prediction_of_one_image_and_of_dicts(folder, model, tmp_path):
         pipe({"picture": IMAGES[0]})
     with pytest.raises(ValueError, match="`task`"):
         pipe(IMAGES[0], task="deep")
+    with pytest.raises(ValueError, match="`text` must be one"):
+        pipe(IMAGES, task="referring", text=["a", "b", "c"])
+    with pytest.raises(ValueError, match="`text` must be one"):
+        pipe({"image": IMAGES[0], "text": ["a", "b"]}, task="referring")
 
 
 def test_a_loaded_model_is_a_pipeline(model):
+    expected = model.predict_dense(IMAGES[0], task="depth").predicted_depth
     result = model.as_pipeline()(IMAGES[0], task="depth")
-    torch.testing.assert_close(result["predicted_depth"], model.predict_dense(IMAGES[0], task="depth").predicted_depth)
+    torch.testing.assert_close(result["predicted_depth"], expected)
+    # With the package imported, `pipeline` knows the task by itself.
+    pipe = pipeline("dense-prediction", model=model, processor=model.get_processor())
+    torch.testing.assert_close(pipe(IMAGES[0], task="depth")["predicted_depth"], expected)
+    with pytest.raises(ValueError, match="each call"):
+        model.as_pipeline(task="depth")
+
+
+@pytest.mark.parametrize("task", ["dense-prediction", "depth-estimation", "image-segmentation"])
+def test_a_pipeline_saves_a_whole_checkpoint(folder, tmp_path, task):
+    pipeline(task, model=str(folder), trust_remote_code=True).save_pretrained(tmp_path)
+    saved, first = (json.loads((path / "config.json").read_text()) for path in (tmp_path, folder))
+    assert saved["auto_map"] == first["auto_map"] and saved["custom_pipelines"] == first["custom_pipelines"]
+    assert {path.name for path in folder.iterdir()} <= {path.name for path in tmp_path.iterdir()}
+    assert (
+        DenseMLLMProcessor.from_pretrained(tmp_path).to_dict() == DenseMLLMProcessor.from_pretrained(folder).to_dict()
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -105,6 +137,39 @@ def test_names_need_not_be_numbered_without_gaps(folder, tmp_path):
     assert labels and labels <= set(names.values())
 
 
+def test_classes_with_a_background(tmp_path):
+    processor = make_processor()
+    names = {0: "wall", 3: "<OTHERS>", 4: "floor", 7: "cat"}
+    model = make_model(processor, id2label=names)
+    with torch.no_grad():  # chances on both sides of one half
+        model.lm_head.weight.mul_(8)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    found = pipeline("image-segmentation", model=str(tmp_path), batch_size=2)(IMAGES)
+    areas = {name: 0 for name in names.values()}
+    for image, rows in zip(IMAGES, found, strict=True):
+        expected = model.predict_dense(image, labels=names, processor=processor).segmentation.numpy()
+        assert {row["label"] for row in rows} == {names[key] for key in np.unique(expected)}
+        for row in rows:
+            key = next(key for key, name in names.items() if name == row["label"])
+            assert np.array_equal(np.asarray(row["mask"]) == 255, expected == key)
+            areas[row["label"]] += (expected == key).sum()
+    assert areas["<OTHERS>"] and sum(area > 0 for area in areas.values()) > 1
+
+
+def test_classes_without_names_are_refused(folder, tmp_path):
+    processor = make_processor()
+    make_model(processor).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    pipe = pipeline("image-segmentation", model=str(tmp_path))
+    with pytest.raises(ValueError, match="`config.id2label`"):
+        pipe(IMAGES[0])
+    pipe.model.config.id2label = {0: "cat", 1: "sky"}
+    assert {row["label"] for row in pipe(IMAGES[0])} <= {"cat", "sky"}
+    with pytest.raises(ValueError, match="panoptic"):
+        pipe(IMAGES[0], subtask="panoptic")
+
+
 def test_models_of_the_pipelines_have_the_checkpoints_weights(folder, model):
     for auto in (AutoModelForDepthEstimation, AutoModelForSemanticSegmentation):
         own, info = auto.from_pretrained(folder, output_loading_info=True)
@@ -114,13 +179,84 @@ def test_models_of_the_pipelines_have_the_checkpoints_weights(folder, model):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_image_text_to_text(folder, batch_size):
+@pytest.mark.parametrize("form", [list, many])
+def test_image_text_to_text(folder, model, batch_size, form):
     pipe = pipeline("image-text-to-text", model=str(folder), batch_size=batch_size)
-    chats = [
-        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "what?"}]}]
-        for image in IMAGES
-    ]
-    options = {"max_new_tokens": 5, "do_sample": False, "return_full_text": False}
-    together = pipe(text=chats, **options)
-    alone = [pipe(text=chat, **options) for chat in chats]
-    assert [own[0]["generated_text"] for own in together] == [own[0]["generated_text"] for own in alone]
+    answers = [row["generated_text"] for (row,) in pipe(form(CHATS), **GREEDY)]
+    questions = [chat[0]["content"][1]["text"] for chat in CHATS]
+    assert answers == [model.query(*pair, max_new_tokens=5) for pair in zip(IMAGES, questions, strict=True)]
+    (full,) = pipe(CHATS[0], generate_kwargs=GREEDY["generate_kwargs"])
+    assert full["generated_text"][-1] == {"role": "assistant", "content": answers[0]}
+
+
+def test_image_text_to_text_without_a_chat(folder):
+    pipe = pipeline("image-text-to-text", model=str(folder))
+    text = "<|image_pad|> what?"
+    together = pipe(images=IMAGES, text=[text] * 3, **GREEDY)
+    inputs = ({"images": image, "text": text} for image in IMAGES)
+    alone = [row for (row,) in pipe(inputs, **GREEDY)]
+    assert [row["generated_text"] for row in together] == [row["generated_text"] for row in alone]
+
+
+# The package is hidden from the process that runs this, wherever pip has put it.
+FRESH = r"""
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "densemllm" or name.startswith("densemllm."):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Hidden())
+import torch
+from transformers import pipeline
+
+source, paths = sys.argv[1], ["0.png", "1.png", "2.png"]
+results = {}
+for task in ("dense-prediction", "depth-estimation", "image-segmentation", "image-text-to-text"):
+    pipe = pipeline(task, model=source, trust_remote_code=True)
+    options, inputs = {}, paths
+    if task == "dense-prediction":
+        options = {"task": ("segmentation", "depth"), "labels": ["wall", "floor"]}
+    if task == "image-text-to-text":
+        options = {"generate_kwargs": {"max_new_tokens": 5, "do_sample": False}, "return_full_text": False}
+        inputs = [
+            [{"role": "user", "content": [{"type": "image", "path": path}, {"type": "text", "text": "what?"}]}]
+            for path in paths
+        ]
+    forms = (pipe(list(inputs), batch_size=2, **options), pipe((own for own in inputs), batch_size=2, **options),
+             [pipe(own, **options) for own in inputs])
+    results[task] = [list(form) for form in forms]
+torch.save(results, "results.pt")
+"""
+
+
+@pytest.mark.slow
+def test_all_of_them_in_a_fresh_process(folder, model, tmp_path):
+    for index, image in enumerate(IMAGES):
+        image.save(tmp_path / f"{index}.png")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(folder)],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = torch.load(tmp_path / "results.pt", weights_only=False)
+    options = {"task": ("segmentation", "depth"), "labels": ["wall", "floor"]}
+    for form in range(3):  # a list, a generator, one by one
+        dense, depth, classes, answers = (results[task][form] for task in results)
+        for index, image in enumerate(IMAGES):
+            expected = model.predict_dense(image, **options)
+            assert torch.equal(dense[index]["segmentation"], expected.segmentation)
+            torch.testing.assert_close(dense[index]["predicted_depth"], expected.predicted_depth)
+            torch.testing.assert_close(depth[index]["predicted_depth"], expected.predicted_depth)
+            assert dense[index]["depth"].size == depth[index]["depth"].size == image.size
+            named = model.predict_dense(image, labels=ID2LABEL).segmentation.numpy()
+            assert {row["label"] for row in classes[index]} == {ID2LABEL[key] for key in np.unique(named)}
+            for row in classes[index]:
+                assert row["score"] is None
+                assert np.array_equal(
+                    np.asarray(row["mask"]) == 255, np.vectorize(ID2LABEL.get)(named) == row["label"]
+                )
+            assert answers[index][0]["generated_text"] == model.query(image, "what?", max_new_tokens=5)
