@@ -1,0 +1,1 @@
+../../parts_densemllm.py
