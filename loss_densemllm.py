@@ -30,8 +30,23 @@ LONG_RANGE = 1024  # ids; a shorter range of an embedding is copied
 
 
 def supervised_tokens(dense_targets: torch.Tensor, dense_candidates: torch.Tensor) -> torch.Tensor:
-    """Which vision tokens have a target: `bool [n_tokens]`. Arguments as for [`ntp_m_loss`]."""
-    return (dense_candidates >= 0) & (dense_targets != IGNORED).any(dim=-1)
+    """Which vision tokens have a target, of each kind: `bool`, the shape of `dense_candidates`. Arguments as for
+    [`ntp_m_loss`]."""
+    has_target = (dense_targets != IGNORED).any(dim=-1)
+    return (dense_candidates >= 0) & (has_target if dense_candidates.ndim == 1 else has_target[:, None])
+
+
+def one_kind_a_row(
+    states: torch.Tensor, dense_targets: torch.Tensor, dense_candidates: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States (or logits) `[n_tokens, d]` and their targets with a row for each kind of annotation that a token has,
+    so that `dense_candidates` becomes one-dimensional. Arguments as for [`ntp_m_loss`]."""
+    if dense_candidates.ndim == 1:
+        return states, dense_targets, dense_candidates
+    if dense_candidates.shape[1] == 1:
+        return states, dense_targets, dense_candidates[:, 0]
+    tokens, kinds = (dense_candidates >= 0).nonzero(as_tuple=True)
+    return states[tokens], dense_targets[tokens], dense_candidates[tokens, kinds]
 
 
 def candidate_mask(dense_candidate_ranges: torch.Tensor, vocab_size: int) -> torch.Tensor:
@@ -59,18 +74,21 @@ def ntp_m_loss(
         L = mean over supervised i of  -mean over P_i of log p_iv  -  mean over N_i of log(1 - p_iv)
 
     Positives and negatives are averaged apart. A token without a positive is not supervised; without a negative, its
-    second term is 0.
+    second term is 0. In the paper a sample has one kind of annotation: classes, or depth, or a foreground. One that
+    has several counts as so many samples, each with its own M_i; otherwise the hardest negatives of the classes would
+    all be depth bins, whose neighbours can hardly be told apart.
 
     Args:
         logits: `[n_tokens, vocab_size]`, any floating-point type; computed in float32.
         dense_targets: `int64 [n_tokens, max_targets]`, positive ids, filled up with -100. Ids outside the token's
             candidates don't count.
-        dense_candidates: `int64 [n_tokens]`, the token's row of the next argument, -1 where not supervised.
+        dense_candidates: `int64 [n_tokens]` or `[n_tokens, n_kinds]`, the token's row of the next argument for each
+            kind of annotation, -1 where it has none. The mean runs over all pairs of a token and a kind.
         dense_candidate_ranges: `int64 [n_rows, n_ranges, 2]`, the annotated ids M_i as half-open ranges, which don't
             overlap within a row; (0, 0) is empty.
         top_k: how many negatives a token gets.
-        num_items: divide the sum over tokens by this and not by the number of supervised tokens: the global count
-            where a batch is spread over several steps or processes.
+        num_items: divide the sum by this and not by the number of supervised tokens (of each kind): the global
+            count where a batch is spread over several steps or processes.
 
     Returns:
         scalar `float32` (or `float64`); 0 with a gradient of 0 where no token is supervised.
@@ -80,6 +98,7 @@ def ntp_m_loss(
     """
     n_tokens, vocab_size = logits.shape
     check_dense_targets(n_tokens, vocab_size, dense_targets, dense_candidates, dense_candidate_ranges, top_k)
+    logits, dense_targets, dense_candidates = one_kind_a_row(logits, dense_targets, dense_candidates)
     rows = supervised_tokens(dense_targets, dense_candidates).nonzero()[:, 0]
     scores = logits[rows]
     scores = scores if scores.dtype == torch.float64 else scores.float()
@@ -337,11 +356,16 @@ def fused_ntp_m_loss(
     Raises:
         ValueError: see [`ntp_m_loss`].
     """
-    arguments = (dense_targets, dense_candidates, dense_candidate_ranges, top_k)
+    vocab_size = getattr(head, "out_features", None)
+    if vocab_size is not None:
+        check_dense_targets(
+            len(hidden_states), vocab_size, dense_targets, dense_candidates, dense_candidate_ranges, top_k
+        )
+    hidden_states, dense_targets, dense_candidates = one_kind_a_row(hidden_states, dense_targets, dense_candidates)
     factors = head_factors(head, hidden_states)
     if factors is not None:
         states, weights = zip(*factors, strict=True)
-        check_dense_targets(len(hidden_states), len(weights[0]), *arguments)
+        arguments = (dense_targets, dense_candidates, dense_candidate_ranges, top_k)
         return _FusedNTPM.apply(*arguments, num_items, len(states), *states, *weights)
 
     rows = supervised_tokens(dense_targets, dense_candidates).nonzero()[:, 0]
@@ -502,17 +526,17 @@ def check_dense_targets(
             f"`dense_targets` must be [n_vision_tokens, max_targets] with {n_tokens} vision tokens, got "
             f"{tuple(dense_targets.shape)}"
         )
-    if tuple(dense_candidates.shape) != (n_tokens,):
+    if dense_candidates.ndim not in (1, 2) or len(dense_candidates) != n_tokens:
         raise ValueError(
-            f"`dense_candidates` must be [n_vision_tokens] with {n_tokens} vision tokens, got "
-            f"{tuple(dense_candidates.shape)}"
+            f"`dense_candidates` must be [n_vision_tokens] or [n_vision_tokens, n_kinds] with {n_tokens} vision "
+            f"tokens, got {tuple(dense_candidates.shape)}"
         )
     if dense_candidate_ranges.ndim != 3 or dense_candidate_ranges.shape[-1] != 2:
         raise ValueError(
             f"`dense_candidate_ranges` must be [n_rows, n_ranges, 2], got {tuple(dense_candidate_ranges.shape)}"
         )
     n_rows = dense_candidate_ranges.shape[0]
-    if n_tokens and int(dense_candidates.max()) >= n_rows:
+    if dense_candidates.numel() and int(dense_candidates.max()) >= n_rows:
         raise ValueError(
             f"`dense_candidates` names row {int(dense_candidates.max())} of `dense_candidate_ranges`, which has "
             f"{n_rows}"

@@ -728,7 +728,8 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             dense_targets (`torch.LongTensor` of shape `(n_vision_tokens, max_targets)`, *optional*): vocabulary ids
                 that are true of each vision token, filled up with -100; see [`ntp_m_loss`] and
                 `DenseMLLMProcessor.encode_annotations`, which also explain the next two.
-            dense_candidates (`torch.LongTensor` of shape `(n_vision_tokens,)`, *optional*).
+            dense_candidates (`torch.LongTensor` of shape `(n_vision_tokens,)` or `(n_vision_tokens, n_kinds)`,
+                *optional*).
             dense_candidate_ranges (`torch.LongTensor` of shape `(n_rows, n_ranges, 2)`, *optional*).
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): the last so many positions (0: all), their
                 indices, or a mask of shape `(batch_size, sequence_length)`.

@@ -71,6 +71,7 @@ STRUCTURE_TOKENS = (
     "<person>", "</person>", "<kpt>", "</kpt>", "<v_0.0>", "<v_1.0>", BACKGROUND_LABEL, *FOREGROUND_LABELS,
 )  # fmt: skip
 IGNORED = -100  # fills up `dense_targets`, as it does `labels`
+KINDS = ("segmentation", "depth", "mask")  # of annotation
 
 
 @dataclass(frozen=True)
@@ -424,7 +425,8 @@ class DenseMLLMProcessor(ProcessorMixin):
 
         Returns:
             `dense_targets`: `int64 [n_vision_tokens, max_targets]`, vocabulary ids, filled up with -100.
-            `dense_candidates`: `int64 [n_vision_tokens]`, the token's row of the next one, -1 where not supervised.
+            `dense_candidates`: `int64 [n_vision_tokens, n_kinds]`, the token's row of the next one for each kind of
+            annotation (at most 3: classes, depth, foreground), -1 where it has none.
             `dense_candidate_ranges`: `int64 [n_rows, max_ranges, 2]`, ids that are annotated (M_i in the paper) as
             half-open ranges; ranges that only fill up are empty, (0, 0).
 
@@ -441,6 +443,8 @@ class DenseMLLMProcessor(ProcessorMixin):
             raise ValueError(f"`candidates` must be 'vocabulary' or 'labels', got {candidates!r}")
         merge_size, patch_size = self.image_processor.merge_size, self.image_processor.patch_size
         tokens, ids, rows, tables, offset = [], [], [], [], 0
+        table_rows: dict[tuple, int] = {}
+        n_kinds = max([1, *(sum(annotation.get(kind) is not None for kind in KINDS) for annotation in annotations)])
         for index, (annotation, (_, grid_height, grid_width)) in enumerate(zip(annotations, grids, strict=True)):
             unknown = set(annotation) - {
                 "segmentation", "id2label", "ignore_index", "depth", "depth_range", "focal_length", "mask",
@@ -451,25 +455,22 @@ class DenseMLLMProcessor(ProcessorMixin):
             n_tokens = grid_height * grid_width // merge_size**2
             kinds = [
                 self._encode_map(index, annotation, kind, size, candidates)
-                for kind in ("segmentation", "depth", "mask")
+                for kind in KINDS
                 if annotation.get(kind) is not None
             ]
-            # Which kinds are annotated differs from cell to cell, so a token's candidates are a set of kinds: bit k
-            # of its code is kind k.
-            code = np.zeros(n_tokens, dtype=np.int64)
-            for bit, (kind_tokens, kind_ids, _) in enumerate(kinds):
+            row = np.full((n_tokens, n_kinds), -1, dtype=np.int64)
+            for column, (kind_tokens, kind_ids, annotated) in enumerate(kinds):
                 tokens.append(kind_tokens + offset)
                 ids.append(kind_ids)
-                code[kind_tokens] |= 1 << bit
-            row = np.full(n_tokens, -1, dtype=np.int64)
-            for used in np.unique(code[code > 0]):
-                row[code == used] = len(tables)
-                tables.append(self._annotated_ranges(*(kind[2] for b, kind in enumerate(kinds) if used >> b & 1)))
+                if annotated not in table_rows:
+                    table_rows[annotated] = len(tables)
+                    tables.append(self._annotated_ranges(annotated))
+                row[kind_tokens, column] = table_rows[annotated]
             rows.append(row)
             offset += n_tokens
         return {
             "dense_targets": _pad_ragged(tokens, ids, offset),
-            "dense_candidates": torch.from_numpy(np.concatenate(rows)) if rows else torch.zeros(0, dtype=torch.long),
+            "dense_candidates": torch.from_numpy(np.concatenate(rows or [np.zeros((0, n_kinds), dtype=np.int64)])),
             "dense_candidate_ranges": _stack_ranges(tables),
         }
 
@@ -532,9 +533,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         tokens, ids = np.unique(np.stack([np.repeat(tokens, counts), ids]), axis=1)
         return tokens, ids, annotated
 
-    def _annotated_ranges(self, *names: tuple) -> np.ndarray:
+    def _annotated_ranges(self, names: tuple) -> np.ndarray:
         """The union of sets of ids as ranges: kept, as a vocabulary is large and the sets are always the same."""
-        names = tuple(dict.fromkeys(name for group in names for name in group))
         if names not in self._memo:
             sets = [self._text_token_ids if name == ("text",) else np.array(name[1]) for name in names]
             self._memo[names] = _ranges(np.unique(np.concatenate(sets)))

@@ -34,7 +34,7 @@ from transformers import set_seed
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
 from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import evaluate_dense
-from densemllm.loss_densemllm import candidate_mask, fused_cross_entropy, supervised_tokens
+from densemllm.loss_densemllm import candidate_mask, fused_cross_entropy, one_kind_a_row, supervised_tokens
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
 
@@ -52,6 +52,7 @@ class PlainBCETrainer(DenseTrainer):
         states = model.model(**inputs).last_hidden_state
         text_loss = fused_cross_entropy(states[:, :-1].flatten(0, 1), model.lm_head, labels[:, 1:].flatten())
         vision_states = states[model.model.get_image_token_mask(inputs["input_ids"], None)]
+        vision_states, targets, candidates = one_kind_a_row(vision_states, targets, candidates)
         rows = supervised_tokens(targets, candidates)
         logits = model.lm_head(vision_states[rows])
         positives = torch.zeros(len(logits), logits.shape[1] + 1)

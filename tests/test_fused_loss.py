@@ -36,7 +36,9 @@ class Wrapped(nn.Module):
         return self.inner(hidden_states)
 
 
-def random_problem(seed, n_tokens=23, vocab_size=211, width=6, max_targets=4, dtype=torch.float64, bias=False):
+def random_problem(
+    seed, n_tokens=23, vocab_size=211, width=6, max_targets=4, dtype=torch.float64, bias=False, n_kinds=None
+):
     """States, head and targets with ragged, doubled and stray positives, over rows of ranges of every kind."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -61,7 +63,7 @@ def random_problem(seed, n_tokens=23, vocab_size=211, width=6, max_targets=4, dt
             [[0, 0], [0, 0], [0, 0]],
         ]
     )
-    candidates = integers(-1, len(ranges), (n_tokens,))
+    candidates = integers(-1, len(ranges), (n_tokens,) if n_kinds is None else (n_tokens, n_kinds))
     return states, head, (targets, candidates, ranges)
 
 
@@ -91,6 +93,7 @@ def assert_equal_losses(own, expected, states, head, loss_tolerance=1e-6, tolera
     long_range=st.sampled_from([1, 8, 1024]),
     chunk_rows=st.sampled_from([1, 9, 1024]),
     wrapped=st.booleans(),
+    n_kinds=st.sampled_from([None, 1, 3]),
 )
 def test_fused_equals_plain(
     seed,
@@ -107,8 +110,9 @@ def test_fused_equals_plain(
     long_range,
     chunk_rows,
     wrapped,
+    n_kinds,
 ):
-    states, head, targets = random_problem(seed, n_tokens, vocab_size, width, max_targets, dtype, bias)
+    states, head, targets = random_problem(seed, n_tokens, vocab_size, width, max_targets, dtype, bias, n_kinds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "CHUNK_ELEMENTS", chunk)
         patch.setattr(loss_module, "GROUP", group)

@@ -111,6 +111,21 @@ def test_supervised_tokens():
     assert supervised_tokens(targets, torch.tensor([0, 0, -1])).tolist() == [True, False, False]
 
 
+def test_kinds_of_annotation_count_as_so_many_tokens():
+    ranges = torch.tensor([[[0, 3]], [[3, 6]]])
+    targets, kinds = [[1, 3], [0, -100]], [[0, 1], [0, -1]]
+    logits = torch.cat([LOGITS, LOGITS + 1])
+    own = loss(targets, kinds, ranges, logits=logits)
+    # The first token once for each of its kinds, with the other kind's ids neither positive nor negative.
+    apart = loss([*targets[:1] * 2, targets[1]], [0, 1, 0], ranges, logits=logits[[0, 0, 1]])
+    assert float(own) == pytest.approx(float(apart), rel=1e-6)
+    first = -log_p(-1.0) - (log_not_p(2.0) + log_not_p(0.5)) / 2
+    second = -log_p(3.0) - (log_not_p(1.0) + log_not_p(-2.0)) / 2
+    third = -log_p(3.0) - (log_not_p(0.0) + log_not_p(1.5)) / 2
+    assert float(own) == pytest.approx((first + second + third) / 3, rel=1e-6)
+    assert supervised_tokens(torch.tensor(targets), torch.tensor(kinds)).tolist() == [[True, True], [True, False]]
+
+
 def test_candidate_mask_reads_half_open_ranges():
     mask = candidate_mask(torch.tensor([[[1, 3], [5, 6]], [[0, 0], [0, 6]]]), 6)
     assert mask.long().tolist() == [[0, 1, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1]]

@@ -173,12 +173,14 @@ def grid_of(processor, height, width):
 
 
 def sets(encoded):
-    """Targets of each token as a set, and the annotated ids of each token as a set (`None`: not supervised)."""
+    """Targets of each token as a set, and the annotated ids of each token as a set (`None`: not supervised), or a
+    list of those of each kind of annotation where there are several."""
     targets = [{i for i in row if i != -100} for row in encoded["dense_targets"].tolist()]
     ranges = [
         {i for start, end in row for i in range(start, end)} for row in encoded["dense_candidate_ranges"].tolist()
     ]
-    return targets, [None if row < 0 else ranges[row] for row in encoded["dense_candidates"].tolist()]
+    annotated = [[None if row < 0 else ranges[row] for row in own] for own in encoded["dense_candidates"].tolist()]
+    return targets, [own[0] if len(own) == 1 else own for own in annotated]
 
 
 def brute_force(values, label_ids, ignored, grid, cell=8):
@@ -246,7 +248,7 @@ def test_what_is_not_annotated_is_never_a_candidate(processor):
     annotation = {"segmentation": segmentation, "id2label": {0: "wall"}, "depth": depth, "depth_range": "room"}
     _, annotated = sets(processor.encode_annotations([annotation], grid_of(processor, *size), "labels"))
     wall, bins = set(processor.label_token_ids(["wall"])[0]), set(processor.depth_token_ids)
-    assert annotated == [wall | bins, wall, bins, None]
+    assert annotated == [[wall, bins], [wall, None], [None, bins], [None, None]]
 
 
 def test_images_of_a_batch_stand_one_after_another(processor):
@@ -256,7 +258,7 @@ def test_images_of_a_batch_stand_one_after_another(processor):
     background, foreground = processor.foreground_token_ids
     assert sets(encoded)[0] == [{foreground}, set(), set(), {background}]
     empty = processor.encode_annotations([{}, {}, {}], grid)
-    assert empty["dense_targets"].shape == (4, 0) and empty["dense_candidates"].tolist() == [-1] * 4
+    assert empty["dense_targets"].shape == (4, 0) and empty["dense_candidates"].tolist() == [[-1]] * 4
 
 
 @pytest.mark.parametrize(
