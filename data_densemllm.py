@@ -23,6 +23,8 @@ A sample is a dict. `image` is needed, and any of the others supervise it, all a
 | `depth` | metres, floats `[H, W]`; or a 16-bit picture and `depth_scale`, metres a unit | 0 is invalid |
 | `mask` | picture or booleans `[H, W]` | foreground: not 0 |
 | `expression` | string | names the object of `mask`; without it, `mask` is the picture's one foreground |
+| `instances` | picture or integers `[H, W]` | numbers of objects |
+| `expressions`, `expression_instances` | lists | names of objects in `instances`; [`Augmentation`] draws one |
 | `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
 | `focal_length` | float, pixels | of `image`, for depth in a range that has a focal length |
 
@@ -53,8 +55,8 @@ from .processing_densemllm import TASKS, DenseMLLMProcessor, nearest_resize, pre
 
 logger = logging.get_logger(__name__)
 
-MAPS = ("segmentation", "depth", "mask")
-COLUMNS = ("image", *MAPS, "expression", "messages", "focal_length")
+MAPS = ("segmentation", "depth", "mask", "instances")
+COLUMNS = ("image", *MAPS, "expression", "expressions", "expression_instances", "messages", "focal_length")
 IGNORE_INDEX = 255
 SIDES = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
 
@@ -93,6 +95,7 @@ class DenseSource:
 class Augmentation:
     """Changes of image and maps together. A sample with `messages` keeps its geometry, as its text may speak of
     places and of what there is; one with an `expression` isn't cropped, and isn't mirrored if that speaks of sides.
+    One with `expressions` gets one of them, drawn anew each time, with its mask.
 
     Args:
         scale: lowest and highest factor of a random resize. Depth is divided by it: a larger picture of the same
@@ -120,6 +123,12 @@ class Augmentation:
     def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
         """A changed copy of a sample of [`read_sample`]."""
         sample = dict(sample)
+        if sample.get("expressions") and sample.get("instances") is not None:
+            place = int(rng.integers(len(sample["expressions"])))
+            sample["expression"] = sample["expressions"][place]
+            sample["mask"] = sample["instances"] == sample["expression_instances"][place]
+        for column in ("instances", "expressions", "expression_instances"):
+            sample.pop(column, None)
         expression = sample.get("expression")
         if self.color_jitter:
             for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
@@ -200,6 +209,8 @@ def read_sample(
         sample["depth"] = _metres(sample["depth"], depth_scale, f"{where}, column `depth`")
     if "mask" in sample:
         sample["mask"] = sample["mask"] != 0
+    if "expressions" in sample:
+        _check_expressions(sample, where)
     if "expression" in sample:
         if not isinstance(sample["expression"], str) or not sample["expression"].strip():
             raise ValueError(f"{where}, column `expression`: it must be a text, got {sample['expression']!r}")
@@ -211,6 +222,44 @@ def read_sample(
     if focal_length is not None and not (isinstance(focal_length, (int, float)) and 0 < focal_length < float("inf")):
         raise ValueError(f"{where}, column `focal_length`: it must be a number of pixels > 0, got {focal_length!r}")
     return sample
+
+
+def _headers(source: DenseSource):
+    """The rows of a source with what tells the size of their pictures only."""
+    data, columns = source.data, source.columns or COLUMNS
+    wanted = [name for name in ("image", "focal_length") if name in columns]
+    if hasattr(data, "select_columns"):
+        wanted = [name for name in wanted if name in data.column_names]
+        data = data.select_columns(wanted)
+    has_depth = "depth" in columns
+    for row in data:
+        yield {name: row.get(name) for name in wanted} | ({} if has_depth else {"focal_length": None})
+
+
+def _picture_area(row: dict, focal_length: float | None) -> float:
+    """Pixels of a row's picture at the given focal length, 0 where it can't be read."""
+    value = row["image"]
+    if isinstance(value, np.ndarray):
+        height, width = value.shape[:2]
+    else:
+        try:
+            if isinstance(value, dict):
+                value = BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+            picture = value if isinstance(value, PIL.Image.Image) else PIL.Image.open(value)
+            width, height = picture.size
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            KeyError,
+            PIL.Image.DecompressionBombError,
+        ):
+            return 0.0
+    own = row.get("focal_length")
+    scale = 1.0 if own is None or focal_length is None else focal_length / own
+    return width * height * scale**2
 
 
 def _open_picture(value, where: str) -> PIL.Image.Image:
@@ -230,6 +279,22 @@ def _open_picture(value, where: str) -> PIL.Image.Image:
         raise CorruptFileError(f"{where}: {name} can't be read ({error})") from error
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{where}: it must be a picture or a path, got {type(value).__name__}") from error
+
+
+def _check_expressions(sample: dict, where: str) -> None:
+    texts, numbers = sample["expressions"], sample.get("expression_instances")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{where}, column `expressions`: it must be a list of texts, got {texts!r}")
+    if "instances" not in sample or not np.issubdtype(sample["instances"].dtype, np.integer):
+        raise ValueError(f"{where} has `expressions` but no `instances`, a map of integers that tells what they name")
+    if numbers is None or len(numbers) != len(texts):
+        raise ValueError(
+            f"{where}, column `expression_instances`: it must have a number for each of {len(texts)} expressions, got "
+            f"{numbers!r}"
+        )
+    missing = set(numbers) - set(np.unique(sample["instances"]).tolist())
+    if missing:
+        raise ValueError(f"{where}, column `expression_instances`: `instances` lacks {sorted(missing)}")
 
 
 def _check_segmentation(values: np.ndarray, id2label: dict[int, str] | None, where: str) -> None:
@@ -389,11 +454,26 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
             edges = np.cumsum([0, *(source.weight for source in self.sources)])
             edges = np.round(edges / edges[-1] * sum(lengths)).astype(int)
             self.counts = np.diff(edges).tolist()
+        self._areas = None
         # Shared with the loader's workers.
         self.corrupt = [torch.zeros(length, dtype=torch.bool).share_memory_() for length in lengths]
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    def estimated_lengths(self, focal_lengths: "list[float | None]") -> list[float]:
+        """What each sample of this epoch is to the model, in pixels: known without decoding its picture.
+
+        Args:
+            focal_lengths: of each source's depth range, to which pictures with depth are resized; `None`: they aren't.
+        """
+        if self._areas is None:
+            self._areas = [
+                [_picture_area(row, focal) for row in _headers(source)]
+                for source, focal in zip(self.sources, focal_lengths, strict=True)
+            ]
+        places = [self._locate(index) for index in range(len(self))]
+        return [self._areas[source][row] for source, row in places]
 
     def _locate(self, index: int) -> tuple[int, int]:
         source = 0

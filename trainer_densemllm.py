@@ -23,9 +23,11 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
+from .data_densemllm import DenseDataset
 from .evaluation_densemllm import evaluate_dense
 from .loss_densemllm import supervised_tokens
 
@@ -91,12 +93,36 @@ class _SetEpoch(TrainerCallback):
             dataset.set_epoch(int(state.epoch))
 
 
+class LikeSizesSampler(torch.utils.data.Sampler):
+    """Indices of a [`DenseDataset`] in random order, with samples of like sizes next to each other, so that little of
+    a batch is padding. The order depends on seed and epoch alone.
+
+    Args:
+        dataset: the data set.
+        batch_size: samples of one update.
+        focal_lengths: see `DenseDataset.estimated_lengths`.
+        seed: of the order.
+    """
+
+    def __init__(self, dataset, batch_size: int, focal_lengths: list, seed: int):
+        self.dataset, self.batch_size, self.focal_lengths, self.seed = dataset, batch_size, focal_lengths, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
+        lengths = self.dataset.estimated_lengths(self.focal_lengths)
+        return iter(get_length_grouped_indices(lengths, self.batch_size, generator=generator))
+
+
 class DenseTrainer(Trainer):
     """`Trainer` for DenseMLLM.
 
     - The NTP-M loss is divided by the global count of supervised vision tokens, as `Trainer` itself does with the text
       loss and its labels: the same data gives the same gradients however it is spread over accumulation steps,
       processes and batches.
+    - `train_sampling_strategy="group_by_length"` makes batches of pictures of like sizes.
     - Logs both losses, positives and supervised vision tokens a step, and tokens a second.
     - Evaluation adds mIoU, delta1, cIoU and the like, by what the samples of `eval_dataset` are annotated with.
     - A checkpoint gets its name when it is whole: one that is there can be resumed from.
@@ -115,6 +141,20 @@ class DenseTrainer(Trainer):
         self._staging = False
         self._totals = torch.zeros(len(LOGGED) + 1, dtype=torch.float64, device="cpu")
         self._logged_step = self._logged_at = None
+
+    # ---- order ----
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, DenseDataset):
+            return super()._get_train_sampler(train_dataset)
+        processor = self.processing_class
+        focal_lengths = [
+            processor.get_depth_range(source.depth_range).get("focal_length") if processor.depth_ranges else None
+            for source in dataset.sources
+        ]
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LikeSizesSampler(dataset, batch_size, focal_lengths, self.args.seed)
 
     # ---- losses ----
 

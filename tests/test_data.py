@@ -318,6 +318,38 @@ def test_text_forbids_what_would_make_it_wrong(columns, flips, crops):
     assert (changed["segmentation"].shape == (8, 8)) == crops
 
 
+def test_expressions_are_drawn_with_their_masks():
+    instances = np.zeros((24, 32), np.uint8)
+    instances[:, 8:16], instances[4:, 20:] = 3, 7
+    row = make_row(instances=PIL.Image.fromarray(instances), expressions=["the cup", "the dog"],
+                   expression_instances=[7, 3], expression="the cup", mask=instances == 7)  # fmt: skip
+    sample = read_sample(row, id2label=ID2LABEL, depth_scale=0.001)
+    drawn = [Augmentation()(sample, np.random.default_rng(seed)) for seed in range(12)]
+    assert {own["expression"] for own in drawn} == {"the cup", "the dog"}
+    for own in drawn:
+        assert (own["mask"] == (instances == {"the cup": 7, "the dog": 3}[own["expression"]])).all()
+        assert "instances" not in own
+    for change, words in (
+        ({"expression_instances": [7]}, "a number for each"), ({"expression_instances": [7, 4]}, "lacks"),
+        ({"instances": None}, "no `instances`"), ({"expressions": ["the cup", " "]}, "list of texts"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            read_sample({**row, **change}, id2label=ID2LABEL, depth_scale=0.001)
+
+
+def test_sizes_are_known_without_decoding(tmp_path):
+    rows = [make_row(k, height=16 + 8 * k, focal_length=50.0 + k) for k in range(3)]
+    write_row(tmp_path / "train", "0", {"image": rows[0]["image"], "depth": rows[0]["depth"]})
+    sources = [
+        DenseSource(rows, id2label=ID2LABEL, depth_scale=0.001),
+        DenseSource(rows, id2label=ID2LABEL, columns=("image", "segmentation", "focal_length")),
+        DenseSource(load_samples(str(tmp_path)), depth_scale=0.001),
+    ]
+    lengths = DenseDataset(sources).estimated_lengths([100.0, 100.0, 100.0])
+    with_depth = [(16 + 8 * k) * 32 * (100 / (50 + k)) ** 2 for k in range(3)]
+    assert lengths == pytest.approx([*with_depth, 16 * 32, 24 * 32, 32 * 32, 16 * 32])
+
+
 def test_colors_change_and_maps_do_not():
     sample = {**coordinates(16, 16), "image": make_image(16, 16)}
     changed = Augmentation(color_jitter=0.5)(sample, np.random.default_rng(0))

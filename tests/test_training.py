@@ -223,6 +223,25 @@ def test_logs_name_both_losses_and_counts(processor, tmp_path):
     assert row["tokens_per_second"] > 0
 
 
+def test_batches_have_pictures_of_like_sizes(processor, tmp_path):
+    edges = np.random.default_rng(0).permutation(np.arange(8, 8 + 8 * 160, 8)).tolist()
+    rows = [{"image": make_image(edge, 8), "mask": np.ones((edge, 8), bool)} for edge in edges]
+    args = arguments(tmp_path, per_device_train_batch_size=4, train_sampling_strategy="group_by_length")
+    trainer = DenseTrainer(make_model(processor), args, train_dataset=DenseDataset(DenseSource(rows)),
+                           data_collator=DenseCollator(processor), processing_class=processor)  # fmt: skip
+    sampler = trainer._get_train_sampler()
+    orders = []
+    for epoch in (0, 0, 1):
+        trainer.train_dataset.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(160))
+    assert orders[0] == orders[1] != orders[2]
+    spread = np.array(edges)[np.array(orders[0])].reshape(-1, 4)
+    assert np.ptp(spread, axis=1).mean() < 0.5 * np.ptp(np.array(edges).reshape(-1, 4), axis=1).mean()
+    trainer.args.max_steps = 2
+    trainer.train()
+
+
 def test_evaluation_while_training_keeps_the_best_checkpoint(processor, tmp_path):
     trainer = make_trainer(
         tmp_path, processor, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, save_total_limit=1,
