@@ -20,7 +20,7 @@ import render  # noqa: E402
 
 
 SIZES = {
-    "window": (1.2, 0.15, 1.2), "door": (0.9, 0.1, 2.0), "chair": (0.45, 0.5, 0.9), "armchair": (0.8, 0.8, 0.9),
+    "window": (1.2, 0.15, 1.2), "door": (0.9, 0.1, 2.0), "chair": (0.45, 0.5, 0.9),
     "table": (1.4, 0.8, 0.75), "sofa": (1.9, 0.9, 0.85), "bed": (1.6, 2.0, 0.6), "cabinet": (0.8, 0.5, 1.1),
     "shelf": (0.9, 0.35, 1.8), "lamp": (0.3, 0.3, 0.5), "plant": (0.5, 0.5, 1.1), "screen": (0.6, 0.1, 0.4),
     "appliance": (0.6, 0.6, 0.9), "sink": (0.6, 0.5, 0.9), "toilet": (0.4, 0.7, 0.8), "radiator": (1.0, 0.15, 0.6),
@@ -47,7 +47,7 @@ def boxes(monkeypatch):
         corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (0, 1)], dtype=np.float32)
         sides = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
         triangles = np.concatenate([sides[:, [0, 1, 2]], sides[:, [0, 2, 3]]])
-        vertices = corners[triangles] * np.array(model.size, dtype=np.float32)
+        vertices = corners[triangles]
         edges = np.cross(vertices[:, 1] - vertices[:, 0], vertices[:, 2] - vertices[:, 0])
         normals = np.repeat((edges / np.linalg.norm(edges, axis=1, keepdims=True))[:, None], 3, axis=1)
         front = (np.arange(12) % 6 == 2).astype(np.int32)
@@ -61,7 +61,7 @@ def boxes(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "category", "label"),
     [
-        ("Oak chair", "Living room", "chair"), ("Bar stool", "Living room", "chair"), ("Winchester sofa", "x", "sofa"),
+        ("Oak chair", "Living room", "chair"), ("Rattan armchair", "x", "chair"), ("Winchester sofa", "x", "sofa"),
         ("Coffee table", "x", "table"), ("Table tennis", "Miscellaneous", "other"), ("Wheelchair", "x", "other"),
         ("Doormat", "x", "rug"), ("Double French window 3 panes", "x", "window"), ("Window blind", "x", None),
         ("TV remote control", "x", None), ("City bus", "Vehicles", None), ("Female", "Characters", "person"),
@@ -72,7 +72,11 @@ def test_classes_come_from_names(name, category, label):
     assert catalogue.label_of(name, category) == label
 
 
-@given(st.lists(st.tuples(st.sampled_from(catalogue.LABELS[3:]), st.integers(0, 10**6)), unique=True, max_size=80))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*catalogue.LABELS[3:], "other"]), st.integers(0, 10**6)), unique=True, max_size=80
+    )
+)
 def test_splits_share_no_model_and_lose_none(keys):
     models = [catalogue.Model(f"{l}{k}", l, l, (1, 1, 1), None, 0, "", "", "", "", None) for l, k in keys]  # noqa: E741
     splits = catalogue.split_models(models)
@@ -140,6 +144,27 @@ def test_depth_and_classes_are_exact_at_the_pixels_centres():
             assert view.instances[row, column] == (1 if label == "chair" else 0)
     seen = view.image[view.instances == 1].reshape(-1, 3).astype(float).mean(axis=0)
     assert seen[2] > 1.5 * seen[0]  # its front, which is blue, looks at the camera
+
+
+def test_a_thing_has_its_own_size_and_tint():
+    room = box_room()
+    chair = make_models(1)[2]
+    size = tuple(1.5 * edge for edge in chair.size)
+    room.things.append(layout.Placed("chair", "chair", (2.0, 3.0, 0.0), 0.3, size, chair, tint=(0.5, 1.0, 2.0)))
+    solid = raycast.Scene(room).solid
+    own = solid.thing == 0
+    corners = solid.vertices[own].reshape(-1, 3)
+    assert np.allclose([corners.min(axis=0), corners.max(axis=0)], room.things[0].box, atol=1e-5)
+    assert np.allclose(np.unique(solid.color[own], axis=0), [[0.05, 0.1, 0.95], [0.3, 0.1, 0.2]])
+
+
+def test_models_are_stretched_a_little():
+    furnisher = layout.Furnisher(make_models())
+    picked = [furnisher._pick("chair", np.random.default_rng(seed)) for seed in range(20)]
+    assert len({model.size for model in picked}) == 20
+    for model in picked:
+        ratio = np.array(model.size) / SIZES["chair"]
+        assert (0.85 < ratio).all() and (ratio < 1.16).all()
 
 
 def test_a_thing_throws_a_shadow_and_light_falls_off():

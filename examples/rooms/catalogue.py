@@ -38,14 +38,15 @@ LICENCES = {
 INSTALL = "apt-get install sweethome3d-furniture"
 
 LABELS = (
-    "floor wall ceiling window door picture rug chair armchair table sofa bed cabinet shelf lamp plant screen "
-    "appliance sink toilet radiator person other"
+    "floor wall ceiling window door picture rug chair table sofa bed cabinet shelf lamp plant screen appliance sink "
+    "toilet radiator person"
 ).split()
 ID2LABEL: dict[int, str] = dict(enumerate(LABELS))
-LABEL2ID: dict[str, int] = {label: key for key, label in ID2LABEL.items()}
+# Things of no class (`other`) stand in rooms, too, and are not annotated.
+LABEL2ID: dict[str, int] = {label: key for key, label in ID2LABEL.items()} | {"other": 255}
 
 # The first pattern that the name of a model contains decides; what none fits is `other`. Outdoor things, vehicles,
-# animals, people who lie or sit, and what a wall needs behind it to make sense are no furniture of a room.
+# animals, people who lie or sit, and what needs a wall or a table top of its own to make sense are no furniture.
 _UNUSED = (
     r"shutter|elevator|garage|screen door|shower door|glass door$|escalator|staircase|parking|arrow|chimney|fireplace|"
     r"ceiling fan|rigged fan|lamppost|street|park light|outdoor|porch|plug|switch|socket|pipe|contemporary living|"
@@ -54,7 +55,8 @@ _UNUSED = (
     r"^tool|^tape|mezzanine|bunk|spiral|pool|swimming|track lights|fluorescent|child hut|tatami|flashlight|blind|"
     r"curtain|mannequin|water heater|furnace|air condition|smoke|cctv|surveillance|emergency|intercom|towel|hanger|"
     r"dispenser|shower|football table|washer|opened convertible|air mattress|sleeping bag|bathtub|^bath$|jacuzzi|"
-    r"workbench|abdominal|tv stand|remote|tablet|beach|deck chair|concrete|camping|mower|wheelbarrow"
+    r"workbench|abdominal|tv stand|remote|tablet|beach|deck chair|concrete|camping|mower|wheelbarrow|induction|"
+    r"^basin|^screen$|^stove$"
 )
 _PATTERNS = (
     ("rug", r"\brug\b|carpet|bathmat|doormat"),
@@ -69,7 +71,7 @@ _PATTERNS = (
     ("screen", r"\btv\b|^tv|screen|imac|ibook|laptop|flat tv"),
     ("shelf", r"shelves|shelf|bookcase"),
     ("cabinet", r"cabinet|wardrobe|cupboard|dresser|chest$|locker|tv stand|clothes rack|bedside|safe|drawers"),
-    ("armchair", r"armchair|puff"),
+    ("chair", r"armchair|puff"),
     ("sofa", r"sofa|couch|futon couch"),
     ("chair", r"chair|stool|class seat|bench$"),
     ("bed", r"\bbed\b|futon|crib"),
@@ -103,7 +105,7 @@ class Model:
 
 @dataclass
 class Mesh:
-    """Triangles of a model in its own frame.
+    """Triangles of a model in its own frame, scaled to a box of 1 x 1 x 1.
 
     `vertices`, `normals`: float32 [n, 3, 3]; `uv`: float32 [n, 3, 2]; `material`: int32 [n], into `colors`
     (float32 [m, 3], linear), `opacity` (float32 [m]) and `textures` (uint8 [h, w, 3] or `None`).
@@ -186,28 +188,29 @@ def split_models(models: list[Model]) -> dict[str, list[Model]]:
 # ---- triangles ----
 
 
-@lru_cache(maxsize=600)
 def load_mesh(model: Model) -> Mesh | None:
-    """The model's triangles at the catalogue's size; `None` if there are too many of them or none."""
-    with zipfile.ZipFile(model.archive) as archive:
-        corners, owners, names, library = _parse_obj(archive.read(model.path).decode("latin-1"))
+    """The model's triangles; `None` if there are too many of them or none."""
+    return _load_mesh(model.archive, model.path, model.rotation)
+
+
+@lru_cache(maxsize=600)
+def _load_mesh(archive_path: str, path: str, rotation: tuple[float, ...] | None) -> Mesh | None:
+    with zipfile.ZipFile(archive_path) as archive:
+        corners, owners, names, library = _parse_obj(archive.read(path).decode("latin-1"))
         if corners is None or len(corners[0]) > MAX_TRIANGLES:
             return None
-        folder = model.path.rsplit("/", 1)[0]
-        materials = _read_materials(archive, folder, library, names)
+        materials = _read_materials(archive, path.rsplit("/", 1)[0], library, names)
     vertices, normals, uv = corners
-    if model.rotation is not None:
-        turn = np.array(model.rotation, dtype=np.float32).reshape(3, 3)
+    if rotation is not None:
+        turn = np.array(rotation, dtype=np.float32).reshape(3, 3)
         vertices, normals = vertices @ turn.T, normals @ turn.T
     # The files have y up and the front at +z.
     axes = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32)
     vertices, normals = vertices @ axes.T, normals @ axes.T
     low, high = vertices.reshape(-1, 3).min(axis=0), vertices.reshape(-1, 3).max(axis=0)
-    scale = np.array(model.size, dtype=np.float32) / np.maximum(high - low, 1e-6)
+    extent = np.maximum(high - low, 1e-6)
     middle = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]], dtype=np.float32)
-    vertices = (vertices - middle) * scale
-    normals = normals / scale
-    normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
+    vertices, normals = (vertices - middle) / extent, normals * extent
     colors, opacity, textures = materials
     return Mesh(vertices.astype(np.float32), normals.astype(np.float32), uv, owners, colors, opacity, textures)
 

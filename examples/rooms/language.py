@@ -15,7 +15,7 @@
 
 Every statement is a predicate over what is visible, checked on all things of the view: with a margin, so that nobody
 could see it otherwise. Where that can't be told (a colour between two names, a thing of a few pixels), nothing is
-said.
+said: a single pixel of a second chair is enough to make "the chair" ambiguous.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ from raycast import View
 
 
 MIN_PIXELS = 150  # of a thing that is named
-GLIMPSE = 12  # of a thing that can make a name ambiguous
 ASIDE = 0.08  # of the picture's width, between things that are left and right of each other
 BEHIND = 0.35  # metres, between things that are behind each other
 NUMBERS = "no one two three four five six seven eight nine ten".split()
@@ -99,8 +98,6 @@ def find_visible(room: Room, view: View) -> list[Visible]:
     found = []
     for number in np.unique(view.instances[view.instances > 0]).tolist():
         rows, columns = np.nonzero(view.instances == number)
-        if len(rows) < GLIMPSE:
-            continue
         own = room.things[number - 1]
         found.append(
             Visible(
@@ -168,7 +165,7 @@ def questions(room: Room, visible: list[Visible], rng: np.random.Generator) -> l
     asked = []
     counts = {label: sum(own.label == label for own in visible) for label in LABELS}
     clear = {label: all(own.named for own in visible if own.label == label) for label in LABELS}
-    things = [label for label in LABELS if label not in ("floor", "wall", "ceiling", "other")]
+    things = [label for label in LABELS if label not in ("floor", "wall", "ceiling")]
     for label in things:
         if counts[label] and clear[label] and counts[label] < len(NUMBERS):
             asked.append((f"How many {plural(label)} are there?", NUMBERS[counts[label]]))

@@ -18,7 +18,7 @@ Metres; the room is the box from the origin to `size`, z is up and the floor z =
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from catalogue import Model
@@ -28,37 +28,40 @@ from catalogue import Model
 WALL_YAWS = (0.0, math.pi / 2, math.pi, -math.pi / 2)
 KEEP_FREE = 0.8  # metres in front of a door
 LOW_TABLE = 0.6
+SMALL_APPLIANCE = 0.5
+# Things look like what they are in any colour; these don't.
+UNTINTED = ("plant", "person", "screen")
 
 # What rooms of each kind have: (what, lowest and highest number).
 RECIPES: dict[str, tuple] = {
     "living room": (
-        ("sofa", 1, 2), ("low table", 0, 1), ("armchair", 0, 2), ("shelf", 0, 2), ("cabinet", 0, 2),
-        ("wall screen", 0, 1), ("floor lamp", 0, 1), ("floor plant", 0, 2), ("radiator", 0, 1),
+        ("sofa", 1, 2), ("low table", 0, 1), ("chair", 0, 3), ("shelf", 0, 2), ("cabinet", 0, 2),
+        ("wall screen", 0, 1), ("floor lamp", 0, 2), ("floor plant", 0, 2), ("radiator", 0, 1),
         ("person", 0, 1), ("floor thing", 0, 2),
         ("picture", 0, 3), ("rug", 0, 1),
     ),
     "bedroom": (
-        ("bed", 1, 2), ("cabinet", 1, 3), ("wall table", 0, 1), ("chair", 0, 1), ("shelf", 0, 1), ("armchair", 0, 1),
-        ("floor plant", 0, 1), ("radiator", 0, 1), ("floor thing", 0, 2), ("picture", 0, 2), ("rug", 0, 2),
+        ("bed", 1, 2), ("cabinet", 1, 2), ("wall table", 0, 2), ("chair", 0, 2), ("shelf", 0, 2), ("floor lamp", 0, 1),
+        ("floor plant", 0, 1), ("wall screen", 0, 1), ("radiator", 0, 1), ("person", 0, 1), ("floor thing", 0, 2), ("picture", 0, 2), ("rug", 0, 2),
     ),
     "kitchen": (
-        ("appliance", 2, 4), ("sink", 1, 1), ("cabinet", 1, 3), ("dining table", 0, 1), ("chair", 0, 1),
+        ("appliance", 2, 4), ("sink", 1, 2), ("cabinet", 1, 3), ("dining table", 0, 1), ("chair", 0, 1),
         ("floor plant", 0, 1), ("radiator", 0, 1), ("person", 0, 1), ("floor thing", 0, 2), ("picture", 0, 1),
     ),
     "bathroom": (
-        ("sink", 1, 2), ("toilet", 1, 2), ("cabinet", 0, 2), ("appliance", 0, 1), ("radiator", 0, 1), ("chair", 0, 1),
-        ("floor plant", 0, 1), ("floor thing", 0, 2), ("rug", 0, 1),
+        ("sink", 1, 2), ("toilet", 1, 3), ("cabinet", 0, 2), ("appliance", 0, 2), ("radiator", 0, 1), ("chair", 0, 1),
+        ("shelf", 0, 1), ("floor plant", 0, 1), ("person", 0, 1), ("floor thing", 0, 2), ("rug", 0, 1),
     ),
     "office": (
-        ("desk", 1, 2), ("shelf", 1, 2), ("cabinet", 0, 2), ("chair", 0, 2), ("armchair", 0, 1), ("floor lamp", 0, 1),
+        ("desk", 1, 2), ("shelf", 1, 2), ("cabinet", 0, 2), ("chair", 0, 2), ("wall screen", 0, 1), ("floor lamp", 0, 1),
         ("floor plant", 0, 2), ("radiator", 0, 1), ("person", 0, 1), ("floor thing", 0, 1), ("picture", 0, 2),
     ),
     "dining room": (
-        ("dining table", 1, 1), ("cabinet", 0, 2), ("shelf", 0, 1), ("armchair", 0, 2), ("floor lamp", 0, 1),
+        ("dining table", 1, 1), ("cabinet", 0, 2), ("shelf", 0, 1), ("chair", 0, 2), ("floor lamp", 0, 1),
         ("floor plant", 0, 2), ("radiator", 0, 1), ("person", 0, 1), ("picture", 0, 3), ("rug", 0, 1),
     ),
 }  # fmt: skip
-ROOM_SHARES = (0.28, 0.22, 0.16, 0.12, 0.12, 0.10)
+ROOM_SHARES = (0.22, 0.20, 0.18, 0.16, 0.14, 0.10)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Placed:
     model: Model | None = None
     paint: Paint | None = None
     support: int | None = None  # place in `Room.things` of what it stands on
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of its colours
 
     @property
     def box(self) -> np.ndarray:
@@ -149,7 +153,7 @@ class Furnisher:
         rng = np.random.default_rng([20261124, seed])
         kind = str(rng.choice(list(RECIPES), p=ROOM_SHARES))
         small = 0.8 if kind in ("bathroom", "kitchen") else 1.0
-        size = np.array([rng.uniform(3.2, 6.5) * small, rng.uniform(3.2, 6.0) * small, rng.uniform(2.4, 3.0)])
+        size = np.array([rng.uniform(3.0, 5.5) * small, rng.uniform(3.0, 5.0) * small, rng.uniform(2.4, 2.9)])
         room = Room(kind, size, _make_paints(rng, kind))
         self._openings(room, rng)
         for what, low, high in RECIPES[kind]:
@@ -158,12 +162,22 @@ class Furnisher:
         self._ceiling_lamps(room, rng)
         for index in range(len(room.things)):
             self._on_top(room, index, rng)
+        for thing in room.things:
+            if thing.model is not None and thing.label not in UNTINTED and rng.random() < 0.6:
+                thing.tint = tuple(float(channel) for channel in np.exp(rng.normal(-0.25, 0.45, 3)).clip(0.15, 1.3))
         _make_lights(room, rng)
         return room
 
     def _pick(self, pool: str, rng) -> Model | None:
+        """A model of a pool, stretched a little: there are more chairs than the catalogue has."""
         models = self.pools.get(pool)
-        return models[int(rng.integers(len(models)))] if models else None
+        if not models:
+            return None
+        model = models[int(rng.integers(len(models)))]
+        factors = rng.uniform(0.93, 1.07) * rng.uniform(0.93, 1.07, 3)
+        width, depth, height = (float(edge * factor) for edge, factor in zip(model.size, factors, strict=True))
+        top = None if model.top is None else float(model.top * factors[2])
+        return replace(model, size=(width, depth, height), top=top)
 
     def _openings(self, room: Room, rng) -> None:
         for pool, low, high in (("door", 0, 1), ("window", 0, 3)):
@@ -200,7 +214,7 @@ class Furnisher:
             self._panel(room, rng, "picture")
         elif what == "rug":
             self._panel(room, rng, "rug")
-        elif what in ("armchair", "chair", "person"):
+        elif what in ("chair", "person"):
             self._free_standing(room, self._pick(what, rng), rng)
         elif what == "dining table":
             self._table_with_chairs(room, rng, against_wall=False)
@@ -326,9 +340,15 @@ class Furnisher:
             return
         if support.position[2] + support.model.top > 1.3:
             return
-        for _ in range(int(rng.integers(0, 4))):
+        for _ in range(int(rng.integers(1, 4))):
             model = self._pick(
-                str(rng.choice(["table lamp", "small plant", "screen", "small thing"], p=[0.2, 0.2, 0.2, 0.4])), rng
+                str(
+                    rng.choice(
+                        ["table lamp", "small plant", "screen", "small appliance", "small thing"],
+                        p=[0.28, 0.2, 0.25, 0.12, 0.15],
+                    )
+                ),
+                rng,
             )
             if model is None:
                 continue
@@ -359,6 +379,8 @@ def pools_of(model: Model) -> list[str]:
         return ["low table"] if height < LOW_TABLE else ["table"]
     if label == "screen":
         return ["wall screen"] if model.elevation > 0 else ["screen"] if height < 0.7 else []
+    if label == "appliance":
+        return ["small appliance"] if height < SMALL_APPLIANCE else ["appliance"]
     if label == "other":
         if model.elevation > 0 or max(model.size) > 1.9:
             return []
@@ -451,18 +473,23 @@ def _make_lights(room: Room, rng) -> None:
 
 
 def propose_camera(room: Room, rng) -> Camera | None:
-    """A camera at eye height that stands free and looks into the room, or `None` if this try failed."""
+    """A camera at eye height that stands free and looks at one of the things, or `None` if this try failed."""
+    shown = [thing for thing in room.things if thing.name != "view" and thing.label not in ("window", "door", "rug")]
+    if not shown:
+        return None
+    target = shown[int(rng.integers(len(shown)))].box.mean(axis=0)
     position = np.array([*rng.uniform(0.3, room.size[:2] - 0.3), rng.uniform(1.2, 1.8)])
-    shift = room.size[:2] / 2 - position[:2]
-    distance = float(np.linalg.norm(shift))
-    if distance < 0.9:  # from the middle too much of the room lies behind
+    way = target - position
+    distance = math.hypot(*way[:2])
+    if not 1.0 < distance < 3.5:
         return None
     box = np.stack([position - (0.3, 0.3, 0.6), position + (0.3, 0.3, 0.2)])
     for thing in room.things:
         own = thing.box
         if thing.label != "rug" and (box[0] < own[1]).all() and (own[0] < box[1]).all():
             return None
-    yaw = math.atan2(shift[1], shift[0]) + rng.normal(0, 0.25)
-    pitch = math.radians(rng.uniform(-22, 2))
+    yaw = math.atan2(way[1], way[0]) + rng.normal(0, 0.2)
+    pitch = math.atan2(way[2], distance) + rng.normal(0.12, 0.15)
+    pitch = min(max(pitch, math.radians(-35)), math.radians(8))
     forward = np.array([math.cos(yaw) * math.cos(pitch), math.sin(yaw) * math.cos(pitch), math.sin(pitch)])
     return Camera(position, forward, 0.5 / math.tan(math.radians(rng.uniform(55, 80)) / 2))

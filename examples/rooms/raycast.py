@@ -51,7 +51,18 @@ class Scene:
         self.textures: list[np.ndarray] = []
         self._parts: dict[str, list] = {
             name: []
-            for name in ("vertices", "normals", "uv", "color", "opacity", "texture", "paint", "label", "thing")
+            for name in (
+                "vertices",
+                "normals",
+                "uv",
+                "color",
+                "mean_color",
+                "opacity",
+                "texture",
+                "paint",
+                "label",
+                "thing",
+            )
         }
         self._shell()
         for index, thing in enumerate(room.things):
@@ -68,16 +79,16 @@ class Scene:
 
     # ---- triangles ----
 
-    def _append(self, vertices, normals, uv, label, thing, color=None, opacity=None, texture=None, paint=-1):
-        count = len(vertices)
-        full = np.full
+    def _append(self, vertices, normals, uv, label, thing, color, mean_color, opacity=1.0, texture=-1, paint=-1):
         rows = {
-            "vertices": vertices, "normals": normals, "uv": uv,
-            "color": full((count, 3), 0.7) if color is None else color,
-            "opacity": full(count, 1.0) if opacity is None else opacity,
-            "texture": full(count, -1) if texture is None else texture,
-            "paint": full(count, paint), "label": full(count, label), "thing": full(count, thing),
+            "vertices": vertices, "normals": normals, "uv": uv, "color": color, "mean_color": mean_color,
+            "opacity": opacity, "texture": texture, "paint": paint, "label": label, "thing": thing,
         }  # fmt: skip
+        count = len(vertices)
+        for name in ("color", "mean_color"):
+            rows[name] = np.broadcast_to(rows[name], (count, 3))
+        for name in ("opacity", "texture", "paint", "label", "thing"):
+            rows[name] = np.broadcast_to(rows[name], count)
         kinds = {"texture": np.int32, "paint": np.int32, "label": np.uint8, "thing": np.int32}
         for name, values in rows.items():
             self._parts[name].append(np.asarray(values, dtype=kinds.get(name, np.float32)))
@@ -91,7 +102,9 @@ class Scene:
         normal = np.cross(along, up) / (width * height)
         order = np.array([[0, 1, 2], [0, 2, 3]])
         self.paints.append(paint)
-        self._append(points[order], np.tile(normal, (2, 3, 1)), uv[order], label, thing, paint=len(self.paints) - 1)
+        mean = (np.array(paint.base) + np.array(paint.accent)) / 2
+        self._append(points[order], np.tile(normal, (2, 3, 1)), uv[order], label, thing, 0.7, mean,
+                     paint=len(self.paints) - 1)  # fmt: skip
 
     def _shell(self) -> None:
         width, depth, height = self.room.size
@@ -140,15 +153,20 @@ class Scene:
             return
         cosine, sine = math.cos(thing.yaw), math.sin(thing.yaw)
         turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]], dtype=np.float32)
-        vertices = mesh.vertices @ turn.T + np.array(thing.position, dtype=np.float32)
+        size = np.array(thing.size, dtype=np.float32)
+        vertices = (mesh.vertices * size) @ turn.T + np.array(thing.position, dtype=np.float32)
+        normals = (mesh.normals / size) @ turn.T
         textures = np.full(len(mesh.textures), -1)
+        colors = mesh.colors * np.array(thing.tint, dtype=np.float32)
+        means = colors.copy()
         for place, pixels in enumerate(mesh.textures):
             if pixels is not None:
                 textures[place] = len(self.textures)
                 self.textures.append(pixels)
+                means[place] *= _linear(pixels[::8, ::8]).mean(axis=(0, 1))
         own = mesh.material
-        self._append(vertices, mesh.normals @ turn.T, mesh.uv, LABEL2ID[thing.label], index, mesh.colors[own],
-                     mesh.opacity[own], textures[own])  # fmt: skip
+        self._append(vertices, normals, mesh.uv, LABEL2ID[thing.label], index, np.minimum(colors, 0.95)[own],
+                     means[own], mesh.opacity[own], textures[own])  # fmt: skip
 
     # ---- looking ----
 
@@ -170,16 +188,16 @@ class Scene:
         segmentation = np.where(seen, self.solid.label[primitive], 255)
         instances = np.where(seen, self.solid.thing[primitive] + 1, 0)
         normal = self.solid.normal_at(primitive, u, v, centres)
+        # Light changes slowly over a surface: it is gathered at the pixels' centres, and its noise smoothed there; the
+        # surface's own colour stays sharp.
+        points = origin + centres * distance[:, None] + normal * OFFSET
+        light = (self._irradiance(points, normal, rng) + self._irradiance(points, normal, rng)) / 2
+        light = _smooth(light.reshape(height, width, 3), normal.reshape(height, width, 3),
+                        depth.reshape(height, width))  # fmt: skip
 
         rays = _directions(camera, height, width, 2)
         primitive, distance, u, v = self.solid.cast(np.broadcast_to(origin, rays.shape), rays)
         albedo, emission = self.colors_at(self.solid, primitive, u, v)
-        own_normal = self.solid.normal_at(primitive, u, v, rays)
-        points = origin + rays * distance[:, None] + own_normal * OFFSET
-        light = self._irradiance(points, own_normal, rng)
-        # Light changes slowly over a surface: its noise is smoothed there, and the surface's own colour stays sharp.
-        light = _smooth(light.reshape(-1, 4, 3).mean(axis=1).reshape(height, width, 3),
-                        normal.reshape(height, width, 3), depth.reshape(height, width))  # fmt: skip
         albedo, emission = (
             values.reshape(-1, 4, 3).mean(axis=1).reshape(height, width, 3) for values in (albedo, emission)
         )
@@ -195,7 +213,7 @@ class Scene:
         primitive, near, u, v = self.glass.cast(np.broadcast_to(origin, rays.shape), rays)
         hit = (primitive >= 0) & (near < distance)
         tint, _ = self.colors_at(self.glass, primitive, u, v)
-        facing = np.abs((self.glass.normal_at(primitive, u, v, rays) * rays).sum(axis=1))
+        facing = np.abs(_dot(self.glass.normal_at(primitive, u, v, rays), rays))
         share = np.where(hit, 0.12 + 0.4 * (1 - facing) ** 3, 0)[:, None]
         shine = (0.5 * tint + 0.25 * self.room.ambient.astype(np.float32)) * share
         share, shine = (values.reshape(height, width, 4, -1).mean(axis=2) for values in (share, shine))
@@ -212,7 +230,7 @@ class Scene:
             pixels = self.textures[place]
             rows = ((1 - coordinates[own, 1]) % 1 * pixels.shape[0]).astype(int) % pixels.shape[0]
             columns = (coordinates[own, 0] % 1 * pixels.shape[1]).astype(int) % pixels.shape[1]
-            color[own] *= (pixels[rows, columns].astype(np.float32) / 255) ** 2.2
+            color[own] *= _linear(pixels[rows, columns])
         paint = np.where(primitive >= 0, triangles.paint[primitive], -1)
         for place in np.unique(paint[paint >= 0]):
             own = paint == place
@@ -234,12 +252,12 @@ class Scene:
             )
             spot = corner + rng.random((count, 2), dtype=np.float32) @ edges
             way = spot - points
-            square = (way * way).sum(axis=1)
+            square = _dot(way, way)
             length = np.sqrt(square)
             way /= length[:, None]
             face = np.cross(edges[0], edges[1])
             area = np.linalg.norm(face)
-            cosine = np.maximum((normals * way).sum(axis=1), 0) * np.maximum(-(way @ face), 0) / area
+            cosine = np.maximum(_dot(normals, way), 0) * np.maximum(-(way @ face), 0) / area
             lit = np.flatnonzero(cosine > 1e-4)
             free = ~self.solid.is_hidden(points[lit], way[lit], length[lit] - 0.02)
             share = cosine[lit] * area / np.maximum(square[lit], 0.3) * free / math.pi
@@ -247,7 +265,7 @@ class Scene:
         ambient = self.room.ambient.astype(np.float32)
         for _ in range(2):
             way = normals + _on_sphere(count, rng)
-            way /= np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-6)
+            way = _unit(way)
             primitive, distance, _, _ = self.solid.cast(points, way)
             # What is near hides the light that it would send; what is far sends the room's, in its colour.
             share = np.clip(distance / 0.9, 0, 1) * 0.85 + 0.1
@@ -262,7 +280,6 @@ class _Triangles:
     def __init__(self, parts: dict[str, np.ndarray], kept: np.ndarray):
         for name, values in parts.items():
             setattr(self, name, np.ascontiguousarray(values[kept]))
-        self.mean_color = self.color
         self.scene = EmbreeScene()
         self.mesh = TriangleMesh(self.scene, self.vertices)
 
@@ -293,8 +310,23 @@ class _Triangles:
     def normal_at(self, primitive, u, v, directions):
         """Smooth unit normals at hits, on the side that is looked at."""
         normal = self._mix(self.normals, primitive, u, v)
-        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
-        return np.where(((normal * directions).sum(axis=1) > 0)[:, None], -normal, normal)
+        normal = _unit(normal)
+        return np.where((_dot(normal, directions) > 0)[:, None], -normal, normal)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("...i,...i->...", a, b)  # numpy's own sum over a short last axis is several times slower
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.sqrt(np.maximum(_dot(vectors, vectors), 1e-12))[..., None]
+
+
+def _linear(pixels: np.ndarray) -> np.ndarray:
+    return _LINEAR[pixels]
+
+
+_LINEAR = ((np.arange(256) / 255) ** 2.2).astype(np.float32)
 
 
 def _directions(camera: Camera, height: int, width: int, samples: int) -> np.ndarray:
@@ -311,7 +343,7 @@ def _directions(camera: Camera, height: int, width: int, samples: int) -> np.nda
     x = np.broadcast_to((columns - width / 2) / focal, shape).reshape(-1, 1)
     y = np.broadcast_to((height / 2 - rows) / focal, shape).reshape(-1, 1)
     directions = (forward + x * right + y * up).astype(np.float32)
-    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return _unit(directions)
 
 
 def _on_sphere(count: int, rng) -> np.ndarray:
@@ -321,17 +353,20 @@ def _on_sphere(count: int, rng) -> np.ndarray:
     return np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=1)
 
 
-def _smooth(light, normal, depth, radius: int = 4):
-    """Mean of the light over near pixels of the same surface: like normals, like depths."""
+def _smooth(light, normal, depth, radius: int = 4, step: int = 2):
+    """Mean of the light over near pixels (each `step`-th) of the same surface: like normals, like depths."""
     height, width, _ = light.shape
     total, weights = np.zeros_like(light), np.zeros((height, width, 1), dtype=np.float32)
     pad = ((radius, radius), (radius, radius), (0, 0))
     padded = [np.pad(values, pad, mode="edge") for values in (light, normal, depth[..., None].astype(np.float32))]
-    for dy in range(2 * radius + 1):
-        for dx in range(2 * radius + 1):
+    spread = (0.03 * depth + 0.02)[..., None]
+    for dy in range(0, 2 * radius + 1, step):
+        for dx in range(0, 2 * radius + 1, step):
             own_light, own_normal, own_depth = (values[dy : dy + height, dx : dx + width] for values in padded)
-            alike = np.maximum((normal * own_normal).sum(axis=2, keepdims=True), 0) ** 16
-            near = np.exp(-(((own_depth - depth[..., None]) / (0.03 * depth[..., None] + 0.02)) ** 2))
+            alike = np.maximum(_dot(normal, own_normal), 0)[..., None]
+            for _ in range(4):
+                alike = alike * alike
+            near = np.exp(-(((own_depth - depth[..., None]) / spread) ** 2))
             weight = alike * near * math.exp(-((dy - radius) ** 2 + (dx - radius) ** 2) / (0.7 * radius**2))
             total += own_light * weight
             weights += weight
