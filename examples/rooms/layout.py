@@ -42,7 +42,8 @@ RECIPES: dict[str, tuple] = {
     ),
     "bedroom": (
         ("bed", 1, 2), ("cabinet", 1, 2), ("wall table", 0, 2), ("chair", 0, 2), ("shelf", 0, 2), ("floor lamp", 0, 1),
-        ("floor plant", 0, 1), ("wall screen", 0, 1), ("radiator", 0, 1), ("person", 0, 1), ("floor thing", 0, 2), ("picture", 0, 2), ("rug", 0, 2),
+        ("floor plant", 0, 1), ("wall screen", 0, 1), ("radiator", 0, 1), ("person", 0, 1), ("floor thing", 0, 2),
+        ("picture", 0, 2), ("rug", 0, 2),
     ),
     "kitchen": (
         ("appliance", 2, 4), ("sink", 1, 2), ("cabinet", 1, 3), ("dining table", 0, 1), ("chair", 0, 1),
@@ -53,8 +54,9 @@ RECIPES: dict[str, tuple] = {
         ("shelf", 0, 1), ("floor plant", 0, 1), ("person", 0, 1), ("floor thing", 0, 2), ("rug", 0, 1),
     ),
     "office": (
-        ("desk", 1, 2), ("shelf", 1, 2), ("cabinet", 0, 2), ("chair", 0, 2), ("wall screen", 0, 1), ("floor lamp", 0, 1),
-        ("floor plant", 0, 2), ("radiator", 0, 1), ("person", 0, 1), ("floor thing", 0, 1), ("picture", 0, 2),
+        ("desk", 1, 2), ("shelf", 1, 2), ("cabinet", 0, 2), ("chair", 0, 2), ("wall screen", 0, 1),
+        ("floor lamp", 0, 1), ("floor plant", 0, 2), ("radiator", 0, 1), ("person", 0, 1), ("floor thing", 0, 1),
+        ("picture", 0, 2),
     ),
     "dining room": (
         ("dining table", 1, 1), ("cabinet", 0, 2), ("shelf", 0, 1), ("chair", 0, 2), ("floor lamp", 0, 1),
