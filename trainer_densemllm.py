@@ -16,13 +16,14 @@
 import os
 import shutil
 import time
+from collections import ChainMap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
@@ -39,6 +40,9 @@ PARTS = {
     "multi_modal_projector": "projector_learning_rate",
     "language_model": "language_model_learning_rate",
 }
+SETTINGS = (
+    "learning_rate", "muon_learning_rate", *PARTS.values(), "lr_scheduler_type", "weight_decay", "seed", "bf16",
+)  # fmt: skip
 UNFINISHED = "unfinished"  # what is being written stands in a folder of this name, beside what is whole
 STATE_NAME = "trainer_state.json"
 LOGGED = ("text_loss", "ntp_m_loss", "positives", "dense_tokens")  # sums of a step, averaged over the logged steps
@@ -70,6 +74,13 @@ class DenseTrainingArguments(TrainingArguments):
     language_model_learning_rate: float | None = field(
         default=None, metadata={"help": "peak learning rate of the language model; `learning_rate` where left out"}
     )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "peak learning rate of Muon for the matrices inside tower, projector and language model; AdamW "
+            "with `learning_rate` keeps embeddings, norms and biases. Left out: AdamW for all"
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better `metric_for_best_model`"}
     )
@@ -77,9 +88,11 @@ class DenseTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         self.remove_unused_columns = False
-        for name in PARTS.values():
+        for name in (*PARTS.values(), "muon_learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        if self.muon_learning_rate is not None and any(getattr(self, name) is not None for name in PARTS.values()):
+            raise ValueError(f"`muon_learning_rate` is one for all parts: leave out {', '.join(PARTS.values())}")
         # Packed images can't be cut at the first dimension, as dispatching a stream's batches would.
         self.accelerator_config.dispatch_batches = False
 
@@ -91,6 +104,48 @@ class _SetEpoch(TrainerCallback):
         dataset = getattr(train_dataloader, "dataset", None)
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch))
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """`torch.optim.Muon` and `torch.optim.AdamW` as one, which schedulers and checkpoints take for any other.
+
+    Muon gives a matrix's update orthonormal rows or columns, so that what few samples ask for isn't drowned by what
+    all of them do (https://kellerjordan.github.io/posts/muon); it is scaled to the size of AdamW's, and takes like
+    learning rates.
+
+    Args:
+        muon: its parameter groups, of matrices.
+        adamw: its parameter groups, of all others.
+        betas: of AdamW.
+        eps: of AdamW.
+    """
+
+    def __init__(self, muon: list[dict], adamw: list[dict], betas: tuple[float, float], eps: float):
+        self.parts = {
+            "muon": torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"),
+            "adamw": torch.optim.AdamW(adamw, betas=betas, eps=eps),
+        }
+        super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        # The very groups and states of both: a scheduler that sets a rate here sets it there.
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+        self.state = ChainMap(*(part.state for part in self.parts.values()))
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for part in self.parts.values():
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self._share()
 
 
 class LikeSizesSampler(torch.utils.data.Sampler):
@@ -122,6 +177,7 @@ class DenseTrainer(Trainer):
     - The NTP-M loss is divided by the global count of supervised vision tokens, as `Trainer` itself does with the text
       loss and its labels: the same data gives the same gradients however it is spread over accumulation steps,
       processes and batches.
+    - `muon_learning_rate` trains the inner matrices with Muon.
     - `train_sampling_strategy="group_by_length"` makes batches of pictures of like sizes.
     - Logs both losses, positives and supervised vision tokens a step, and tokens a second.
     - Evaluation adds mIoU, delta1, cIoU and the like, by what the samples of `eval_dataset` are annotated with.
@@ -212,6 +268,8 @@ class DenseTrainer(Trainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
+        if fresh and self.args.muon_learning_rate is not None:
+            self.optimizer = self._create_muon(self.model if model is None else model)
         optimizer = super().create_optimizer(model)
         rates = {part: getattr(self.args, name, None) for part, name in PARTS.items()}
         if not fresh or all(rate is None for rate in rates.values()):
@@ -228,6 +286,32 @@ class DenseTrainer(Trainer):
             groups += [{**group, "params": params, "lr": rate} for rate, params in by_rate.items()]
         optimizer.param_groups[:] = groups
         return optimizer
+
+    def _create_muon(self, model) -> MuonWithAdamW:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("`muon_learning_rate` needs whole matrices: not with FSDP or DeepSpeed")
+        # What goes in and comes out is no map between hidden states.
+        ends = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                ends += [part.get_input_embeddings(), part.get_output_embeddings()]
+        ends = {id(module.weight) for module in ends if module is not None}
+        decayed = set(self.get_decay_parameter_names(model))
+        groups = {"muon": [], "decayed": [], "others": []}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                inner = parameter.ndim == 2 and name in decayed and id(parameter) not in ends
+                groups["muon" if inner else "decayed" if name in decayed else "others"].append(parameter)
+        args = self.args
+        return MuonWithAdamW(
+            [{"params": groups["muon"], "lr": args.muon_learning_rate, "weight_decay": args.weight_decay}],
+            [
+                {"params": groups[name], "lr": args.learning_rate, "weight_decay": decay}
+                for name, decay in (("decayed", args.weight_decay), ("others", 0.0))
+            ],
+            (args.adam_beta1, args.adam_beta2),
+            args.adam_epsilon,
+        )
 
     # ---- evaluation ----
 
@@ -387,11 +471,7 @@ class DenseTrainer(Trainer):
             "\n## Training\n\n| setting | value |\n|---|---|",
             f"| steps | {self.state.global_step} ({self.state.epoch or 0:.2f} epochs) |",
             f"| samples a step | {args.train_batch_size * args.gradient_accumulation_steps * args.world_size} |",
-            *[
-                f"| {name} | {getattr(args, name)} |"
-                for name in ("learning_rate", *PARTS.values(), "lr_scheduler_type", "weight_decay", "seed", "bf16")
-                if getattr(args, name, None) is not None
-            ],
+            *[f"| {name} | {getattr(args, name)} |" for name in SETTINGS if getattr(args, name, None) is not None],
             f"\nTransformers {transformers.__version__}, PyTorch {torch.__version__}.\n",
         ]
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)

@@ -184,12 +184,13 @@ def losses(trainer):
     return {row["step"]: (row["loss"], row["ntp_m_loss"]) for row in trainer.state.log_history if "ntp_m_loss" in row}
 
 
-def test_resumed_run_repeats_the_losses(processor, tmp_path):
-    whole = make_trainer(tmp_path / "whole", processor)
+@pytest.mark.parametrize("options", [{}, {"muon_learning_rate": 1e-2, "weight_decay": 0.1}], ids=["adamw", "muon"])
+def test_resumed_run_repeats_the_losses(processor, tmp_path, options):
+    whole = make_trainer(tmp_path / "whole", processor, **options)
     whole.train()
     assert list(losses(whole)) == [1, 2, 3, 4, 5, 6]
     for step in (2, 4):
-        resumed = make_trainer(tmp_path / "resumed", processor)
+        resumed = make_trainer(tmp_path / "resumed", processor, **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{step}"))
         for later in range(step + 1, 7):
             assert losses(resumed)[later] == pytest.approx(losses(whole)[later], rel=1e-5), (step, later)
@@ -280,6 +281,36 @@ def test_parts_have_learning_rates_of_their_own(processor, tmp_path):
         expected = 1e-5 if "vision_tower" in name else 1e-3 if "projector" in name else 3e-4
         assert rates[id(parameter)] == expected, name
     assert set(decays.values()) == {0.0} and trainer.create_optimizer() is optimizer
+
+
+def test_muon_updates_inner_matrices(processor, tmp_path):
+    options = {"muon_learning_rate": 1e-2, "weight_decay": 0.1}
+    trainer = make_trainer(tmp_path, processor, max_steps=2, lr_scheduler_type="linear", **options)
+    optimizer = trainer.create_optimizer()
+    groups = {id(p): (name, group) for name, part in optimizer.parts.items() for group in part.param_groups
+              for p in group["params"]}  # fmt: skip
+    assert len(groups) == len(list(trainer.model.parameters()))
+    for name, parameter in trainer.model.named_parameters():
+        kind, group = groups[id(parameter)]
+        inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        assert kind == ("muon" if inner else "adamw"), name
+        assert group["lr"] == (1e-2 if inner else 1e-3)
+        assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0.0), name
+    weight = trainer.model.model.vision_tower.encoder.layers[0].mlp.fc1.weight
+    before = weight.detach().clone()
+    trainer.train()
+    assert {group["lr"] for group in optimizer.param_groups} == {0.0}  # the schedule has reached both
+    # All directions of a matrix are moved alike, by 0.2 times the root of its larger side at a rate of 1 (weight decay
+    # apart): 1 step at the whole rate and 1 at half of it, which may turn.
+    sizes = torch.linalg.svdvals(weight.detach() - before) / (1e-2 * 0.2 * max(weight.shape) ** 0.5)
+    assert 0.4 < sizes.median() and sizes.max() < 2.5
+
+
+def test_muon_has_one_rate(tmp_path):
+    with pytest.raises(ValueError, match="muon_learning_rate` is one for all parts"):
+        arguments(tmp_path, muon_learning_rate=1e-2, projector_learning_rate=1e-3)
+    with pytest.raises(ValueError, match="muon_learning_rate` must be at least 0"):
+        arguments(tmp_path, muon_learning_rate=-1e-2)
 
 
 @pytest.fixture
