@@ -25,7 +25,9 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from densemllm import (
@@ -93,6 +95,22 @@ def make_processor(tokenizer, patch_size: int, merge_size: int) -> DenseMLLMProc
     )  # fmt: skip
 
 
+@torch.no_grad()
+def start_attention(tower: nn.Module) -> None:
+    """Attention weights in the tower that look as trained ones do, so that a short run needn't find it out ("Mimetic
+    Initialization of Self-Attention Layers", arXiv 2305.09828): a patch attends to those like it, and what it reads is
+    taken off what it has."""
+    for layer in tower.encoder.layers:
+        attention = layer.self_attn
+        width = attention.q_proj.in_features
+        identity, std = torch.eye(width), width**-0.5
+        query = torch.randn(width, width) * std
+        attention.q_proj.weight.copy_(query)
+        attention.k_proj.weight.copy_(0.7 * (query + torch.randn(width, width) * std))
+        attention.v_proj.weight.copy_(0.7 * identity + 0.4 * std * torch.randn(width, width))
+        attention.out_proj.weight.copy_(-0.7 * identity + 0.4 * std * torch.randn(width, width))
+
+
 def make_model(
     processor: DenseMLLMProcessor,
     id2label: dict[int, str],
@@ -111,6 +129,7 @@ def make_model(
             "patch_size": processor.image_processor.patch_size,
             "spatial_merge_size": merge_size,
             "window_size": None,
+            "rope_theta": 100.0,  # a grid of 16x16 turns little under wavelengths of thousands
             "initializer_range": 0.06,
             **(vision or {}),
         },
@@ -144,7 +163,9 @@ def make_model(
         id2label=id2label,
         **{"ntp_m_top_k": 10, **kwargs},
     )
-    return DenseMLLMForConditionalGeneration(config)
+    model = DenseMLLMForConditionalGeneration(config)
+    start_attention(model.model.vision_tower)
+    return model
 
 
 def main() -> None:
