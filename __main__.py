@@ -57,8 +57,7 @@ FIELDS = {"segmentation": "segmentation", "open_set": "segmentation", "depth": "
 # The tasks that an option says something to.
 MEANT_FOR = {
     "labels": ("segmentation", "open_set"), "text": ("referring",), "depth_range": ("depth",),
-    "focal_length": ("depth",), "threshold": ("segmentation", "open_set"), "background": ("segmentation",),
-    "refine": ("segmentation",),
+    "threshold": ("segmentation", "open_set"), "background": ("segmentation",), "refine": ("segmentation",),
 }  # fmt: skip
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
 MILLIMETRES = 1000

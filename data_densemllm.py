@@ -26,7 +26,7 @@ A sample is a dict. `image` is needed, and any of the others supervise it, all a
 | `instances` | picture or integers `[H, W]` | numbers of objects |
 | `expressions`, `expression_instances` | lists | names of objects in `instances`; [`Augmentation`] draws one |
 | `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
-| `focal_length` | float, pixels | of `image`, for depth in a range that has a focal length |
+| `focal_length` | float, pixels | of `image`, for a depth range that has a focal length |
 
 A picture is a PIL image, a path, or what the `Image` feature of `datasets` gives. Maps have the upright
 image's size.
@@ -231,9 +231,8 @@ def _headers(source: DenseSource):
     if hasattr(data, "select_columns"):
         wanted = [name for name in wanted if name in data.column_names]
         data = data.select_columns(wanted)
-    has_depth = "depth" in columns
     for row in data:
-        yield {name: row.get(name) for name in wanted} | ({} if has_depth else {"focal_length": None})
+        yield {name: row.get(name) for name in wanted}
 
 
 def _picture_area(row: dict, focal_length: float | None) -> float:
@@ -457,7 +456,7 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
         """What each sample of this epoch is to the model, in pixels: known without decoding its picture.
 
         Args:
-            focal_lengths: of each source's depth range, to which pictures with depth are resized; `None`: they aren't.
+            focal_lengths: of each source's depth range, to which its pictures are resized; `None`: they aren't.
         """
         if self._areas is None:
             self._areas = [
@@ -606,6 +605,8 @@ class DenseCollator:
     def entries(self, sample: dict) -> list[tuple[PIL.Image.Image, dict, list[str]]]:
         """A sample as (picture, its annotations, its conversation) once or twice: prompt, answer, next prompt..."""
         original = picture = self.processor.image_processor.load_picture(sample["image"])
+        depth_range = sample.get("depth_range") or self.depth_range
+        picture, focal_length = self._at_focal_length(picture, sample, depth_range)
         annotation = {}
         if sample.get("segmentation") is not None:
             id2label = self.id2label if sample.get("id2label") is None else sample["id2label"]
@@ -613,9 +614,8 @@ class DenseCollator:
                 raise ValueError("`id2label` is needed: the data has a `segmentation`")
             annotation |= {"segmentation": np.asarray(sample["segmentation"]), "id2label": id2label}
         if sample.get("depth") is not None:
-            depth_range = sample.get("depth_range") or self.depth_range
             annotation |= {"depth": np.asarray(sample["depth"], dtype=np.float32), "depth_range": depth_range}
-            picture, annotation["focal_length"] = self._at_focal_length(picture, sample, depth_range)
+            annotation["focal_length"] = focal_length
         mask = None if sample.get("mask") is None else np.asarray(sample["mask"]) > 0
         expression = sample.get("expression")
         one_pass = self.processor.referring_prompt is not None
@@ -647,11 +647,11 @@ class DenseCollator:
     def _at_focal_length(self, picture: PIL.Image.Image, sample: dict, depth_range: str | None):
         """The picture as `predict_dense` resizes it for its focal length, and the focal length that it has then."""
         focal_length = sample.get("focal_length")
-        own = self.processor.get_depth_range(depth_range).get("focal_length")
-        if focal_length is None or own is None:
+        scale = self.processor.get_scale(focal_length, depth_range)
+        if scale is None:
             return picture, None
         height, width = self.processor.image_processor.get_resized_size(
-            picture.height, picture.width, {"scale": own / focal_length}
+            picture.height, picture.width, {"scale": scale}
         )
         resized = picture.resize((width, height), PIL.Image.Resampling(self.processor.image_processor.resample))
         return resized, focal_length * (height * width / (picture.height * picture.width)) ** 0.5

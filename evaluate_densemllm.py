@@ -213,7 +213,7 @@ def open_data(args: EvaluationArguments) -> tuple[datasets.Dataset, dict[int, st
         if missing:
             raise ValueError(f"`task` {task!r} needs the columns {missing}; {args.data} has {data.column_names}")
         columns |= {"image", *COLUMNS[task]}
-    if "depth" in args.task and "focal_length" in data.column_names:
+    if "focal_length" in data.column_names:
         columns.add("focal_length")
     data = data.select_columns(sorted(columns))
     if args.limit is not None:

@@ -294,7 +294,7 @@ def predict_batch(
 
     Args:
         model, processor, id2label, depth_range, batch_size: as for [`evaluate_dense`].
-        samples: see [`evaluate_dense`]; `focal_length`, in pixels, is used for depth.
+        samples: see [`evaluate_dense`]; `focal_length`, in pixels, as for `predict_dense`.
         tasks: of `"segmentation"`, `"depth"`, `"referring"` and `"class_list"` (the names of the classes that are in
             the picture, for which the model is asked); a sample is left out where its annotation lacks.
         refine, images_kwargs: as for `predict_dense`.
@@ -317,15 +317,17 @@ def predict_batch(
         for shared in (("segmentation", "depth"), ("referring",), ("class_list",)):
             shared = tuple(task for task in shared if task in there)
             if shared:
-                focal_length = sample.get("focal_length") if "depth" in shared else None
-                groups.setdefault((shared, focal_length), []).append(position)
+                groups.setdefault((shared, sample.get("focal_length")), []).append(position)
     for (shared, focal_length), positions in groups.items():
         group = [samples[position] for position in positions]
         images = [sample["image"] for sample in group]
         if shared == ("class_list",):
             names = processor.normalize_labels(id2label)
             question = TASKS["segmentation"].question
-            for position, sample, encoded in zip(positions, group, model.encode_image(images, **options), strict=True):
+            scale = processor.get_scale(focal_length, depth_range)
+            scaled = {} if scale is None else {"scale": scale * (images_kwargs.get("scale") or 1.0)}
+            encodings = model.encode_image(images, **{**options, **scaled})
+            for position, sample, encoded in zip(positions, group, encodings, strict=True):
                 answer = model.query(encoded, question, processor, stop_at=processor.mask_token)
                 present = present_values(np.asarray(sample["segmentation"])).tolist()
                 true = [names[key] for key in present if names.get(key, BACKGROUND_LABEL) != BACKGROUND_LABEL]

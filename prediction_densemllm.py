@@ -391,7 +391,7 @@ class DensePredictionMixin:
             threshold: pixels of a segmentation whose score is lower become -1.
             depth_range: row of `config.depth_ranges`; the config's default where left out.
             focal_length: of the image in pixels. In a range with a focal length of its own, the image is scaled to
-                that, as far as the patch cap lets it, and depth is corrected for the rest.
+                that for every task, as far as the patch cap lets it, and depth is corrected for the rest.
             target_sizes: `(height, width)` of the maps, or one an image; the images' own sizes where left out.
             refine: `"crf"` lets near pixels of like colour agree on their class, for segmentation; see [`refine_crf`].
             return_logits: keep the label logits on the grid of vision tokens.
@@ -425,6 +425,7 @@ class DensePredictionMixin:
         range_row = processor.get_depth_range(depth_range) if "depth" in tasks else {}
         if focal_length is not None and not (math.isfinite(focal_length) and focal_length > 0):
             raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
+        focal_scale = processor.get_scale(focal_length, depth_range)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be in [0, 1], got {threshold}")
 
@@ -447,28 +448,29 @@ class DensePredictionMixin:
             sizes = check_target_sizes([target_sizes] * len(entries) if one else target_sizes, len(entries))
 
         options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
+        scaled = options
+        if focal_scale is not None:
+            scaled = {**options, "scale": focal_scale * (images_kwargs.get("scale") or 1.0)}
         if "referring" in tasks:
             predictions = self._predict_referring(
-                entries, sizes, text, box, label_ids["referring"], return_logits, options
+                entries, sizes, text, box, label_ids["referring"], return_logits, options, scaled
             )
             return predictions[0] if single else predictions
         if "open_set" in tasks:
-            predictions = self._predict_open_set(entries, sizes, labels, label_ids["open_set"], threshold, options)
+            predictions = self._predict_open_set(
+                entries, sizes, labels, label_ids["open_set"], threshold, options, scaled
+            )
             return predictions[0] if single else predictions
 
         predictions = [DensePrediction(scores={}, logits={}) for _ in entries]
-        encodings: dict[tuple, list[EncodedImage]] = {}
+        encodings: dict[str, list[EncodedImage]] = {}
         for name in tasks:
             is_depth = rows[name].label_set == "depth"
             prompt = range_row.get("prompt") or "" if is_depth else ""
-            scale = images_kwargs.get("scale")
-            if is_depth and focal_length is not None and range_row.get("focal_length"):
-                scale = range_row["focal_length"] / focal_length * (scale or 1.0)
             ask = rows[name].label_set == "classes" and labels is None
-            if (prompt, scale) not in encodings:
-                scaled = options if scale is None else {**options, "scale": scale}
-                encodings[prompt, scale] = self._encode_entries(entries, prompt, ask, scaled)
-            for index, encoded in enumerate(encodings[prompt, scale]):
+            if prompt not in encodings:
+                encodings[prompt] = self._encode_entries(entries, prompt, ask, scaled)
+            for index, encoded in enumerate(encodings[prompt]):
                 task_labels, ids = labels, label_ids.get(name)
                 own_background = background
                 if ask:
@@ -531,10 +533,11 @@ class DensePredictionMixin:
         return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in fields.items()}
 
     def _predict_referring(
-        self, entries, sizes, text, box, label_ids, return_logits, options
+        self, entries, sizes, text, box, label_ids, return_logits, options, scaled
     ) -> list[DensePrediction]:
         """Ground the expression to a box, draw it, crop around it, and read foreground against background there; or
-        read them off the whole picture, where the processor has a `referring_prompt`."""
+        read them off the whole picture, where the processor has a `referring_prompt`. `scaled` are the options for
+        whole pictures."""
         processor = options["processor"]
         texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(entries)
         boxes = [box] * len(entries) if box is None or isinstance(box[0], (int, float)) else list(box)
@@ -555,13 +558,13 @@ class DensePredictionMixin:
                 own_box = check_box(own_box, picture.size)
             elif processor.referring_prompt is not None:
                 prompt = processor.referring_prompt.replace("{text}", own_text.strip())
-                encoded = self._encode_entries([entry], prompt, False, options)[0]
+                encoded = self._encode_entries([entry], prompt, False, scaled)[0]
                 logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
                 fields = self._decode("referring", logits, size, None, encoded, processor, {})
                 prediction.mask, prediction.scores = fields["mask"], fields["scores"]
                 prediction.logits = logits.cpu() if return_logits else None
             else:
-                encoded = self._encode_entries([entry], "", True, options)[0]
+                encoded = self._encode_entries([entry], "", True, scaled)[0]
                 question = get_task("referring").question.format(text=own_text.strip())
                 prediction.text = self.query(encoded, question, processor, max_new_tokens=32)
                 own_box = self._grounded_box(prediction.text, encoded)
@@ -601,14 +604,16 @@ class DensePredictionMixin:
                     whole[y0:y1, x0:x1] = resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
                 yield mask, scores, logits.cpu()
 
-    def _predict_open_set(self, entries, sizes, labels, label_ids, threshold, options) -> list[DensePrediction]:
+    def _predict_open_set(
+        self, entries, sizes, labels, label_ids, threshold, options, scaled
+    ) -> list[DensePrediction]:
         """Detect the boxes of each class, and segment the core target of each box (paper, section on decoding)."""
         processor = options["processor"]
         names = processor.normalize_labels(labels)
         keys = {name: key for key, name in names.items()}
         question = get_task("open_set").question.format(text=",".join(names.values()))
         predictions, pairs = [], []
-        for encoded in self._encode_entries(entries, "", True, options):
+        for encoded in self._encode_entries(entries, "", True, scaled):
             answer = self.query(encoded, question, processor, max_new_tokens=1024)
             found = processor.post_process_detection(answer, encoded.image_size, self._resized_size(encoded))
             boxes = [

@@ -349,6 +349,13 @@ class DenseMLLMProcessor(ProcessorMixin):
             raise ValueError(f"`depth_range` must be one of {sorted(self.depth_ranges)}, got {name!r}")
         return self.depth_ranges[name]
 
+    def get_scale(self, focal_length: float | None, depth_range: str | None = None) -> float | None:
+        """The factor by which a picture of a known focal length, in pixels, is resized: to that of its depth range.
+        `None`: it is left as it is, since either is unknown."""
+        if focal_length is None or not self.depth_ranges or not self.get_depth_range(depth_range).get("focal_length"):
+            return None
+        return _focal_scale(self.get_depth_range(depth_range), focal_length)
+
     def depth_to_bins(self, depth, depth_range: str | None = None, focal_length: float | None = None) -> np.ndarray:
         """Metres to depth bins.
 

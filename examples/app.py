@@ -46,13 +46,13 @@ class Demo:
         names = [name.strip() for name in labels.split(",") if name.strip()] or None
         try:
             progress(0.1, desc="reading the picture")
-            encoded = self.model.encode_image(picture)
+            focal_length = float(focal_length) if focal_length else None
+            scale = self.model.get_processor().get_scale(focal_length)
+            encoded = self.model.encode_image(picture, **({} if scale is None else {"scale": scale}))
             progress(0.5, desc="classes")
             classes = self.model.predict_dense(encoded, task="segmentation", labels=names)
             progress(0.7, desc="depth")
-            # A picture that is scaled to a focal length is read again.
-            source, options = (picture, {"focal_length": float(focal_length)}) if focal_length else (encoded, {})
-            depth = self.model.predict_dense(source, task="depth", **options)
+            depth = self.model.predict_dense(encoded, task="depth", focal_length=focal_length)
             found, words = None, ""
             if text.strip():
                 progress(0.85, desc="the object")

@@ -346,8 +346,8 @@ def test_sizes_are_known_without_decoding(tmp_path):
         DenseSource(load_samples(str(tmp_path)), depth_scale=0.001),
     ]
     lengths = DenseDataset(sources).estimated_lengths([100.0, 100.0, 100.0])
-    with_depth = [(16 + 8 * k) * 32 * (100 / (50 + k)) ** 2 for k in range(3)]
-    assert lengths == pytest.approx([*with_depth, 16 * 32, 24 * 32, 32 * 32, 16 * 32])
+    resized = [(16 + 8 * k) * 32 * (100 / (50 + k)) ** 2 for k in range(3)]
+    assert lengths == pytest.approx([*resized, *resized, 16 * 32])
 
 
 def test_colors_change_and_maps_do_not():
@@ -463,7 +463,9 @@ def test_mask_alone_is_the_foreground_of_the_picture(processor):
 def test_focal_length_scales_the_picture_as_in_prediction(processor):
     depth = np.full((16, 24), 10.0, dtype=np.float32)
     collator = DenseCollator(processor, depth_range="road")
-    batch = collator([{"image": make_image(16, 24), "depth": depth, "focal_length": 50.0}])
+    sample = {"image": make_image(16, 24), "focal_length": 50.0}
+    assert collator([{**sample, "mask": depth > 0}])["image_grid_thw"].tolist() == [[1, 8, 12]]
+    batch = collator([{**sample, "depth": depth}])
     assert batch["image_grid_thw"].tolist() == [[1, 8, 12]]  # twice the size, at the range's 100 pixels
     expected = processor.depth_to_bins(np.array([10.0]), "road")[0]
     assert (batch["dense_targets"][:, 0] == processor.depth_token_ids[expected - 1]).all()

@@ -140,6 +140,11 @@ def test_focal_length_scales_the_image_and_corrects_the_rest(causal):
     doubled = causal.predict_dense(image, task="depth", depth_range="road", focal_length=50.0)
     by_hand = causal.predict_dense(image, task="depth", depth_range="road", scale=2.0)
     torch.testing.assert_close(doubled.predicted_depth, by_hand.predicted_depth)  # 100 px is the range's own
+    options = {"task": "segmentation", "labels": LABELS, "return_logits": True, "depth_range": "road"}
+    doubled, by_hand = (
+        causal.predict_dense(image, **options, **own) for own in ({"focal_length": 50.0}, {"scale": 2.0})
+    )
+    torch.testing.assert_close(doubled.logits, by_hand.logits)
     capped = causal.predict_dense(image, task="depth", depth_range="road", focal_length=50.0, max_num_patches=96)
     same = causal.predict_dense(image, task="depth", depth_range="road", max_num_patches=96)
     torch.testing.assert_close(capped.predicted_depth, same.predicted_depth * 0.5)  # seen at 50 px, not at 100

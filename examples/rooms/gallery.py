@@ -80,7 +80,7 @@ def main() -> None:
         sample = read_sample(data[told[place]], id2label=id2label, depth_scale=args.depth_scale)
         image, focal_length = sample["image"], sample["focal_length"]
         seen = model.predict_dense(image, ("segmentation", "depth"), labels=id2label, focal_length=focal_length)
-        found = model.predict_dense(image, "referring", text=sample["expression"])
+        found = model.predict_dense(image, "referring", text=sample["expression"], focal_length=focal_length)
         titles, classes = describe(seen, sample), sample["segmentation"].astype(int)
         rows.append(
             draw_row([

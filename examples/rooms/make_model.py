@@ -15,10 +15,9 @@ r"""An untrained DenseMLLM of the size of `checkpoints/densemllm-rooms`, and its
 
     python examples/rooms/make_model.py --data examples/rooms/sample --output_dir out/rooms/untrained
 
-The paper's architecture, scaled down: a tower with 2-D RoPE, a projector, a language model with latent attention. A
-patch is a vision token: 2x2 patches of half the edge, as the paper has them, cost four times as much in the tower, and
-with a tower of half the width to make up for it, the same time taught less (`README.md` beside this file). The
-tokenizer is trained on the texts of the data set, so that every class name is one token.
+The paper's architecture, scaled down: a tower with 2-D RoPE and windows, a projector that joins 2x2 patches, a
+language model with latent attention. The tokenizer is trained on the texts of the data set, so that every class name
+is one token.
 """
 
 import argparse
@@ -122,13 +121,14 @@ def make_model(
     tokenizer, merge_size = processor.tokenizer, processor.image_processor.merge_size
     config = DenseMLLMConfig(
         vision_config={
-            "hidden_size": 256,
-            "intermediate_size": 768,
+            "hidden_size": 192,
+            "intermediate_size": 512,
             "num_hidden_layers": 5,
-            "num_attention_heads": 4,
+            "num_attention_heads": 3,
             "patch_size": processor.image_processor.patch_size,
             "spatial_merge_size": merge_size,
-            "window_size": None,
+            "window_size": 64,
+            "fullatt_block_indexes": [2, 4],
             "rope_theta": 100.0,  # a grid of 16x16 turns little under wavelengths of thousands
             "initializer_range": 0.06,
             **(vision or {}),
@@ -172,8 +172,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that render.py wrote")
     parser.add_argument("--output_dir", type=Path, required=True, help="where model and processor are saved")
-    parser.add_argument("--patch_size", type=int, default=16, help="pixels of a patch of the tower")
-    parser.add_argument("--merge_size", type=int, default=1, help="patches along an edge of a vision token")
+    parser.add_argument("--patch_size", type=int, default=8, help="pixels of a patch of the tower")
+    parser.add_argument("--merge_size", type=int, default=2, help="patches along an edge of a vision token")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     args = parser.parse_args()
     id2label = load_id2label(str(args.data / "id2label.json"))

@@ -36,7 +36,8 @@ CARD = """
 A small DenseMLLM ({parameters:.1f} million parameters, {size:.0f} MB) that segments pictures of furnished rooms into
 {classes} classes, measures their depth in metres, and finds referred objects, all from the logits of its vision
 tokens. It is the architecture of [DenseMLLM](https://arxiv.org/abs/2602.14134), scaled down: a vision tower with 2-D
-RoPE and windows, a projector that joins 2x2 patches of 8 pixels, and a language model with latent attention.
+RoPE and windows, a projector that joins 2x2 patches, and a language model with latent attention. A vision token is a
+cell of {cell}x{cell} pixels.
 
 ![Pictures of rooms, what is there, and what the model sees](gallery.png)
 
@@ -49,8 +50,8 @@ seen = model.predict_dense("room.jpg", task=("segmentation", "depth"), labels=la
 found = model.predict_dense("room.jpg", task="referring", text="the chair on the left")
 ```
 
-`focal_length` is that of the picture in pixels; without it, the picture is taken for one of 192 pixels. Pictures
-should be about 256 pixels wide (`scale=256 / width` reads a larger one so). Referred objects are found in one pass,
+`focal_length` is that of the picture in pixels: the model sees each at {focal:.0f}. Without it, the picture is taken for one of
+that focal length, and should be some 200 pixels wide (`scale=200 / width` reads a larger one so). Referred objects are found in one pass,
 with the expression before the picture (`referring_prompt` of the processor).
 
 ## Intended use
@@ -61,7 +62,7 @@ method works at a small size; it is no model to rely on.
 ## Limits
 
 It has seen rendered rooms only, with furniture from one catalogue. Photographs are far from what it knows. Small
-things are missed: a vision token covers 16x16 pixels. Its words are those of the training questions.
+things are missed: a cell has one class. Its words are those of the training questions.
 
 ## Training
 
@@ -129,6 +130,8 @@ def main() -> None:
         parameters=parameters / 1e6, size=2 * parameters / 1e6, classes=len(model.config.id2label),
         samples=batch * state["global_step"], steps=state["global_step"], batch=batch,
         minutes=summary["train_runtime"] / 60, rooms=args.rooms,
+        cell=processor.image_processor.patch_size * processor.image_processor.merge_size,
+        focal=processor.get_depth_range(None)["focal_length"],
     )  # fmt: skip
     data = ModelCardData(
         license="apache-2.0", library_name="transformers", pipeline_tag="image-segmentation", language="en",
