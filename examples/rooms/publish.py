@@ -50,8 +50,8 @@ seen = model.predict_dense("room.jpg", task=("segmentation", "depth"), labels=la
 found = model.predict_dense("room.jpg", task="referring", text="the chair on the left")
 ```
 
-`focal_length` is that of the picture in pixels: the model sees each at {focal:.0f}. Without it, the picture is taken for
-one of that focal length, and should be some 200 pixels wide (`scale=200 / width` reads a larger one so). Referred
+`focal_length` is that of the picture in pixels: the model sees each at {focal:.0f}. Without it, the picture is taken
+for one of that focal length, and should be some 200 pixels wide (`scale=200 / width` reads a larger one so). Referred
 objects are found in one pass, with the expression before the picture (`referring_prompt` of the processor).
 
 ## Intended use
