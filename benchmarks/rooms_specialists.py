@@ -51,7 +51,7 @@ from densemllm.data_densemllm import (
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
 
 
-FOCAL_LENGTH = 192.0  # pixels, of `DEPTH_RANGES` in examples/rooms/make_model.py
+FOCAL_LENGTH = 144.0  # pixels, of `DEPTH_RANGES` in examples/rooms/make_model.py
 MEAN, STD = 0.45, 0.225
 
 
