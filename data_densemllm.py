@@ -46,7 +46,8 @@ import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageOps
 import torch
-from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Image, IterableDataset, config, load_dataset, load_from_disk
+from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
 from .prediction_densemllm import crop_box
@@ -343,13 +344,23 @@ def load_samples(name: str, split: str = "train", streaming: bool = False):
         data = _plain_folder(next(root for root in (folder / split, folder) if (root / "image").is_dir()))
         data = data.to_iterable_dataset() if streaming else data
     else:
-        data = load_dataset(name, split=split, streaming=streaming)
+        data = load_dataset(name, split=split, streaming=streaming, cache_dir=_cache_of(folder))
     if not set(MAPS + ("messages",)) & set(data.column_names or MAPS):
         raise ValueError(f"{name} has nothing to learn from: its columns are {data.column_names}, see {COLUMNS}")
     for column, feature in (data.features or {}).items():
         if isinstance(feature, Image):
             data = data.cast_column(column, Image(decode=False))
     return data
+
+
+def _cache_of(folder: Path) -> str | None:
+    """A cache for the files that a local folder has now. Where a card lists `configs`, `datasets` looks at their
+    patterns only, and gives the rows that it has cached, whatever was added to the folder or changed since."""
+    if not folder.is_dir():
+        return None
+    files = ((path, path.stat()) for path in sorted(folder.resolve().rglob("*")) if path.is_file())
+    state = [(str(path), status.st_size, status.st_mtime_ns) for path, status in files]
+    return str(Path(config.HF_DATASETS_CACHE) / f"densemllm-{Hasher.hash(state)}")
 
 
 def _plain_folder(root: Path) -> Dataset:

@@ -145,6 +145,15 @@ def test_data_sets_of_every_kind_give_the_same_samples(tmp_path, kind, streaming
         np.testing.assert_allclose(sample["depth"], np.asarray(row["depth"]) * 0.001, rtol=1e-6)
 
 
+def test_files_added_to_a_folder_with_a_card_are_seen(tmp_path):
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: '*.parquet'\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    features = Features({"image": Image(), "segmentation": Image(), "depth": Image()})
+    for index in range(2):
+        Dataset.from_list([make_row(index)], features=features).to_parquet(tmp_path / f"{index}.parquet")
+        assert len(load_samples(str(tmp_path))) == index + 1
+
+
 def iter_rows(dataset):
     return (dataset[index] for index in range(len(dataset)))
 
