@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="examples/rooms/sample", help="folder that render.py wrote")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--edges", type=int, nargs="+", default=[8, 10, 12, 14, 16, 20, 32], help="of grids, in tokens")
+    parser.add_argument("--edges", type=int, nargs="+", default=[8, 10, 12, 16, 20, 32], help="of grids, in tokens")
     parser.add_argument("--depth_scale", type=float, default=0.002, help="metres a unit")
     parser.add_argument("--quick", action="store_true", help="few pictures: shows that it runs")
     args = parser.parse_args()
