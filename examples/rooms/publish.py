@@ -13,7 +13,7 @@
 # limitations under the License.
 r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a model card, the log and its curve.
 
-    python examples/rooms/publish.py --trained out/rooms/trained --output_dir checkpoints/densemllm-rooms
+    python examples/rooms/publish.py --trained out/rooms/trained --rooms 2400 --output_dir checkpoints/densemllm-rooms
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data out/rooms/data --split test \
         --depth_scale 0.002 --task segmentation depth referring class_list --update_card
 """
@@ -66,21 +66,22 @@ things are missed: a cell has one class. Its words are those of the training que
 
 ## Training
 
-{samples:,} samples of the Rooms data (`examples/rooms` of densemllm, rendered from furniture under CC-BY-3.0 and CC0,
-see its credits), {steps:,} steps of {batch} on two CPU cores in bfloat16: {minutes:.0f} minutes. Classes, depth, masks
-and text are learned together. The validation and test rooms have furniture that no training room has. To do it again:
+On the Rooms data (`examples/rooms` of densemllm, rendered from furniture under CC-BY-3.0 and CC0, see its credits), on
+two CPU cores in bfloat16, for {minutes:.0f} minutes: {samples:,} samples, {steps:,} steps, one run after the other:
 
-```bash
-python examples/rooms/render.py --split train --rooms {rooms} --output_dir out/rooms/data
-python examples/rooms/make_model.py --data examples/rooms/sample --output_dir out/rooms/untrained
-python train_hf.py examples/rooms/train.yaml
-```
+| run | steps | samples a step | training rooms | peak learning rate |
+|---|---|---|---|---|
+{runs}
+
+Classes, depth, masks and text are learned together. The validation and test rooms have furniture that no training room
+has. The commands stand in `examples/rooms/README.md`.
 
 ![Losses over the steps](training.png)
 """
 
 
 def draw_curve(history: list[dict], path: Path) -> None:
+    """The losses; a gap where one run ended and the next began."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -88,8 +89,11 @@ def draw_curve(history: list[dict], path: Path) -> None:
 
     rows = [row for row in history if "ntp_m_loss" in row]
     figure, axes = plt.subplots(figsize=(6, 3))
-    for name in ("ntp_m_loss", "text_loss"):
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=name)
+    for name, color in (("ntp_m_loss", "C0"), ("text_loss", "C1")):
+        for run in range(rows[-1]["run"] + 1):
+            own = [row for row in rows if row["run"] == run]
+            label = name if run == 0 else None
+            axes.plot([row["step"] for row in own], [row[name] for row in own], color=color, label=label)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     figure.tight_layout()
@@ -109,40 +113,49 @@ def link_code(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trained", type=Path, required=True, help="folder that train_hf.py wrote")
-    parser.add_argument("--rooms", type=int, default=2000, help="training rooms that were rendered")
+    parser.add_argument(
+        "--trained", type=Path, nargs="+", required=True, help="folders of the runs, the last one last"
+    )
+    parser.add_argument("--rooms", type=int, nargs="+", required=True, help="training rooms of each run")
+    parser.add_argument("--minutes", type=float, help="of all runs; what the logs say where left out")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
-    state = json.loads((args.trained / "trainer_state.json").read_text(encoding="utf-8"))
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.trained, dtype=torch.bfloat16).eval()
-    processor = DenseMLLMProcessor.from_pretrained(args.trained)
-    known = metadata_load(args.output_dir / "README.md") if (args.output_dir / "README.md").is_file() else {}
+    if len(args.rooms) != len(args.trained):
+        raise SystemExit(f"--rooms must have a number for each of {len(args.trained)} runs, got {args.rooms}")
+    card_path = args.output_dir / "README.md"
+    if card_path.is_file() and "model-index" in (metadata_load(card_path) or {}):
+        raise SystemExit(f"{card_path} has results of other weights: remove it first")
+    history, runs, samples, steps, seconds = [], [], 0, 0, 0.0
+    for run, (folder, rooms) in enumerate(zip(args.trained, args.rooms, strict=True)):
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        own, batch = state["log_history"], state["train_batch_size"]
+        history += [{**row, "run": run, "step": row["step"] + steps} for row in own]
+        rate = max(row["learning_rate"] for row in own if "learning_rate" in row)
+        runs.append(f"| {run + 1} | {state['global_step']:,} | {batch} | {rooms:,} | {rate:.1g} |")
+        seconds += sum(row.get("train_runtime", 0) for row in own)
+        samples, steps = samples + batch * state["global_step"], steps + state["global_step"]
+    model = DenseMLLMForConditionalGeneration.from_pretrained(args.trained[-1], dtype=torch.bfloat16).eval()
+    processor = DenseMLLMProcessor.from_pretrained(args.trained[-1])
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     link_code(args.output_dir)
-    history = state["log_history"]
     (args.output_dir / "training_log.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     draw_curve(history, args.output_dir / "training.png")
-    summary = next(row for row in reversed(history) if "train_runtime" in row)
-    batch = state["train_batch_size"]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     text = CARD.format(
         parameters=parameters / 1e6, size=2 * parameters / 1e6, classes=len(model.config.id2label),
-        samples=batch * state["global_step"], steps=state["global_step"], batch=batch,
-        minutes=summary["train_runtime"] / 60, rooms=args.rooms,
+        samples=samples, steps=steps, minutes=args.minutes or seconds / 60, runs="\n".join(runs),
         cell=processor.image_processor.patch_size * processor.image_processor.merge_size,
         focal=processor.get_depth_range(None)["focal_length"],
     )  # fmt: skip
     data = ModelCardData(
         license="apache-2.0", library_name="transformers", pipeline_tag="image-segmentation", language="en",
         tags=["densemllm", "depth-estimation", "referring-segmentation", "custom_code"],
-        metrics=["mean_iou", "delta1"], model_name="densemllm-rooms",
+        datasets=["rooms"], metrics=["mean_iou", "delta1", "ciou", "f1"], model_name="densemllm-rooms",
     )  # fmt: skip
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
-    if "model-index" in known:
-        raise SystemExit(f"{args.output_dir}/README.md has results of other weights: remove it first")
-    card.save(args.output_dir / "README.md")
-    print(f"{args.output_dir}: {parameters / 1e6:.2f} million parameters, {state['global_step']} steps")
+    card.save(card_path)
+    print(f"{args.output_dir}: {parameters / 1e6:.2f} million parameters, {steps} steps")
 
 
 if __name__ == "__main__":
