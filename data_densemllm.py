@@ -24,7 +24,7 @@ A sample is a dict. `image` is needed, and any of the others supervise it, all a
 | `mask` | picture or booleans `[H, W]` | foreground: not 0 |
 | `expression` | string | names the object of `mask`; without it, `mask` is the picture's one foreground |
 | `instances` | picture or integers `[H, W]` | numbers of objects |
-| `expressions`, `expression_instances` | lists | names of objects in `instances`; [`Augmentation`] draws one |
+| `expressions`, `expression_instances` | lists | names of objects in `instances`, see [`draw_expression`] |
 | `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
 | `focal_length` | float, pixels | of `image`, for a depth range that has a focal length |
 
@@ -37,7 +37,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -96,7 +96,6 @@ class DenseSource:
 class Augmentation:
     """Changes of image and maps together. A sample with `messages` keeps its geometry, as its text may speak of
     places and of what there is; one with an `expression` isn't cropped, and isn't mirrored if that speaks of sides.
-    One with `expressions` gets one of them, drawn anew each time, with its mask.
 
     Args:
         scale: lowest and highest factor of a random resize. Depth is divided by it: a larger picture of the same
@@ -121,15 +120,14 @@ class Augmentation:
         if not 0 <= self.color_jitter < 1:
             raise ValueError(f"`color_jitter` must be in [0, 1), got {self.color_jitter}")
 
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        """The factor of the random resize: what a call draws first from its generator."""
+        return float(rng.uniform(*self.scale))
+
     def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
         """A changed copy of a sample of [`read_sample`]."""
         sample = dict(sample)
-        if sample.get("expressions") and sample.get("instances") is not None:
-            place = int(rng.integers(len(sample["expressions"])))
-            sample["expression"] = sample["expressions"][place]
-            sample["mask"] = sample["instances"] == sample["expression_instances"][place]
-        for column in ("instances", "expressions", "expression_instances"):
-            sample.pop(column, None)
+        factor = self.draw_scale(rng)
         expression = sample.get("expression")
         if self.color_jitter:
             for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
@@ -138,7 +136,7 @@ class Augmentation:
         if sample.get("messages"):
             return sample
         if self.scale != (1.0, 1.0):
-            image, factor = sample["image"], rng.uniform(*self.scale)
+            image = sample["image"]
             height, width = (max(1, round(edge * factor)) for edge in (image.height, image.width))
             sample["image"] = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
             _change_maps(sample, lambda values: nearest_resize(values, height, width))
@@ -154,6 +152,19 @@ class Augmentation:
             sample["image"] = PIL.ImageOps.mirror(sample["image"])
             _change_maps(sample, lambda values: values[:, ::-1])
         return sample
+
+
+def draw_expression(sample: dict, rng: np.random.Generator) -> dict:
+    """A copy of a sample with one of its `expressions` as its `expression`, and the `mask` of what that names. Data
+    sets do so anew each time with an augmentation; without one, where there is no `expression`."""
+    sample = dict(sample)
+    instances, expressions, numbers = (
+        sample.pop(column, None) for column in ("instances", "expressions", "expression_instances")
+    )
+    if instances is not None and expressions is not None and len(expressions):
+        place = int(rng.integers(len(expressions)))
+        sample |= {"expression": expressions[place], "mask": instances == numbers[place]}
+    return sample
 
 
 def _change_maps(sample: dict, change) -> None:
@@ -226,9 +237,9 @@ def read_sample(
 
 
 def _headers(source: DenseSource):
-    """The rows of a source with what tells the size of their pictures only."""
+    """The rows of a source with what tells the size of their pictures only, and whether that is changed."""
     data, columns = source.data, source.columns or COLUMNS
-    wanted = [name for name in ("image", "focal_length") if name in columns]
+    wanted = [name for name in ("image", "focal_length", "messages") if name in columns]
     if hasattr(data, "select_columns"):
         wanted = [name for name in wanted if name in data.column_names]
         data = data.select_columns(wanted)
@@ -250,7 +261,8 @@ def _picture_area(row: dict, focal_length: float | None) -> float:
         except Exception:  # whatever it is: reading the row will tell what is wrong with it
             return 0.0
     own = row.get("focal_length")
-    scale = 1.0 if own is None or focal_length is None else focal_length / own
+    usable = isinstance(own, (int, float)) and 0 < own < float("inf")  # if not, reading the row will tell
+    scale = focal_length / own if usable and focal_length is not None else 1.0
     return width * height * scale**2
 
 
@@ -354,9 +366,10 @@ def load_samples(name: str, split: str = "train", streaming: bool = False):
 
 
 def _cache_of(folder: Path) -> str | None:
-    """A cache for the files that a local folder has now. Where a card lists `configs`, `datasets` looks at their
-    patterns only, and gives the rows that it has cached, whatever was added to the folder or changed since."""
-    if not folder.is_dir():
+    """A cache for the files that a local folder with a card has now. `datasets` looks at the card's patterns only, and
+    gives the rows that it has cached, whatever was added to the folder or changed since. What was cached of an earlier
+    state stays until it is deleted, as `datasets` does it for folders without a card."""
+    if not (folder / "README.md").is_file():
         return None
     files = ((path, path.stat()) for path in sorted(folder.resolve().rglob("*")) if path.is_file())
     state = [(str(path), status.st_size, status.st_mtime_ns) for path, status in files]
@@ -414,15 +427,25 @@ class _Mixture:
         """Order, rows and augmentation of another epoch; the Trainer calls it."""
         self.epoch = int(epoch)
 
+    def _generator(self, source: int, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.epoch, source, index])
+
     def _sample(self, row: dict, source: int, where: str, index: int) -> dict:
         settings = self.sources[source]
         if settings.columns is not None:
             row = {column: row.get(column) for column in settings.columns}
         sample = read_sample(row, where, settings.id2label, settings.depth_scale)
+        # The generators depend on nothing but the place in the data, so that a resumed run sees the same.
+        if self.augmentation is not None or "expression" not in sample:
+            sample = draw_expression(sample, np.random.default_rng([self.seed, self.epoch, source, index, 1]))
         if self.augmentation is not None:
-            # The generator depends on nothing but the place in the data, so that a resumed run sees the same.
-            sample = self.augmentation(sample, np.random.default_rng([self.seed, self.epoch, source, index]))
+            sample = self.augmentation(sample, self._generator(source, index))
         return sample | {"id2label": settings.id2label, "depth_range": settings.depth_range}
+
+
+@lru_cache(maxsize=64)
+def _permutation(length: int, *seeds: int) -> np.ndarray:
+    return np.random.default_rng(seeds).permutation(length)
 
 
 class DenseDataset(_Mixture, torch.utils.data.Dataset):
@@ -464,18 +487,25 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
         return sum(self.counts)
 
     def estimated_lengths(self, focal_lengths: "list[float | None]") -> list[float]:
-        """What each sample of this epoch is to the model, in pixels: known without decoding its picture.
+        """What each sample of this epoch is to the model, in pixels: known without decoding its picture. A crop, which
+        makes all of one size, isn't looked at.
 
         Args:
             focal_lengths: of each source's depth range, to which its pictures are resized; `None`: they aren't.
         """
         if self._areas is None:
             self._areas = [
-                [_picture_area(row, focal) for row in _headers(source)]
+                [(_picture_area(row, focal), not row.get("messages")) for row in _headers(source)]
                 for source, focal in zip(self.sources, focal_lengths, strict=True)
             ]
-        places = [self._locate(index) for index in range(len(self))]
-        return [self._areas[source][row] for source, row in places]
+        lengths = []
+        for index in range(len(self)):
+            source, row = self._locate(index)
+            area, resized = self._areas[source][row]
+            if resized and self.augmentation is not None:
+                area *= self.augmentation.draw_scale(self._generator(source, index)) ** 2
+            lengths.append(area)
+        return lengths
 
     def _locate(self, index: int) -> tuple[int, int]:
         source = 0
@@ -486,7 +516,7 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
         if count == length:
             return source, index
         turn, place = divmod(self.epoch * count + index, length)
-        return source, int(np.random.default_rng([self.seed, source, turn]).permutation(length)[place])
+        return source, int(_permutation(length, self.seed, source, turn)[place])
 
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
@@ -665,6 +695,9 @@ class DenseCollator:
             picture.height, picture.width, {"scale": scale}
         )
         resized = picture.resize((width, height), PIL.Image.Resampling(self.processor.image_processor.resample))
+        height, width = self.processor.image_processor.get_resized_size(
+            height, width
+        )  # by its own scale, if it has one
         return resized, focal_length * (height * width / (picture.height * picture.width)) ** 0.5
 
     def conversation(self, sample: dict, annotation: dict, answer: str | None = None) -> list[str]:

@@ -734,7 +734,8 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): the last so many positions (0: all), their
                 indices, or a mask of shape `(batch_size, sequence_length)`.
             num_dense_items_in_batch (`int`, *optional*): divide the NTP-M loss by this count of supervised vision
-                tokens, as `num_items_in_batch` does for the text loss.
+                tokens (one counts once for each kind of annotation that it has: entries of `dense_candidates` that
+                aren't -1), as `num_items_in_batch` does for the text loss.
             skip_logits (`bool`, *optional*): leave `logits` out; the losses don't need them. Default: while training
                 with a loss.
 

@@ -16,7 +16,6 @@
 import os
 import shutil
 import time
-from collections import ChainMap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,9 +128,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        # The very groups and states of both: a scheduler that sets a rate here sets it there.
+        # The very groups of both: a scheduler that sets a rate here sets it there.
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
-        self.state = ChainMap(*(part.state for part in self.parts.values()))
+
+    @property
+    def state(self) -> dict:
+        """What both know of their parameters; a copy, so that looking at it adds nothing."""
+        return {name: values for part in self.parts.values() for name, values in part.state.items()}
+
+    @state.setter
+    def state(self, value) -> None:
+        """`Optimizer.__init__` sets an empty one."""
 
     def step(self, closure=None):
         loss = None if closure is None else closure()
@@ -143,6 +150,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        if set(state_dict) != set(self.parts):
+            raise ValueError(
+                "the checkpoint's optimizer is another one than Muon and AdamW: it was trained without "
+                "`muon_learning_rate`, go on so"
+            )
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self._share()
@@ -174,9 +186,9 @@ class LikeSizesSampler(torch.utils.data.Sampler):
 class DenseTrainer(Trainer):
     """`Trainer` for DenseMLLM.
 
-    - The NTP-M loss is divided by the global count of supervised vision tokens, as `Trainer` itself does with the text
-      loss and its labels: the same data gives the same gradients however it is spread over accumulation steps,
-      processes and batches.
+    - The NTP-M loss is divided by the global count of supervised vision tokens (one counts once for each kind of
+      annotation that it has), as `Trainer` itself does with the text loss and its labels: the same data gives the same
+      gradients however it is spread over accumulation steps, processes and batches.
     - `muon_learning_rate` trains the inner matrices with Muon.
     - `train_sampling_strategy="group_by_length"` makes batches of pictures of like sizes.
     - Logs both losses, positives and supervised vision tokens a step, and tokens a second.
@@ -206,7 +218,7 @@ class DenseTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         processor = self.processing_class
         focal_lengths = [
-            processor.get_depth_range(source.depth_range).get("focal_length") if processor.depth_ranges else None
+            processor.get_depth_range(source.depth_range or self.data_collator.depth_range).get("focal_length")
             for source in dataset.sources
         ]
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps

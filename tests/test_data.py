@@ -331,13 +331,16 @@ def test_expressions_are_drawn_with_their_masks():
     instances = np.zeros((24, 32), np.uint8)
     instances[:, 8:16], instances[4:, 20:] = 3, 7
     row = make_row(instances=PIL.Image.fromarray(instances), expressions=["the cup", "the dog"],
-                   expression_instances=[7, 3], expression="the cup", mask=instances == 7)  # fmt: skip
-    sample = read_sample(row, id2label=ID2LABEL, depth_scale=0.001)
-    drawn = [Augmentation()(sample, np.random.default_rng(seed)) for seed in range(12)]
-    assert {own["expression"] for own in drawn} == {"the cup", "the dog"}
-    for own in drawn:
-        assert (own["mask"] == (instances == {"the cup": 7, "the dog": 3}[own["expression"]])).all()
-        assert "instances" not in own
+                   expression_instances=[7, 3])  # fmt: skip
+    known = {"expression": "the bowl", "mask": instances == 3}
+    for augmentation in (Augmentation(), None):  # without one too: in evaluation
+        drawn = list(iter_rows(DenseDataset(DenseSource([row] * 12, None, ID2LABEL, 0.001), augmentation)))
+        assert {own["expression"] for own in drawn} == {"the cup", "the dog"}
+        for own in drawn:
+            assert (own["mask"] == (instances == {"the cup": 7, "the dog": 3}[own["expression"]])).all()
+            assert "instances" not in own
+        one = DenseDataset(DenseSource([row | known], None, ID2LABEL, 0.001), augmentation)[0]
+        assert (one["expression"] == "the bowl") == (augmentation is None)
     for change, words in (
         ({"expression_instances": [7]}, "a number for each"), ({"expression_instances": [7, 4]}, "lacks"),
         ({"instances": None}, "no `instances`"), ({"expressions": ["the cup", " "]}, "list of texts"),
@@ -354,9 +357,21 @@ def test_sizes_are_known_without_decoding(tmp_path):
         DenseSource(rows, id2label=ID2LABEL, columns=("image", "segmentation", "focal_length")),
         DenseSource(load_samples(str(tmp_path)), depth_scale=0.001),
     ]
+    content = (tmp_path / "train/image/0.png").read_bytes()
+    (tmp_path / "train/image/0.png").write_bytes(content[: len(content) // 2])  # decoding would fail
     lengths = DenseDataset(sources).estimated_lengths([100.0, 100.0, 100.0])
     resized = [(16 + 8 * k) * 32 * (100 / (50 + k)) ** 2 for k in range(3)]
     assert lengths == pytest.approx([*resized, *resized, 16 * 32])
+
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    rows = [make_row(k, height=64, width=96, messages=said if k == 3 else None) for k in range(6)]
+    weighted = [DenseSource(rows, weight, ID2LABEL, 0.001) for weight in (1.0, 3.0)]
+    data = DenseDataset(weighted, Augmentation(scale=(0.5, 2.0)))
+    data.set_epoch(2)
+    sizes = [sample["image"].width * sample["image"].height for sample in iter_rows(data)]
+    np.testing.assert_allclose(data.estimated_lengths([None, None]), sizes, rtol=0.05)
+    for wrong in (0, "50", float("nan")):  # reading the row will name it
+        assert DenseDataset(DenseSource([make_row(focal_length=wrong)])).estimated_lengths([100.0]) == [24 * 32]
 
 
 def test_colors_change_and_maps_do_not():
@@ -469,7 +484,7 @@ def test_mask_alone_is_the_foreground_of_the_picture(processor):
     assert (batch["dense_targets"][:, 0] == processor.foreground_token_ids[1]).all()
 
 
-def test_focal_length_scales_the_picture_as_in_prediction(processor):
+def test_focal_length_scales_the_picture_as_in_prediction(processor, monkeypatch):
     depth = np.full((16, 24), 10.0, dtype=np.float32)
     collator = DenseCollator(processor, depth_range="road")
     sample = {"image": make_image(16, 24), "focal_length": 50.0}
@@ -477,6 +492,11 @@ def test_focal_length_scales_the_picture_as_in_prediction(processor):
     batch = collator([{**sample, "depth": depth}])
     assert batch["image_grid_thw"].tolist() == [[1, 8, 12]]  # twice the size, at the range's 100 pixels
     expected = processor.depth_to_bins(np.array([10.0]), "road")[0]
+    assert (batch["dense_targets"][:, 0] == processor.depth_token_ids[expected - 1]).all()
+    monkeypatch.setattr(processor.image_processor, "scale", 0.5)  # on top: the model sees it at 50 pixels
+    batch = collator([{**sample, "depth": depth}])
+    assert batch["image_grid_thw"].tolist() == [[1, 4, 6]]
+    expected = processor.depth_to_bins(np.array([10.0]), "road", focal_length=50.0)[0]
     assert (batch["dense_targets"][:, 0] == processor.depth_token_ids[expected - 1]).all()
 
 

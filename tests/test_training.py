@@ -241,6 +241,7 @@ def test_batches_have_pictures_of_like_sizes(processor, tmp_path):
     assert np.ptp(spread, axis=1).mean() < 0.5 * np.ptp(np.array(edges).reshape(-1, 4), axis=1).mean()
     trainer.args.max_steps = 2
     trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_evaluation_while_training_keeps_the_best_checkpoint(processor, tmp_path):
@@ -299,6 +300,13 @@ def test_muon_updates_inner_matrices(processor, tmp_path):
     weight = trainer.model.model.vision_tower.encoder.layers[0].mlp.fc1.weight
     before = weight.detach().clone()
     trainer.train()
+    bias = trainer.model.model.vision_tower.encoder.layers[0].mlp.fc1.bias
+    assert optimizer.state[bias] and "momentum_buffer" in optimizer.state[weight]
+    with pytest.raises(KeyError):
+        optimizer.state["nothing"]
+    optimizer.load_state_dict(optimizer.state_dict())  # looking has changed nothing
+    with pytest.raises(ValueError, match="muon_learning_rate"):
+        optimizer.load_state_dict(optimizer.parts["adamw"].state_dict())
     assert {group["lr"] for group in optimizer.param_groups} == {0.0}  # the schedule has reached both
     # All directions of a matrix are moved alike, by 0.2 times the root of its larger side at a rate of 1 (weight decay
     # apart): 1 step at the whole rate and 1 at half of it, which may turn.
