@@ -56,7 +56,7 @@ from densemllm.image_processing_densemllm import open_image
 FIELDS = {"segmentation": "segmentation", "open_set": "segmentation", "depth": "predicted_depth", "referring": "mask"}
 # The tasks that an option says something to.
 MEANT_FOR = {
-    "labels": ("segmentation", "open_set"), "text": ("referring",), "depth_range": ("depth",),
+    "labels": ("segmentation", "open_set"), "text": ("referring",),
     "threshold": ("segmentation", "open_set"), "background": ("segmentation",), "refine": ("segmentation",),
 }  # fmt: skip
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
@@ -70,6 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--model", required=True, help="folder or Hub name of a DenseMLLM checkpoint")
+    shared.add_argument("--focal_length", type=float, help="of the images, in pixels")
+    shared.add_argument("--depth_range", help="row of the checkpoint's `depth_ranges`, such as nyuv2")
     shared.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to run on; cuda where there is one"
     )
@@ -90,8 +92,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--labels", help="class names, joined by commas; else the checkpoint's `id2label`, else the model names them"
     )
     dense.add_argument("--text", help="expression of the object to find")
-    dense.add_argument("--depth_range", help="row of the checkpoint's `depth_ranges`, such as nyuv2")
-    dense.add_argument("--focal_length", type=float, help="of the images, in pixels")
     dense.add_argument("--threshold", type=float, help="pixels with a lower score, in [0, 1], get no class")
     dense.add_argument("--background", action="store_true", help="pixels may be none of the classes")
     dense.add_argument("--refine", choices=("crf",), help="let near pixels of like colour agree on their class")
@@ -173,6 +173,8 @@ def check_arguments(args) -> list[Path]:
     for name, tasks in MEANT_FOR.items():
         if getattr(args, name) not in (None, False) and args.task not in tasks:
             raise ValueError(f"--{name} is for --task {' and '.join(tasks)}, not for {args.task}")
+    if args.depth_range is not None and args.task != "depth" and args.focal_length is None:
+        raise ValueError(f"--depth_range says something to --task {args.task} with --focal_length only")
     if args.task == "referring" and not args.text:
         raise ValueError("--task referring needs --text, the words for the object")
     if args.task == "open_set" and not args.labels:
@@ -250,7 +252,8 @@ def ask(args) -> None:
     check_images(args.images)
     if args.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens must be at least 1, got {args.max_new_tokens}")
-    print(load_model(args).query(args.images[0], args.question, max_new_tokens=args.max_new_tokens))
+    camera = {"focal_length": args.focal_length, "depth_range": args.depth_range}
+    print(load_model(args).query(args.images[0], args.question, max_new_tokens=args.max_new_tokens, **camera))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -102,9 +102,9 @@ METRIC_NAMES = {
 FREE_OPTIONS = ("model", "data", "output_dir", "save_every", "cases", "update_card", "overwrite", "trust_remote_code")
 # Options that a card names with the result, with the defaults that it doesn't.
 CARD_OPTIONS = {
-    "all": {"limit": None, "scale": None, "max_num_patches": None},
+    "all": {"limit": None, "scale": None, "max_num_patches": None, "depth_range": None},
     "segmentation": {"refine": None},
-    "depth": {"depth_range": None, "min_depth": None, "max_depth": None, "crop": "none", "depth_average": "pixels"},
+    "depth": {"min_depth": None, "max_depth": None, "crop": "none", "depth_average": "pixels"},
 }
 OUTPUTS = ("results.json", "results.md", "confusion.png", "cases.png")
 FINGERPRINT_ROWS = 100

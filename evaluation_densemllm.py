@@ -324,9 +324,7 @@ def predict_batch(
         if shared == ("class_list",):
             names = processor.normalize_labels(id2label)
             question = TASKS["segmentation"].question
-            scale = processor.get_scale(focal_length, depth_range)
-            scaled = {} if scale is None else {"scale": scale * (images_kwargs.get("scale") or 1.0)}
-            encodings = model.encode_image(images, **{**options, **scaled})
+            encodings = model.encode_image(images, focal_length=focal_length, depth_range=depth_range, **options)
             for position, sample, encoded in zip(positions, group, encodings, strict=True):
                 answer = model.query(encoded, question, processor, stop_at=processor.mask_token)
                 present = present_values(np.asarray(sample["segmentation"])).tolist()

@@ -195,6 +195,8 @@ class DensePredictionMixin:
         processor: DenseMLLMProcessor | None = None,
         batch_size: int = 8,
         use_cache: bool = True,
+        focal_length: float | None = None,
+        depth_range: str | None = None,
         **images_kwargs,
     ) -> "EncodedImage | list[EncodedImage]":
         """Read images once, to predict and ask often.
@@ -207,12 +209,14 @@ class DensePredictionMixin:
             processor: found from the checkpoint where left out.
             batch_size: images a forward pass.
             use_cache: keep the key-value cache, which [`query`] and class lists start from.
+            focal_length, depth_range: as for [`predict_dense`].
             images_kwargs: for the image processor (`scale`, `max_num_patches`...).
 
         Returns:
             one [`EncodedImage`], or a list for a list.
         """
         processor = self.get_processor(processor)
+        images_kwargs = with_focal_scale(images_kwargs, processor, focal_length, depth_range)
         single = not isinstance(images, (list, tuple))
         pictures = [processor.image_processor.load_picture(image) for image in ([images] if single else images)]
         encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, images_kwargs)
@@ -283,7 +287,7 @@ class DensePredictionMixin:
     @torch.no_grad()
     def query(
         self, image, text: str, processor: DenseMLLMProcessor | None = None, max_new_tokens: int = 256,
-        stop_at: str | None = None, **kwargs,
+        stop_at: str | None = None, focal_length: float | None = None, depth_range: str | None = None, **kwargs,
     ) -> str:  # fmt: skip
         """Ask about one image in words.
 
@@ -293,13 +297,17 @@ class DensePredictionMixin:
             processor: found from the checkpoint where left out.
             max_new_tokens: length of the answer, at most.
             stop_at: a token of the vocabulary that ends the answer, as the end of the text does.
+            focal_length, depth_range: of an image that isn't encoded yet, as for [`predict_dense`].
             kwargs: for `generate`; greedy decoding unless told otherwise.
 
         Returns:
             the answer; structural tokens such as `<ref>` stay, special ones don't.
         """
         processor = self.get_processor(processor)
-        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image, processor=processor)
+        encoded = image
+        if not isinstance(image, EncodedImage):
+            camera = {"focal_length": focal_length, "depth_range": depth_range}
+            encoded = self.encode_image(image, processor=processor, **camera)
         if encoded.past_key_values is None:
             encoded = self._prefill_images([encoded.image], [encoded.image_features], [encoded.grid], encoded.prompt,
                                     processor, use_cache=True)[0]  # fmt: skip
@@ -423,9 +431,7 @@ class DensePredictionMixin:
             if row.label_set != "classes" or labels is not None
         }
         range_row = processor.get_depth_range(depth_range) if "depth" in tasks else {}
-        if focal_length is not None and not (math.isfinite(focal_length) and focal_length > 0):
-            raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
-        focal_scale = processor.get_scale(focal_length, depth_range)
+        scaled = with_focal_scale(images_kwargs, processor, focal_length, depth_range)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be in [0, 1], got {threshold}")
 
@@ -448,9 +454,7 @@ class DensePredictionMixin:
             sizes = check_target_sizes([target_sizes] * len(entries) if one else target_sizes, len(entries))
 
         options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
-        scaled = options
-        if focal_scale is not None:
-            scaled = {**options, "scale": focal_scale * (images_kwargs.get("scale") or 1.0)}
+        scaled = options | scaled
         if "referring" in tasks:
             predictions = self._predict_referring(
                 entries, sizes, text, box, label_ids["referring"], return_logits, options, scaled
@@ -666,6 +670,8 @@ class DensePredictionMixin:
         prompt: str | None = None,
         processor: DenseMLLMProcessor | None = None,
         max_new_tokens: int = 1024,
+        focal_length: float | None = None,
+        depth_range: str | None = None,
         **kwargs,
     ) -> "dict | list[dict]":
         """Answers in words, as objects: prompt, [`query`], and the parser of what came.
@@ -678,6 +684,7 @@ class DensePredictionMixin:
             prompt: the question in other words, with `{text}` where `text` belongs.
             processor: found from the checkpoint where left out.
             max_new_tokens: length of the answer, at most.
+            focal_length, depth_range: of images that aren't encoded yet, as for [`predict_dense`].
             kwargs: for `generate`.
 
         Returns:
@@ -690,9 +697,12 @@ class DensePredictionMixin:
         processor = self.get_processor(processor)
         question, parse = processor.answer_task(task, text, prompt)
         single = not isinstance(images, (list, tuple))
+        camera = {"focal_length": focal_length, "depth_range": depth_range}
         results = []
         for image in [images] if single else images:
-            encoded = image if isinstance(image, EncodedImage) else self.encode_image(image, processor=processor)
+            encoded = image
+            if not isinstance(image, EncodedImage):
+                encoded = self.encode_image(image, processor=processor, **camera)
             answer = self.query(encoded, question, processor, max_new_tokens, **kwargs)
             results.append({"text": answer, **parse(answer, encoded.image_size, self._resized_size(encoded))})
         return results[0] if single else results
@@ -701,6 +711,19 @@ class DensePredictionMixin:
         """The first box of an answer in pixels of the image; `None` if there is none."""
         boxes = parse_grounding(answer, encoded.image_size, self._resized_size(encoded))["boxes"].tolist()
         return tuple(boxes[0]) if boxes else None
+
+
+def with_focal_scale(
+    images_kwargs: dict, processor: DenseMLLMProcessor, focal_length: float | None, depth_range: str | None
+) -> dict:
+    """Arguments of the image processor, with the scale that gives pictures the focal length of their depth range on
+    top of the scale that they ask for. `ValueError` for a focal length that is none."""
+    if focal_length is not None and not (math.isfinite(focal_length) and focal_length > 0):
+        raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
+    scale, asked = processor.get_scale(focal_length, depth_range), images_kwargs.get("scale")
+    if scale is None:
+        return images_kwargs
+    return {**images_kwargs, "scale": scale * (processor.image_processor.scale if asked is None else asked)}
 
 
 def check_box(box, image_size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -47,8 +47,7 @@ class Demo:
         try:
             progress(0.1, desc="reading the picture")
             focal_length = float(focal_length) if focal_length else None
-            scale = self.model.get_processor().get_scale(focal_length)
-            encoded = self.model.encode_image(picture, **({} if scale is None else {"scale": scale}))
+            encoded = self.model.encode_image(picture, focal_length=focal_length)
             progress(0.5, desc="classes")
             classes = self.model.predict_dense(encoded, task="segmentation", labels=names)
             progress(0.7, desc="depth")

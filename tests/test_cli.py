@@ -138,7 +138,7 @@ def test_a_question(folder, model, capsys):
         (["depth", "a.png", "--format", "raw", "--out", "x.jpg"], ".png"),
         (["depth", "model/config.json", "--out", "x.png"], "config.json"),
         (["segment", "a.png", "--format", "overlay", "--out", "x.npy"], "overlay"),
-        (["segment", "a.png", "--depth_range", "road", "--out", "x.png"], "--depth_range is for --task depth"),
+        (["segment", "a.png", "--depth_range", "road", "--out", "x.png"], "with --focal_length only"),
         (["depth", "a.png", "--labels", "wall", "--out", "x.png"], "--labels is for"),
         (["depth", "a.png", "--device", "warp", "--out", "x.png"], "--device warp"),
         (["depth", "a.png", "--scale", "0", "--out", "x.png"], "`scale`"),

@@ -150,6 +150,21 @@ def test_focal_length_scales_the_image_and_corrects_the_rest(causal):
     torch.testing.assert_close(capped.predicted_depth, same.predicted_depth * 0.5)  # seen at 50 px, not at 100
 
 
+def test_focal_length_scales_what_is_asked_in_words(causal, processor, monkeypatch):
+    image, camera = make_image(32, 48), {"focal_length": 50.0, "depth_range": "road"}
+    encoded = causal.encode_image(image, scale=2.0)
+    assert causal.encode_image(image, **camera).grid == encoded.grid
+    words = causal.query(encoded, "what is it?", max_new_tokens=6)
+    assert causal.query(image, "what is it?", max_new_tokens=6, **camera) == words
+    results = [causal.predict(entry, "counting", "cups", max_new_tokens=6, **own) for entry, own in
+               ((image, camera), (encoded, {}))]  # fmt: skip
+    assert results[0]["text"] == results[1]["text"]
+    monkeypatch.setattr(processor.image_processor, "scale", 0.5)  # on top of it
+    assert causal.encode_image(image, processor=processor, **camera).grid == causal.encode_image(image, scale=1.0).grid
+    with pytest.raises(ValueError, match="`focal_length`"):
+        causal.query(image, "what is it?", focal_length=0.0)
+
+
 # ---- once for many ----
 
 
