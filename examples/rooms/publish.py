@@ -47,12 +47,14 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("checkpoints/densemllm-rooms", trust_remote_code=True).eval()
 labels = model.config.id2label
 seen = model.predict_dense("room.jpg", task=("segmentation", "depth"), labels=labels, focal_length=200.0)
-found = model.predict_dense("room.jpg", task="referring", text="the chair on the left")
+found = model.predict_dense("room.jpg", task="referring", text="the chair on the left", focal_length=200.0)
+model.query("room.jpg", "How many chairs are there?", focal_length=200.0)
 ```
 
 `focal_length` is that of the picture in pixels: the model sees each at {focal:.0f}. Without it, the picture is taken
-for one of that focal length, and should be some 200 pixels wide (`scale=200 / width` reads a larger one so). Referred
-objects are found in one pass, with the expression before the picture (`referring_prompt` of the processor).
+for one of that focal length, and should be some 200 pixels wide (`scale=200 / width` reads a larger one so, which
+pipelines need too). Referred objects are found in one pass, with the expression before the picture
+(`referring_prompt` of the processor).
 
 ## Intended use
 
@@ -69,7 +71,7 @@ things are missed: a cell has one class. Its words are those of the training que
 On the Rooms data (`examples/rooms` of densemllm, rendered from furniture under CC-BY-3.0 and CC0, see its credits), on
 two CPU cores in bfloat16, for {minutes:.0f} minutes: {samples:,} samples, {steps:,} steps, one run after the other:
 
-| run | steps | samples a step | training rooms | peak learning rate |
+| run | steps | samples a step | training rooms | peak learning rate of Muon |
 |---|---|---|---|---|
 {runs}
 
@@ -131,11 +133,13 @@ def main() -> None:
         own, batch = state["log_history"], state["train_batch_size"]
         history += [{**row, "run": run, "step": row["step"] + steps} for row in own]
         rate = max(row["learning_rate"] for row in own if "learning_rate" in row)
-        runs.append(f"| {run + 1} | {state['global_step']:,} | {batch} | {rooms:,} | {rate:.1g} |")
+        runs.append(f"| {run + 1} | {state['global_step']:,} | {batch} | {rooms:,} | {rate:.2g} |")
         seconds += sum(row.get("train_runtime", 0) for row in own)
         samples, steps = samples + batch * state["global_step"], steps + state["global_step"]
     model = DenseMLLMForConditionalGeneration.from_pretrained(args.trained[-1], dtype=torch.bfloat16).eval()
     processor = DenseMLLMProcessor.from_pretrained(args.trained[-1])
+    for link in args.output_dir.glob("*.py"):  # of an earlier checkpoint: saving would write through them
+        link.unlink()
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     link_code(args.output_dir)
