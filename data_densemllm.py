@@ -427,17 +427,17 @@ class _Mixture:
         """Order, rows and augmentation of another epoch; the Trainer calls it."""
         self.epoch = int(epoch)
 
-    def _generator(self, source: int, index: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, self.epoch, source, index])
+    def _generator(self, source: int, index: int, *stream: int) -> np.random.Generator:
+        """It depends on nothing but the place in the data, so that a resumed run sees the same."""
+        return np.random.default_rng([self.seed, self.epoch, source, index, *stream])
 
     def _sample(self, row: dict, source: int, where: str, index: int) -> dict:
         settings = self.sources[source]
         if settings.columns is not None:
             row = {column: row.get(column) for column in settings.columns}
         sample = read_sample(row, where, settings.id2label, settings.depth_scale)
-        # The generators depend on nothing but the place in the data, so that a resumed run sees the same.
         if self.augmentation is not None or "expression" not in sample:
-            sample = draw_expression(sample, np.random.default_rng([self.seed, self.epoch, source, index, 1]))
+            sample = draw_expression(sample, self._generator(source, index, 1))
         if self.augmentation is not None:
             sample = self.augmentation(sample, self._generator(source, index))
         return sample | {"id2label": settings.id2label, "depth_range": settings.depth_range}
@@ -695,9 +695,8 @@ class DenseCollator:
             picture.height, picture.width, {"scale": scale}
         )
         resized = picture.resize((width, height), PIL.Image.Resampling(self.processor.image_processor.resample))
-        height, width = self.processor.image_processor.get_resized_size(
-            height, width
-        )  # by its own scale, if it has one
+        # The processor's own scale comes on top.
+        height, width = self.processor.image_processor.get_resized_size(height, width)
         return resized, focal_length * (height * width / (picture.height * picture.width)) ** 0.5
 
     def conversation(self, sample: dict, annotation: dict, answer: str | None = None) -> list[str]:

@@ -304,10 +304,9 @@ class DensePredictionMixin:
             the answer; structural tokens such as `<ref>` stay, special ones don't.
         """
         processor = self.get_processor(processor)
-        encoded = image
-        if not isinstance(image, EncodedImage):
-            camera = {"focal_length": focal_length, "depth_range": depth_range}
-            encoded = self.encode_image(image, processor=processor, **camera)
+        camera = {"focal_length": focal_length, "depth_range": depth_range}
+        is_encoded = isinstance(image, EncodedImage)
+        encoded = image if is_encoded else self.encode_image(image, processor=processor, **camera)
         if encoded.past_key_values is None:
             encoded = self._prefill_images([encoded.image], [encoded.image_features], [encoded.grid], encoded.prompt,
                                     processor, use_cache=True)[0]  # fmt: skip
@@ -700,9 +699,8 @@ class DensePredictionMixin:
         camera = {"focal_length": focal_length, "depth_range": depth_range}
         results = []
         for image in [images] if single else images:
-            encoded = image
-            if not isinstance(image, EncodedImage):
-                encoded = self.encode_image(image, processor=processor, **camera)
+            is_encoded = isinstance(image, EncodedImage)
+            encoded = image if is_encoded else self.encode_image(image, processor=processor, **camera)
             answer = self.query(encoded, question, processor, max_new_tokens, **kwargs)
             results.append({"text": answer, **parse(answer, encoded.image_size, self._resized_size(encoded))})
         return results[0] if single else results
