@@ -20,7 +20,8 @@ r"""Evaluate a DenseMLLM on annotated data.
 Tasks, and the columns of DATA that they need (see `data_densemllm.py`):
     segmentation  `segmentation`        mIoU, boundary IoU, pixel accuracy; all of `id2label` are candidates
     depth         `depth`               delta1 to delta3, AbsRel, RMSE, SILog
-    referring     `mask`, `expression`  cIoU, gIoU, boundary IoU
+    referring     `mask`, `expression`  cIoU, gIoU, boundary IoU; or `instances`, `expressions` and
+                                        `expression_instances`, of which one is drawn, the same in every run
     class_list    `segmentation`        precision, recall and F1 of the classes that the model names when asked
 
 In the output folder:
@@ -67,7 +68,7 @@ from transformers.hf_argparser import HfArg
 
 import densemllm
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import IGNORE_INDEX, load_id2label, load_samples, read_sample
+from densemllm.data_densemllm import IGNORE_INDEX, draw_expression, load_id2label, load_samples, read_sample
 from densemllm.evaluation_densemllm import (
     ClassListMetrics,
     DepthMetrics,
@@ -79,11 +80,12 @@ from densemllm.prediction_densemllm import colorize_depth, label_colors
 from densemllm.trainer_densemllm import METRIC_TASKS
 
 
+# What annotates each task; the first that is there.
 COLUMNS = {
-    "segmentation": ("segmentation",),
-    "depth": ("depth",),
-    "referring": ("mask", "expression"),
-    "class_list": ("segmentation",),
+    "segmentation": [("segmentation",)],
+    "depth": [("depth",)],
+    "referring": [("mask", "expression"), ("instances", "expressions", "expression_instances")],
+    "class_list": [("segmentation",)],
 }
 SCORES = {"segmentation": "mean_iou", "depth": "delta1", "referring": "giou", "class_list": "f1"}  # of one image
 # Task on the Hub and name of each metric, those of the Trainer's cards first.
@@ -204,15 +206,21 @@ def parse_arguments(arguments: list[str] | None = None) -> EvaluationArguments:
 # ---- data ----
 
 
+def _columns_of(task: str) -> str:
+    return ", or ".join(" and ".join(names) for names in COLUMNS[task])
+
+
 def open_data(args: EvaluationArguments) -> tuple[datasets.Dataset, dict[int, str] | None]:
     """The rows to evaluate on, with the columns that the tasks need, and the names of the classes."""
     data = load_samples(args.data, args.split)
-    columns = set()
+    columns = {"image"}
     for task in args.task:
-        missing = [column for column in ("image", *COLUMNS[task]) if column not in data.column_names]
-        if missing:
-            raise ValueError(f"`task` {task!r} needs the columns {missing}; {args.data} has {data.column_names}")
-        columns |= {"image", *COLUMNS[task]}
+        there = [names for names in COLUMNS[task] if {"image", *names} <= set(data.column_names)]
+        if not there:
+            raise ValueError(
+                f"`task` {task!r} needs the columns image, {_columns_of(task)}; {args.data} has {data.column_names}"
+            )
+        columns |= set(there[0])
     if "focal_length" in data.column_names:
         columns.add("focal_length")
     data = data.select_columns(sorted(columns))
@@ -754,13 +762,14 @@ def main(arguments: list[str] | None = None) -> dict:
     )
 
     def read(row):
-        return read_sample(data[row], f"row {row}", id2label, args.depth_scale)
+        sample = read_sample(data[row], f"row {row}", id2label, args.depth_scale)
+        return sample if "expression" in sample else draw_expression(sample, np.random.default_rng(row))
 
     pieces = before + gather_object(evaluate_pending(args, predict, read, len(data), metrics, state, todo))
     scores = add_up(metrics, [record for piece in pieces for record in piece["records"]])
     for task in args.task:
         if not scores[task]:
-            raise ValueError(f"`task` {task!r}: no sample of {args.data} has {' and '.join(COLUMNS[task])}")
+            raise ValueError(f"`task` {task!r}: no sample of {args.data} has {_columns_of(task)}")
 
     results = {
         "model": args.model,

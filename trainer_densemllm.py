@@ -325,6 +325,17 @@ class DenseTrainer(Trainer):
             args.adam_epsilon,
         )
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except KeyError as error:  # of AdamW's `load_state_dict`
+            path = os.path.join(checkpoint, "optimizer.pt")
+            if not os.path.isfile(path) or set(torch.load(path, weights_only=True)) != {"muon", "adamw"}:
+                raise
+            raise ValueError(
+                f"{checkpoint} has the state of Muon and AdamW: it was trained with `muon_learning_rate`, go on so"
+            ) from error
+
     # ---- evaluation ----
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -302,18 +302,61 @@ def test_data_that_cannot_be_used_is_named(options, tmp_path):
     samples = [{"image": sample["image"], "segmentation": sample["segmentation"]} for sample in annotated()]
     Dataset.from_list(samples).save_to_disk(tmp_path / "data")
     options = {**options, "data": str(tmp_path / "data")}
-    with pytest.raises(ValueError, match=r"`task` 'depth' needs the columns \['depth'\]"):
+    with pytest.raises(
+        ValueError, match=r"`task` 'depth' needs the columns image, depth; .*data has \['image', 'segmentation'\]"
+    ):
         run(options)
     with pytest.raises(ValueError, match="`id2label` is needed for segmentation"):
         run(options, task="segmentation")
     (tmp_path / "id2label.json").write_text('{"0": "wall"}')
     with pytest.raises(ValueError, match=r"row 0, column `segmentation`.*\[1, 2\]"):
         run(options, task="segmentation", id2label=tmp_path / "id2label.json")
+    with pytest.raises(ValueError, match="image, mask and expression, or instances and expressions and expression_"):
+        run(options, task="referring")
     Dataset.from_list([{**sample, "mask": None, "expression": None} for sample in samples]).save_to_disk(
         tmp_path / "empty"
     )
     with pytest.raises(ValueError, match="no sample of .* has mask and expression"):
         run(options, task="referring", data=tmp_path / "empty")
+
+
+def test_objects_of_training_data_are_found_as_those_of_masks(options, tmp_path):
+    """Of `instances` with one expression each, what is drawn is what `mask` and `expression` say."""
+    samples = [sample for sample in annotated() if sample["mask"] is not None]
+    instances = [
+        {
+            "image": sample["image"],
+            "instances": PIL.Image.fromarray((np.asarray(sample["mask"]) > 0).astype(np.uint8) * 7),
+            "expressions": [sample["expression"]],
+            "expression_instances": [7],
+        }
+        for sample in samples
+    ]
+    values = []
+    for name, rows in (("mask", samples), ("instances", instances)):
+        Dataset.from_list(rows).save_to_disk(tmp_path / name)
+        run(options, task="referring", data=tmp_path / name, output_dir=tmp_path / f"out_{name}")
+        values.append(json.loads((tmp_path / f"out_{name}/results.json").read_text())["metrics"])
+    assert values[0] == values[1]
+
+
+def test_drawn_expressions_are_the_same_in_every_run(options, tmp_path):
+    """Of several expressions, each run draws the same ones, in batches of any size."""
+    rows = []
+    for sample in annotated():
+        numbers = np.zeros(np.array(sample["segmentation"]).shape, dtype=np.uint8)
+        numbers[:8], numbers[8:] = 1, 2
+        rows.append({
+            "image": sample["image"], "instances": PIL.Image.fromarray(numbers),
+            "expressions": ["the ceiling", "the floor"], "expression_instances": [1, 2],
+        })  # fmt: skip
+    Dataset.from_list(rows).save_to_disk(tmp_path / "data")
+    options = {**options, "task": "referring", "data": tmp_path / "data"}
+    values = []
+    for size in (1, 3):
+        run(options, batch_size=size, output_dir=tmp_path / f"out{size}")
+        values.append(json.loads((tmp_path / f"out{size}/results.json").read_text())["metrics"]["referring"])
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
 
 
 def test_configuration_file_and_command_line(tmp_path):

@@ -314,6 +314,15 @@ def test_muon_updates_inner_matrices(processor, tmp_path):
     assert 0.4 < sizes.median() and sizes.max() < 2.5
 
 
+def test_going_on_with_another_optimizer_is_named(processor, tmp_path):
+    muon = {"muon_learning_rate": 1e-2}
+    for before, after, match in ((muon, {}, "was trained with"), ({}, muon, "was trained without")):
+        folder = tmp_path / match.replace(" ", "_")
+        make_trainer(folder, processor, max_steps=1, save_steps=1, **before).train()
+        with pytest.raises(ValueError, match=match):
+            make_trainer(folder, processor, max_steps=2, **after).train(resume_from_checkpoint=True)
+
+
 def test_muon_has_one_rate(tmp_path):
     with pytest.raises(ValueError, match="muon_learning_rate` is one for all parts"):
         arguments(tmp_path, muon_learning_rate=1e-2, projector_learning_rate=1e-3)
