@@ -54,10 +54,12 @@ from densemllm.data_densemllm import (
     read_sample,
 )
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.trainer_densemllm import MuonWithAdamW
 
 
 FOCAL_LENGTH = 144.0  # pixels, of `DEPTH_RANGES` in examples/rooms/make_model.py
 MEAN, STD = 0.45, 0.225
+WEIGHT_DECAY = 0.05
 
 
 def to_batch(samples: list[dict], size: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -99,14 +101,33 @@ def iterate_batches(data: DenseDataset, batch_size: int, size, step: int) -> Ite
         epoch, place = epoch + 1, 0
 
 
+def make_optimizer(model, learning_rate: float, muon_learning_rate: float) -> torch.optim.Optimizer:
+    """As `train.yaml` has it: Muon for matrices, AdamW for all others, which are convolutions here, too."""
+    if not muon_learning_rate:
+        return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    groups = {"muon": [], "decayed": [], "others": []}
+    for parameter in model.parameters():
+        groups["muon" if parameter.ndim == 2 else "decayed" if parameter.ndim > 2 else "others"].append(parameter)
+    return MuonWithAdamW(
+        [{"params": groups["muon"], "lr": muon_learning_rate, "weight_decay": WEIGHT_DECAY}],
+        [
+            {"params": groups["decayed"], "lr": learning_rate, "weight_decay": WEIGHT_DECAY},
+            {"params": groups["others"], "lr": learning_rate, "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
+
+
 def train(
-    model, data: DenseDataset, minutes: float, batch_size: int, learning_rate: float, size, state: Path | None
-) -> int:
+    model, data: DenseDataset, minutes: float, batch_size: int, optimizer: torch.optim.Optimizer, size,
+    state: Path | None,
+) -> int:  # fmt: skip
     """Steps made: the schedule follows the clock, so that it ends where the time does. `state` is a file that keeps
     what is needed to go on, written every five minutes."""
     # A step takes a quarter less time with this layout on a CPU.
     model.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     before, step = 0.0, 0
     if state is not None and state.is_file():
         known = torch.load(state, weights_only=True)
@@ -127,8 +148,8 @@ def train(
 
     while (spent := before + time.monotonic() - started) < 60 * minutes:
         share = spent / (60 * minutes)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(model, batch)
@@ -165,7 +186,8 @@ def main() -> None:
     parser.add_argument("--split", default="validation", help="split to measure on")
     parser.add_argument("--minutes", type=float, default=60, help="of training, for each of the two")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="of AdamW")
+    parser.add_argument("--muon_learning_rate", type=float, default=5e-3, help="of Muon; 0: AdamW alone")
     parser.add_argument("--depth_scale", type=float, default=0.002, help="metres a unit")
     parser.add_argument("--limit", type=int, help="rows to measure on, at most")
     parser.add_argument("--output_dir", type=Path)
@@ -188,7 +210,8 @@ def main() -> None:
     results = {}
     for name, model in (("segmenter", segmenter), ("measurer", measurer)):
         state = args.output_dir / f"{name}.pt" if args.output_dir is not None else None
-        results[f"{name}_steps"] = train(model, data, args.minutes, args.batch_size, args.learning_rate, size, state)
+        optimizer = make_optimizer(model, args.learning_rate, args.muon_learning_rate)
+        results[f"{name}_steps"] = train(model, data, args.minutes, args.batch_size, optimizer, size, state)
         results[f"{name}_parameters"] = sum(p.numel() for p in model.parameters())
         model.eval()
         if args.output_dir is not None:
