@@ -131,8 +131,7 @@ class Augmentation:
         expression = sample.get("expression")
         if self.color_jitter:
             for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
-                factor = 1 + self.color_jitter * rng.uniform(-1, 1)
-                sample["image"] = enhance(sample["image"]).enhance(factor)
+                sample["image"] = enhance(sample["image"]).enhance(1 + self.color_jitter * rng.uniform(-1, 1))
         if sample.get("messages"):
             return sample
         if self.scale != (1.0, 1.0):

@@ -63,7 +63,7 @@ WEIGHT_DECAY = 0.05
 
 
 def to_batch(samples: list[dict], size: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Pictures and maps at one size; what a random scale made larger is cropped, what it made smaller filled up."""
+    """Pictures and maps at one size, filled up where a random scale made them smaller."""
     pixels = torch.zeros(len(samples), 3, *size)
     classes = torch.full((len(samples), *size), IGNORE_INDEX)
     metres = torch.zeros(len(samples), *size)
@@ -201,10 +201,11 @@ def main() -> None:
         load_samples(args.data, "train"), None, id2label, args.depth_scale,
         columns=("image", "segmentation", "depth", "focal_length"),
     )  # fmt: skip
-    data = DenseDataset(source, Augmentation(scale=(0.7, 1.3), flip_probability=0.5, color_jitter=0.5))
     rows = load_samples(args.data, args.split)
     rows = rows.select(range(min(args.limit or len(rows), len(rows))))
     size = np.asarray(read_sample(rows[0], id2label=id2label, depth_scale=args.depth_scale)["image"]).shape[:2]
+    augmentation = Augmentation(scale=(0.7, 1.3), crop_size=size, flip_probability=0.5, color_jitter=0.5)
+    data = DenseDataset(source, augmentation)
     segmenter = SegformerForSemanticSegmentation(SegformerConfig(num_labels=len(id2label), id2label=id2label))
     measurer = GLPNForDepthEstimation(GLPNConfig(max_depth=12))
     results = {}
