@@ -50,6 +50,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, config, load_
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
+from .image_processing_densemllm import DenseMLLMImageProcessor
 from .prediction_densemllm import crop_box
 from .processing_densemllm import TASKS, DenseMLLMProcessor, nearest_resize, present_values
 
@@ -59,6 +60,7 @@ logger = logging.get_logger(__name__)
 MAPS = ("segmentation", "depth", "mask", "instances")
 COLUMNS = ("image", *MAPS, "expression", "expressions", "expression_instances", "messages", "focal_length")
 IGNORE_INDEX = 255
+PICTURES = DenseMLLMImageProcessor()  # transparent and 16-bit pictures are trained on as they are predicted on
 SIDES = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
 
 
@@ -193,8 +195,11 @@ def read_sample(
     sample = {column: row[column] for column in COLUMNS if row.get(column) is not None}
     if "image" not in sample:
         raise ValueError(f"{where} has no `image`; its columns are {sorted(row)}")
-    image = PIL.ImageOps.exif_transpose(_open_picture(sample["image"], f"{where}, column `image`"))
-    sample["image"] = image if image.mode == "RGB" else image.convert("RGB")
+    picture = _open_picture(sample["image"], f"{where}, column `image`")
+    try:
+        image = sample["image"] = PICTURES.load_picture(picture)
+    except ValueError as error:
+        raise ValueError(f"{where}, column `image`: {error}") from error
     for column in MAPS:
         if column not in sample:
             continue
@@ -350,9 +355,14 @@ def load_samples(name: str, split: str = "train", streaming: bool = False):
             if split not in data:
                 raise ValueError(f"`split` must be one of {sorted(data)}, the splits of {name}, got {split!r}")
             data = data[split]
+        elif split != "train":
+            logger.warning(f"{name} has no splits: all of it is taken for {split!r}")
         data = data.to_iterable_dataset() if streaming else data
     elif any((root / "image").is_dir() for root in (folder / split, folder)):
-        data = _plain_folder(next(root for root in (folder / split, folder) if (root / "image").is_dir()))
+        root = folder / split if (folder / split / "image").is_dir() else folder
+        if root == folder and split != "train":
+            logger.warning(f"{name} has no folder {split!r}: all of it is taken for that split")
+        data = _plain_folder(root)
         data = data.to_iterable_dataset() if streaming else data
     else:
         data = load_dataset(name, split=split, streaming=streaming, cache_dir=_cache_of(folder))
@@ -420,11 +430,15 @@ class _Mixture:
         self.augmentation = augmentation
         self.max_corrupt_share = max_corrupt_share
         self.seed = seed
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # with workers that outlive an epoch
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Order, rows and augmentation of another epoch; the Trainer calls it."""
-        self.epoch = int(epoch)
+        self._epoch.fill_(int(epoch))
 
     def _generator(self, source: int, index: int, *stream: int) -> np.random.Generator:
         """It depends on nothing but the place in the data, so that a resumed run sees the same."""
@@ -552,27 +566,38 @@ class DenseIterableDataset(_Mixture, torch.utils.data.IterableDataset):
     Args:
         sources, augmentation, max_corrupt_share, seed: as for [`DenseDataset`]. The share is that of the rows seen so
             far, or of the first hundred.
+        repeat: a source that ends begins anew, and the stream never ends: to train on, where the Trainer takes all
+            steps for one epoch and skips those that a resumed run has made.
     """
 
-    def __init__(self, sources, augmentation=None, max_corrupt_share: float = 0.01, seed: int = 0):
+    def __init__(
+        self, sources, augmentation=None, max_corrupt_share: float = 0.01, seed: int = 0, repeat: bool = False
+    ):
         super().__init__(sources, augmentation, max_corrupt_share, seed)
+        self.repeat = repeat
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
         # The same stream in every process (each takes its own part of the batches), another one in each worker.
         rng = np.random.default_rng([self.seed, self.epoch, worker.id if worker else 0])
         weights = np.array([source.weight or 1.0 for source in self.sources])
-        streams = [enumerate(source.data) for source in self.sources]
+        turns, counts = [0] * len(self.sources), [0] * len(self.sources)
+        streams = [self._stream(source, 0) for source in range(len(self.sources))]
         seen = corrupt = 0
         while True:
             source = rng.choice(len(streams), p=weights / weights.sum()) if len(streams) > 1 else 0
-            try:
-                place, row = next(streams[source])
-            except StopIteration:
+            place, row = next(streams[source], (None, None))
+            if place is None and self.repeat and counts[source]:
+                turns[source] += 1
+                streams[source] = self._stream(source, turns[source])
+                place, row = next(streams[source], (None, None))
+            if place is None:
                 return
             seen += 1
+            counts[source] += 1
             try:
-                yield self._sample(row, source, f"source {source}, row {place} of the stream", place)
+                where = f"source {source}, row {place} of the stream"
+                yield self._sample(row, source, where, counts[source] - 1)
             except CorruptFileError as error:
                 corrupt += 1
                 logger.warning(f"skipped: {error}")
@@ -581,6 +606,12 @@ class DenseIterableDataset(_Mixture, torch.utils.data.IterableDataset):
                         f"{corrupt} of the first {seen} rows can't be read, a share larger than `max_corrupt_share` = "
                         f"{self.max_corrupt_share}. The last: {error}"
                     ) from error
+
+    def _stream(self, source: int, turn: int) -> Iterator[tuple[int, dict]]:
+        data = self.sources[source].data
+        if hasattr(data, "set_epoch"):  # another order of what is shuffled
+            data.set_epoch(self.epoch + turn)
+        return enumerate(data)
 
 
 # ---- batches ----
@@ -593,6 +624,8 @@ class DenseCollator:
     with a `segmentation`, the question for its classes, in the released checkpoint's words. An `expression` adds a
     second picture, as `predict_dense` will see it: the crop around the object, whose vision tokens learn its mask.
     With a processor's `referring_prompt` it stands before the picture instead, whose vision tokens learn the mask.
+    Depth in a range with a prompt is learned from the picture with that prompt alone, as `predict_dense` asks for it:
+    once more where the sample has anything else.
 
     Args:
         processor: of the model.
@@ -643,33 +676,41 @@ class DenseCollator:
         }
 
     def entries(self, sample: dict) -> list[tuple[PIL.Image.Image, dict, list[str]]]:
-        """A sample as (picture, its annotations, its conversation) once or twice: prompt, answer, next prompt..."""
+        """A sample as (picture, its annotations, its conversation) once or more: prompt, answer, next prompt..."""
         original = picture = self.processor.image_processor.load_picture(sample["image"])
         depth_range = sample.get("depth_range") or self.depth_range
         picture, focal_length = self._at_focal_length(picture, sample, depth_range)
-        annotation = {}
+        annotation, first = {}, []
         if sample.get("segmentation") is not None:
             id2label = self.id2label if sample.get("id2label") is None else sample["id2label"]
             if id2label is None:
                 raise ValueError("`id2label` is needed: the data has a `segmentation`")
             annotation |= {"segmentation": np.asarray(sample["segmentation"]), "id2label": id2label}
         if sample.get("depth") is not None:
-            annotation |= {"depth": np.asarray(sample["depth"], dtype=np.float32), "depth_range": depth_range}
-            annotation["focal_length"] = focal_length
+            depth = {"depth": np.asarray(sample["depth"], dtype=np.float32), "depth_range": depth_range}
+            depth["focal_length"] = focal_length
+            prompt = self.processor.get_depth_range(depth_range).get("prompt")
+            if prompt:
+                first = [(picture, depth, self._texts([{"role": "user", "content": ""}], prompt))]
+                if not annotation and sample.get("mask") is None and not sample.get("messages"):
+                    return first
+            else:
+                annotation |= depth
         mask = None if sample.get("mask") is None else np.asarray(sample["mask"]) > 0
         expression = sample.get("expression")
         one_pass = self.processor.referring_prompt is not None
         if expression is None or mask is None or one_pass or not mask.any():
             if mask is not None and (expression is None or one_pass):
                 annotation["mask"] = mask
-            return [(picture, annotation, self.conversation(sample, annotation))]
+            return [*first, (picture, annotation, self.conversation(sample, annotation))]
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         crop, (x0, y0, x1, y1) = crop_box(original, box, self.processor.referring_crop_size)
         scales = (picture.width / original.width, picture.height / original.height) * 2
         box = [edge * scale for edge, scale in zip(box, scales, strict=True)]
         whole = (picture, annotation, self.conversation(sample, annotation, self._box_text(box, picture)))
-        return [whole, (crop, {"mask": mask[y0:y1, x0:x1]}, self._texts([{"role": "user", "content": ""}]))]
+        cropped = (crop, {"mask": mask[y0:y1, x0:x1]}, self._texts([{"role": "user", "content": ""}]))
+        return [*first, whole, cropped]
 
     def _box_text(self, box: list[float], picture: PIL.Image.Image) -> str | None:
         """A box in pixels as coordinate tokens, which count the pixels of the resized picture."""
@@ -715,8 +756,6 @@ class DenseCollator:
             refs = "".join(f"<ref>{name}</ref>" for key, name in names.items() if key in present)
             answer = f"The target categories include {refs}."
         else:
-            if before is None and "depth" in annotation:
-                before = self.processor.get_depth_range(annotation["depth_range"]).get("prompt")
             return self._texts([{"role": "user", "content": ""}], before)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return self._texts(messages, before)

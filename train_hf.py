@@ -61,7 +61,13 @@ class ModelArguments:
         default=False, metadata={"help": "run the code that the checkpoint's tokenizer brings"}
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
-    dtype: str = field(default="auto", metadata={"help": "of the weights: auto, float32, bfloat16 or float16"})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "of the weights: float32, bfloat16, float16, or auto: float32, but the checkpoint's own under "
+            "`use_peft`. Steps of a usual learning rate are lost in weights of 16 bits; `--bf16` computes in them"
+        },
+    )
     freeze_vision_tower: bool = field(default=False, metadata={"help": "leave the vision tower as it is"})
     freeze_projector: bool = field(default=False, metadata={"help": "leave the projector as it is"})
     freeze_language_model: bool = field(
@@ -122,8 +128,10 @@ def parse_arguments(arguments: list[str] | None = None):
         if not isinstance(values, dict) or set(values) - set(actions):
             unknown = sorted(set(values) - set(actions)) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"{name} must have arguments by name; unknown: {unknown}")
-        for argument in values:
+        for argument, value in values.items():
             actions[argument].required = False
+            if actions[argument].nargs in ("+", "*") and value is not None and not isinstance(value, list):
+                values[argument] = [value]
         parser.set_defaults(**values)
     return parser.parse_args_into_dataclasses(arguments)
 
@@ -133,7 +141,8 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
     parts = (args.vision_model, args.text_model)
     if (args.model_name_or_path is None) == (None in parts) or (args.model_name_or_path and any(parts)):
         raise ValueError("either `model_name_or_path`, or both of `vision_model` and `text_model` must be given")
-    options = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
+    dtype = "float32" if args.dtype == "auto" and not args.use_peft else args.dtype
+    options = {"dtype": dtype, "attn_implementation": args.attn_implementation}
     if args.load_in_4bit:
         if not (torch.cuda.is_available() and args.use_peft):
             raise ValueError("`load_in_4bit` needs CUDA (with bitsandbytes) and `use_peft`")
@@ -220,13 +229,24 @@ def make_datasets(args: DataArguments, seed: int):
             args.dataset, args.dataset_weights or [None] * len(args.dataset), files, ranges, columns, strict=True
         )
     ]
-    mixture = DenseIterableDataset if args.streaming else DenseDataset
-    train = mixture(sources, augmentation, args.max_corrupt_share, seed)
+    if args.streaming:
+        train = DenseIterableDataset(sources, augmentation, args.max_corrupt_share, seed, repeat=True)
+    else:
+        train = DenseDataset(sources, augmentation, args.max_corrupt_share, seed)
     if args.eval_split is None:
         return train, None
     name = args.eval_dataset or args.dataset[0]
+    places = [place for place, own in enumerate(args.dataset) if own == name]
+    if not places:
+        for option, values in (("id2label", files), ("depth_range", ranges), ("columns", columns)):
+            if any(value != values[0] for value in values):
+                raise ValueError(f"`eval_dataset` {name} is none of `dataset`: which `{option}` has it, of {values}?")
+        places = [0]
+    first = places[0]
+    learned = [columns[place] for place in places]
+    learned = None if None in learned else list(dict.fromkeys(column for own in learned for column in own))
     evaluation = DenseSource(
-        load_samples(name, args.eval_split), None, labels(name, files[0]), args.depth_scale, ranges[0]
+        load_samples(name, args.eval_split), None, labels(name, files[first]), args.depth_scale, ranges[first], learned
     )
     return train, DenseDataset(evaluation, None, args.max_corrupt_share, seed)
 

@@ -201,6 +201,19 @@ class DenseTrainer(Trainer):
 
     def __init__(self, model=None, args=None, **kwargs):
         super().__init__(model, args, **kwargs)
+        self.args.remove_unused_columns = False  # the collator needs them all
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor` must be 0, got {self.args.label_smoothing_factor}: it would leave out NTP-M"
+            )
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
+        for name, dataset in evaluated.items():
+            sources = getattr(dataset, "sources", [])
+            if any((s.id2label, s.depth_range) != (sources[0].id2label, sources[0].depth_range) for s in sources):
+                raise ValueError(
+                    f"the sources of `{name}` differ in `id2label` or `depth_range`: no metric is of them all. Give a "
+                    "dict of data sets as `eval_dataset`"
+                )
         if self.args.n_gpu > 1:
             raise ValueError("packed images can't be split by DataParallel; use `torchrun` or `accelerate launch`")
         self.add_callback(_SetEpoch())
@@ -223,6 +236,12 @@ class DenseTrainer(Trainer):
         ]
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LikeSizesSampler(dataset, batch_size, focal_lengths, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset):
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(eval_dataset, DenseDataset):
+            return super()._get_eval_sampler(eval_dataset)
+        # In order, as `Trainer` does without that strategy; accelerate shares the batches among processes.
+        return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     # ---- losses ----
 
@@ -268,6 +287,8 @@ class DenseTrainer(Trainer):
             totals = self._totals
             if self.args.world_size > 1:
                 totals = self.accelerator.reduce(totals)
+                if not self.args.average_tokens_across_devices:
+                    totals[:2] /= self.args.world_size  # the losses are means then, of each process
             *sums, tokens = totals.tolist()
             steps = max(self.state.global_step - self._logged_step, 1)
             logs |= {name: value / steps for name, value in zip(LOGGED, sums, strict=True)}
@@ -280,7 +301,7 @@ class DenseTrainer(Trainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
-        if fresh and self.args.muon_learning_rate is not None:
+        if fresh and getattr(self.args, "muon_learning_rate", None) is not None:
             self.optimizer = self._create_muon(self.model if model is None else model)
         optimizer = super().create_optimizer(model)
         rates = {part: getattr(self.args, name, None) for part, name in PARTS.items()}
@@ -345,25 +366,30 @@ class DenseTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         started = time.monotonic()
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         samples = dataloader.dataset
+        epoch = getattr(samples, "epoch", None)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if isinstance(samples, torch.utils.data.IterableDataset):
             logger.warning_once("`eval_dataset` is a stream: no dense metrics, which need its length")
         elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
             logger.warning_once("no dense metrics while the model is sharded; run `evaluate_dense` on the saved one")
         else:
             source = getattr(samples, "sources", [self.data_collator])[0]
+            if epoch is not None:
+                samples.set_epoch(0)  # the same drawn expressions each time
             metrics = evaluate_dense(
                 self.accelerator.unwrap_model(self.model),
                 self.data_collator.processor,
                 samples,
-                source.id2label,
-                source.depth_range,
+                source.id2label or self.data_collator.id2label,
+                source.depth_range or self.data_collator.depth_range,
                 self.args.per_device_eval_batch_size,
                 self.accelerator,
             )
             scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scalars.items()})
+        if epoch is not None:
+            samples.set_epoch(epoch)  # the data may be those in training
         if self._logged_at is not None:
             self._logged_at += time.monotonic() - started  # tokens a second are those of training
         return output
@@ -389,8 +415,10 @@ class DenseTrainer(Trainer):
         finally:
             self._staging = False
         self.accelerator.wait_for_everyone()  # all processes have written their part
-        if self.state.best_model_checkpoint == staged:
-            self.state.best_model_checkpoint = final
+        if self.state.best_global_step:
+            # By its step, not by its path: that is of the folder's name when it was written.
+            best = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = best if best == final or os.path.isdir(best) else None
         if self.args.should_save:
             self.state.save_to_json(os.path.join(staged, STATE_NAME))
             if os.path.isdir(final):  # of a run that was resumed from before it

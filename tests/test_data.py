@@ -97,6 +97,19 @@ def test_rows_that_break_the_schema_are_named(change, words):
     assert not isinstance(error.value, CorruptFileError)
 
 
+def test_pictures_are_read_as_in_prediction(processor):
+    clear = PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    grey = PIL.Image.fromarray(np.full((8, 8), 30000, np.uint16))
+    turned = make_image(8, 16)
+    turned.getexif()[0x0112] = 6
+    for image, shape in ((clear, (8, 8)), (grey, (8, 8)), (turned, (16, 8))):
+        sample = read_sample({"image": image, "mask": np.ones(shape, bool)})
+        expected = processor.image_processor.load_picture(image)
+        np.testing.assert_array_equal(np.asarray(sample["image"]), np.asarray(expected))
+    assert read_sample({"image": clear})["image"].getpixel((0, 0)) == (255, 255, 255)
+    assert read_sample({"image": grey})["image"].getpixel((0, 0)) == (117, 117, 117)
+
+
 def test_integers_of_depth_need_their_scale_and_classes_their_names():
     with pytest.raises(ValueError, match="column `depth`: `depth_scale`"):
         read_sample(make_row(), id2label=ID2LABEL)
@@ -254,6 +267,39 @@ def test_stream_is_mixed_by_weights_and_ends_with_its_first_source():
     assert first == list(range(len(first))) and second == list(range(200, 200 + len(second)))
     assert len(first) == 150 or len(second) == 50
     assert 0.65 < len(first) / len(found) < 0.85
+
+
+def test_repeated_stream_goes_round_by_itself():
+    sources = [DenseSource(numbered(3, 0), 2.0), DenseSource(numbered(50, 200), 1.0)]
+    dataset = DenseIterableDataset(sources, Augmentation(flip_probability=0.5), repeat=True)
+    found = [sample["image"].getpixel((0, 0))[0] for sample, _ in zip(dataset, range(60), strict=False)]
+    first = [color for color in found if color < 200]
+    assert len(first) > 30 and first == [index % 3 for index in range(len(first))]
+    assert list(DenseIterableDataset(DenseSource([]), repeat=True)) == []
+
+
+def test_a_shuffled_stream_has_another_order_each_time():
+    rows = Dataset.from_list(
+        [{"image": row["image"], "mask": make_image(8, 8).convert("L")} for row in numbered(20, 0)]
+    )
+    stream = rows.cast_column("image", Image(decode=False)).to_iterable_dataset().shuffle(seed=0, buffer_size=20)
+    dataset = DenseIterableDataset(DenseSource(stream), repeat=True)
+    found = [sample["image"].getpixel((0, 0))[0] for sample, _ in zip(dataset, range(40), strict=False)]
+    assert sorted(found[:20]) == sorted(found[20:]) == list(range(20)) and found[:20] != found[20:]
+
+
+def test_workers_that_stay_know_the_epoch():
+    change = Augmentation(flip_probability=0.5)
+    dataset = DenseDataset(DenseSource([coordinates(8, 8) for _ in range(16)]), change)
+    dataset.sources[0].columns = ("image", "mask")
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=8, num_workers=1, persistent_workers=True, collate_fn=list
+    )
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        found = [np.asarray(sample["image"]) for batch in loader for sample in batch]
+        expected = [np.asarray(sample["image"]) for sample in iter_rows(dataset)]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_weights_and_shares_that_cannot_be_used_are_named():

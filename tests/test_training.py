@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm import train_hf as script
 from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseSource
 from densemllm.evaluation_densemllm import evaluate_dense
-from densemllm.train_hf import main, parse_arguments
+from densemllm.train_hf import main, make_datasets, parse_arguments
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
 
@@ -81,6 +84,27 @@ def test_collator_puts_the_prompt_of_a_known_camera_before_the_image(processor):
     ids = DenseCollator(processor, depth_range="camera")([sample])["input_ids"][0]
     before = ids[: int((ids == processor.image_token_id).nonzero()[0])]
     assert "depth of the camera data<|vision_start|>" in processor.tokenizer.decode(before)
+
+
+def test_prompt_of_a_known_camera_is_learned_beside_other_annotations(processor):
+    """`predict_dense` asks for that depth with the prompt, and for classes without it."""
+    sample, camera = make_samples(1)[0], {"depth_range": "camera"}
+    collator = DenseCollator(processor, ID2LABEL)
+    depth, classes = collator.entries(sample | camera)
+    assert set(depth[1]) == {"depth", "depth_range", "focal_length"} and "depth of the camera" in depth[2][0]
+    assert "depth" not in classes[1] and "segmentation" in classes[1] and "depth of the camera" not in classes[2][0]
+    chat = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a cat"}]
+    told = {"image": sample["image"], "depth": sample["depth"], "messages": chat, **camera}
+    depth, text = collator.entries(told)
+    assert "depth" in depth[1] and text[1] == {} and text[2][1] == "a cat"
+    assert len(collator.entries(told | {"messages": None})) == 1
+    assert len(collator.entries(sample)) == 1  # a range without a prompt: all at once
+    mask = np.zeros(np.asarray(sample["depth"]).shape, bool)
+    mask[2:9, 3:12] = True
+    entries = collator.entries(sample | camera | {"mask": mask, "expression": "the cat"})
+    assert [sorted(set(entry[1]) & {"depth", "mask", "segmentation"}) for entry in entries] == [
+        ["depth"], ["segmentation"], ["mask"]
+    ]  # fmt: skip
 
 
 def test_collator_needs_names_for_a_segmentation(processor):
@@ -210,6 +234,52 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(processor, tmp_path, m
     assert DenseMLLMForConditionalGeneration.from_pretrained(tmp_path / "killed/checkpoint-6") is not None
 
 
+def test_best_checkpoint_is_kept_where_the_folder_has_moved(processor, tmp_path):
+    options = {
+        "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 1,
+        "metric_for_best_model": "mean_iou", "greater_is_better": True,
+    }  # fmt: skip
+    first = make_trainer(tmp_path / "before", processor, **{**options, "max_steps": 2})
+    first.train()
+    os.rename(tmp_path / "before", tmp_path / "after")
+    state = tmp_path / "after/checkpoint-2/trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_metric": 2.0}))  # no later one is better
+    resumed = make_trainer(tmp_path / "after", processor, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "after/checkpoint-2")
+    kept = DenseMLLMForConditionalGeneration.from_pretrained(tmp_path / "after/checkpoint-2")
+    torch.testing.assert_close(resumed.model.lm_head.weight, kept.lm_head.weight)
+
+
+def test_metrics_are_of_the_collators_range_and_of_one_vocabulary(processor, tmp_path):
+    samples = make_samples(4)[1:]
+    collator = DenseCollator(processor, ID2LABEL, depth_range="camera")
+    model = make_model(processor)
+    trainer = DenseTrainer(model, arguments(tmp_path), data_collator=collator,
+                           eval_dataset=DenseDataset(DenseSource(samples)))  # fmt: skip
+    trainer.eval_dataset.sources[0].columns = ("image", "depth")
+    trainer.eval_dataset.set_epoch(3)
+    expected = evaluate_dense(model, processor, samples, None, "camera")["abs_rel"]
+    assert trainer.evaluate()["eval_abs_rel"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.eval_dataset.epoch == 3
+    others = DenseDataset([DenseSource(samples, None, ID2LABEL), DenseSource(samples, None, {0: "sky"})])
+    with pytest.raises(ValueError, match="`eval_dataset` differ in `id2label`"):
+        DenseTrainer(model, arguments(tmp_path), data_collator=collator, eval_dataset=others)
+
+
+def test_plain_training_arguments_do(processor, tmp_path):
+    plain = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "max_steps": 1, "save_strategy": "no"}
+    collator, samples = DenseCollator(processor, ID2LABEL), Dataset.from_list(make_samples(4)[1:])
+    trainer = DenseTrainer(make_model(processor), TrainingArguments(**plain), data_collator=collator,
+                           train_dataset=samples)  # fmt: skip
+    assert trainer.train().training_loss > 0
+    with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0"):
+        DenseTrainer(
+            make_model(processor), TrainingArguments(**plain, label_smoothing_factor=0.1), data_collator=collator
+        )
+
+
 def test_logs_name_both_losses_and_counts(processor, tmp_path):
     samples, collator = make_samples(4), DenseCollator(processor, ID2LABEL)
     args = arguments(
@@ -242,6 +312,7 @@ def test_batches_have_pictures_of_like_sizes(processor, tmp_path):
     trainer.args.max_steps = 2
     trainer.train()
     assert trainer.state.global_step == 2
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] > 0  # in order, of whatever sizes
 
 
 def test_evaluation_while_training_keeps_the_best_checkpoint(processor, tmp_path):
@@ -386,12 +457,53 @@ def test_bf16_and_gradient_checkpointing_train(tmp_path, start):
     assert np.isfinite(metrics["train_loss"]) and changed(start, tmp_path / "out")
 
 
-def test_streams_train(tmp_path, start):
-    metrics = run_script(tmp_path, start, streaming=True, max_steps=2)
-    assert np.isfinite(metrics["train_loss"])
+def test_streams_train_and_resume(tmp_path, start):
+    """5 samples are 2.5 batches: step 4 is in the second round."""
+    options = {"streaming": True, "max_steps": 6, "save_steps": 4, "logging_steps": 1, "flip_probability": 0.5}
+    rows = []
+    for resume in (None, str(tmp_path / "out/checkpoint-4")):
+        run_script(tmp_path, start, **options, resume_from_checkpoint=resume)
+        log = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
+        rows.append({row["step"]: row["loss"] for row in log if "loss" in row})
+    assert set(rows[0]) == set(range(1, 7)) and len(set(rows[0].values())) == 6
+    assert rows[1] == pytest.approx(rows[0], rel=1e-5)
+
+
+def test_weights_are_trained_in_float32(tmp_path, start):
+    """Most steps of 2e-5 would be lost in weights of 16 bits."""
+    half = DenseMLLMForConditionalGeneration.from_pretrained(start["model_name_or_path"], dtype=torch.bfloat16)
+    half.save_pretrained(start["model_name_or_path"])
+    args = [f"--output_dir={tmp_path}", "--dataset=a", f"--model_name_or_path={start['model_name_or_path']}"]
+    for more, dtype in ((), torch.float32), (("--use_peft",), torch.bfloat16), (("--dtype=bfloat16",), torch.bfloat16):
+        model, _ = script.make_model(parse_arguments([*args, *more])[0])
+        assert next(model.parameters()).dtype == dtype, more
+
+
+def test_evaluation_data_has_the_names_range_and_columns_of_its_own(tmp_path, start):
+    Dataset.from_list(make_samples(3)[1:]).save_to_disk(tmp_path / "other")
+    for name, labels in (("a", ID2LABEL), ("b", {key: f"other {key}" for key in ID2LABEL})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(labels))
+    data, other = start["dataset"][0], str(tmp_path / "other")
+    words = [
+        "--output_dir", "out", "--dataset", data, other, "--eval_split", "train",
+        "--id2label", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--depth_range", "room", "camera",
+        "--columns", "image,depth", "image,segmentation",
+    ]  # fmt: skip
+    for name, label, row, columns in ((None, "wall", "room", ["image", "depth"]),
+                                      (other, "other 0", "camera", ["image", "segmentation"])):  # fmt: skip
+        more = [] if name is None else ["--eval_dataset", name]
+        (source,) = make_datasets(parse_arguments([*words, *more])[1], 0)[1].sources
+        assert (source.depth_range, source.columns) == (row, columns)
+        assert source.id2label[0] == (ID2LABEL[0] if name is None else label)
+    shutil.copytree(other, tmp_path / "third")
+    with pytest.raises(ValueError, match="none of `dataset`: which `id2label`"):
+        make_datasets(parse_arguments([*words, "--eval_dataset", str(tmp_path / "third")])[1], 0)
 
 
 def test_configuration_file_and_command_line(tmp_path, start):
+    (tmp_path / "one.yaml").write_text(f"dataset: DATA\nid2label: l.json\noutput_dir: {tmp_path}")
+    data = parse_arguments([str(tmp_path / "one.yaml")])[1]
+    assert (data.dataset, data.id2label) == (["DATA"], ["l.json"])
     lines = ["model_name_or_path: some/model", "dataset: [a, b]", "dataset_weights: [2, 1]", "learning_rate: 1e-4"]
     (tmp_path / "config.yaml").write_text("\n".join([*lines, f"output_dir: {tmp_path}"]))
     model, data, args = parse_arguments([str(tmp_path / "config.yaml"), "--learning_rate", "2e-5"])
