@@ -32,13 +32,15 @@ MPII_KEYPOINTS = (
 )  # fmt: skip
 NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
+    "eighteen nineteen"
 ).split()
+TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+LARGER_WORDS = ("hundred", "hundreds", "thousand", "thousands", "million", "millions", "dozen", "dozens")
 
 # Digits are bounded: Python's conversion of very long numbers is not linear.
 _TOKEN = re.compile(r"<(/?)(ref|box|ins|poly|person|kpt)>|<(x|y)_(\d{1,6})>|<v_([01])\.0>")
 _RUN = re.compile(r"\((\d{1,9}),(\d{1,9})\)")
-_NUMBER = re.compile(r"\d{1,9}|[a-z]+")
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,9}|[a-z]+")
 _MOST_UNPARSED = 1000
 
 
@@ -252,8 +254,27 @@ def parse_pose(text: str, image_size: tuple[int, int], resized_size: tuple[int, 
     }
 
 
+def _first_number(words: list[str]) -> int | None:
+    for place, word in enumerate(words):
+        digits = word.replace(",", "")
+        rest = words[place + 1 :]
+        if digits.isdigit():
+            number = int(digits)
+        elif word in NUMBER_WORDS:
+            number = NUMBER_WORDS.index(word)
+        elif word in TENS_WORDS:
+            number = 20 + 10 * TENS_WORDS.index(word)
+            if rest and rest[0] in NUMBER_WORDS[1:10]:
+                number += NUMBER_WORDS.index(rest.pop(0))
+        else:
+            continue
+        return None if rest and rest[0] in LARGER_WORDS else number  # three hundred is not three
+    return None
+
+
 def parse_counting(text: str, image_size: tuple[int, int], resized_size: tuple[int, int]) -> dict:
-    """How many: boxes, or points where there is no box, or the first number of the text, in digits or in words.
+    """How many: boxes, or points where there is no box, or the first number of the text, in digits or in words below a
+    hundred.
 
     Args and errors as for [`parse_grounding`].
 
@@ -267,12 +288,7 @@ def parse_counting(text: str, image_size: tuple[int, int], resized_size: tuple[i
     points = [scale.point(item[1]) for item in items if item[0] == "point"]
     count = len(boxes) or len(points)
     if not count:
-        count = None
-        for match in _NUMBER.finditer(_TOKEN.sub(" ", text).lower()):
-            word = match.group()
-            if word.isdigit() or word in NUMBER_WORDS:
-                count = int(word) if word.isdigit() else NUMBER_WORDS.index(word)
-                break
+        count = _first_number(_NUMBER.findall(_TOKEN.sub(" ", text).lower()))
     points = torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
     return {"count": count, "boxes": _boxes(boxes), "points": points, "unparsed": rest}
 

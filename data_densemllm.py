@@ -62,6 +62,11 @@ COLUMNS = ("image", *MAPS, "expression", "expressions", "expression_instances", 
 IGNORE_INDEX = 255
 PICTURES = DenseMLLMImageProcessor()  # transparent and 16-bit pictures are trained on as they are predicted on
 SIDES = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
+COLORS = re.compile(
+    r"\b(colou?rs?|coloured|colored|black|white|gr[ae]y|red|orange|yellow|green|blue|purple|violet|pink|brown|beige|"
+    r"dark|light|bright)(er|est|ish)?\b",
+    re.IGNORECASE,
+)
 
 
 class CorruptFileError(ValueError):
@@ -104,7 +109,8 @@ class Augmentation:
             things is what the same camera sees from nearer.
         crop_size: `(height, width)` in pixels of a random crop; smaller pictures stay as they are.
         flip_probability: of mirroring left and right.
-        color_jitter: brightness, contrast and saturation change by a factor of up to 1 plus or minus this.
+        color_jitter: brightness, contrast and saturation change by a factor of up to 1 plus or minus this, but where
+            `expression` or `messages` speak of colours.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -131,7 +137,8 @@ class Augmentation:
         sample = dict(sample)
         factor = self.draw_scale(rng)
         expression = sample.get("expression")
-        if self.color_jitter:
+        said = [_text_of(message["content"]) for message in sample.get("messages") or ()]
+        if self.color_jitter and not any(COLORS.search(text) for text in (expression or "", *said)):
             for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
                 sample["image"] = enhance(sample["image"]).enhance(1 + self.color_jitter * rng.uniform(-1, 1))
         if sample.get("messages"):

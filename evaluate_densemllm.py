@@ -101,7 +101,9 @@ METRIC_NAMES = {
     "f1": ("image-text-to-text", "class list F1"),
 }
 # Options that don't change a result, so that a run may go on with others.
-FREE_OPTIONS = ("model", "data", "output_dir", "save_every", "cases", "update_card", "overwrite", "trust_remote_code")
+FREE_OPTIONS = (
+    "model", "data", "data_name", "output_dir", "save_every", "cases", "update_card", "overwrite", "trust_remote_code",
+)  # fmt: skip
 # Options that a card names with the result, with the defaults that it doesn't.
 CARD_OPTIONS = {
     "all": {"limit": None, "scale": None, "max_num_patches": None, "depth_range": None},
@@ -147,6 +149,7 @@ class EvaluationArguments:
     save_every: int = HfArg(default=10, help="batches of a process between two pieces of the state")
     cases: int = HfArg(default=3, help="best, median and worst images to draw of each task, so many of each; 0: none")
     update_card: bool = HfArg(default=False, help="put the results into the model index of the model folder's card")
+    data_name: str | None = HfArg(default=None, help="what the card calls the data; as `data` does where left out")
     overwrite: bool = HfArg(default=False, help="start anew in a folder that has the state of an evaluation")
 
     def __post_init__(self):
@@ -506,8 +509,11 @@ def _class_list_panels(case, image, id2label):
     for names, others, wrong in ((true, given, "#999999"), (given, true, "#c0392b")):
         panel = PIL.Image.new("RGB", image.size, "#f4f4f4")
         draw = PIL.ImageDraw.Draw(panel)
-        per_column = (image.height - 8) // 16
-        for line, name in enumerate(names):
+        per_column = max(1, (image.height - 8) // 16)
+        shown = list(names)
+        if len(shown) > 2 * per_column:
+            shown[2 * per_column - 1 :] = [f"and {len(shown) - 2 * per_column + 1} more"]
+        for line, name in enumerate(shown):
             column, row = divmod(line, per_column)
             color = "#1e7b3a" if name in others else wrong
             text = _short(name, font, image.width // 2 - 10)
@@ -588,8 +594,7 @@ def update_card(folder: str, results: dict) -> None:
     """Put the metrics into the model index of the card of a model folder. What the card has of other data, splits or
     options stays; the value of the same metric is replaced."""
     card, options = load_card(folder), results["options"]
-    is_folder = os.path.exists(results["data"])
-    name = Path(results["data"]).resolve().name if is_folder else results["data"]
+    name = options["data_name"] or results["data"]
     merged = list(card.data.eval_results or [])
     for task, values in results["metrics"].items():
         shaped = CARD_OPTIONS["all"] | CARD_OPTIONS.get(task, {})

@@ -288,8 +288,15 @@ class DenseMLLMImageProcessor(PilBackend):
             image = _checked(image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image)
             if image.dtype == np.bool_:
                 image = image.astype(np.uint8) * 255
-            elif image.dtype in (np.uint16, np.int32, np.uint32):
-                image = (image.clip(0, 65535) / 257).round().astype(np.uint8)
+            elif image.dtype.kind == "u" and image.dtype.itemsize == 2:
+                image = (image / 257).round().astype(np.uint8)
+            elif image.dtype.kind in "iu" and image.dtype != np.uint8:
+                if image.min() < 0 or image.max() > 255:
+                    raise ValueError(
+                        f"`images` has an array of {image.dtype} with values {image.min()}..{image.max()}; accepted "
+                        "are 0 to 255, or all values of `uint16`"
+                    )
+                image = image.astype(np.uint8)
         return super().process_image(image, **kwargs)
 
     def load_picture(self, image) -> PIL.Image.Image:

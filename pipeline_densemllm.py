@@ -15,6 +15,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import Pipeline
 from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
@@ -44,7 +45,7 @@ class DensePredictionPipeline(Pipeline):
 
     OPTIONS = (
         "task", "labels", "text", "box", "background", "threshold", "depth_range", "focal_length", "refine",
-        "return_logits", "scale", "max_num_patches",
+        "return_logits", "target_sizes", "scale", "max_num_patches",
     )  # fmt: skip
     OWN = ("text", "box", "focal_length")
 
@@ -71,6 +72,8 @@ class DensePredictionPipeline(Pipeline):
         if unknown or own.get("image") is None:
             raise ValueError(f"an input must have `image` and may have {list(self.OWN)}, got {sorted(own)}")
         _check_text(own.get("text"))
+        if own.get("box") is not None and np.ndim(own["box"]) != 1:
+            raise ValueError(f"`box` must be one box (x0, y0, x1, y1) in pixels an input, got {own['box']!r}")
         picture = self.processor.image_processor.load_picture(own.pop("image"))
         # In lists, so that batches of them are lists as well.
         return {"images": [picture], "own": [own]}

@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .answers_densemllm import encode_rle, parse_grounding
-from .image_processing_densemllm import check_target_sizes, resize_map
+from .image_processing_densemllm import DenseMLLMImageProcessor, check_target_sizes, resize_map
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
 
 
@@ -74,13 +74,15 @@ class DensePrediction:
         if field == "predicted_depth":
             picture = PIL.Image.fromarray(colorize_depth(values))
             return _with_scale(picture, float(values.min()), float(values.max())) if legend else picture
-        palette = label_colors(int(values.max()) + 1)
+        if field == "mask":
+            values = np.where(values, 1, -1)  # what is not found is black, as what has no class
+        palette = label_colors(max(int(values.max()) + 1, 2))
         colors = np.concatenate([np.zeros((1, 3), np.uint8), palette])
         picture = PIL.Image.fromarray(colors[values.astype(np.int64) + 1])
         if not legend:
             return picture
         if field == "mask":
-            return _with_names(picture, [("found", colors[2])] if values.any() else [])
+            return _with_names(picture, [("found", colors[2])] if (values > 0).any() else [])
         # A class once, in the order of its number: of an open set, where each object has a colour, each object.
         rows = [(row["label"], colors[row["id"] + 1]) for row in self.segments_info]
         return _with_names(picture, rows + [("none of them", colors[0])] * bool((values < 0).any()))
@@ -109,7 +111,7 @@ class DensePrediction:
         """The picture of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
 
         Args:
-            image: PIL image of the scene.
+            image: of the scene, in any form that `predict_dense` takes.
             field: as for [`to_pil`].
             alpha: weight of the map in [0, 1].
         """
@@ -117,7 +119,8 @@ class DensePrediction:
         if not 0 <= alpha <= 1:
             raise ValueError(f"`alpha` must be in [0, 1], got {alpha}")
         colors = np.asarray(self.to_pil(field), dtype=np.float32)
-        picture = image.convert("RGB").resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR)
+        picture = DenseMLLMImageProcessor().load_picture(image)  # upright, as it was seen
+        picture = picture.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR)
         picture = np.asarray(picture, dtype=np.float32)
         values = getattr(self, field).cpu().numpy()
         shown = values > 0 if field == "mask" else values >= 0
@@ -169,8 +172,9 @@ class DensePredictionMixin:
         Raises:
             ValueError: the model comes from no checkpoint, or the processor is another model's.
         """
+        kept = self.__dict__.get("_processor")
         if processor is None:
-            processor = self.__dict__.get("_processor")
+            processor = kept
             if processor is None and not self.name_or_path:
                 raise ValueError("`processor` is needed: this model was not loaded from a checkpoint that has one")
             if processor is None:
@@ -181,10 +185,12 @@ class DensePredictionMixin:
             ("patch_size", self.config.vision_config.patch_size, processor.image_processor.patch_size),
             ("num_depth_bins", self.config.num_depth_bins, processor.num_depth_bins),
             ("depth_ranges", self.config.depth_ranges, processor.depth_ranges),
+            ("default_depth_range", self.config.default_depth_range, processor.default_depth_range),
         ):
             if own != given:
                 raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {own}")
-        self.__dict__["_processor"] = processor
+        if kept is None:  # that of one call is not that of the next
+            self.__dict__["_processor"] = processor
         return processor
 
     @torch.no_grad()
@@ -312,8 +318,8 @@ class DensePredictionMixin:
                                     processor, use_cache=True)[0]  # fmt: skip
         _, tail = self._prompt_ids(processor, encoded.prompt, text)
         input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
-        stop_id = None if stop_at is None else processor.tokenizer.get_vocab().get(stop_at)
-        if stop_id is not None:
+        stop_id = None if stop_at is None else processor.tokenizer.convert_tokens_to_ids(stop_at)
+        if stop_id is not None and stop_id != processor.tokenizer.unk_token_id:
             ends = self.generation_config.eos_token_id
             ends = [ends] if isinstance(ends, int) else list(ends or [])
             kwargs = {"eos_token_id": [*ends, stop_id], **kwargs}
@@ -395,13 +401,13 @@ class DensePredictionMixin:
             box: `(x0, y0, x1, y1)` in pixels of the image around that object, as for `text`. `None`: the model finds
                 it from `text`.
             background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
-            threshold: pixels of a segmentation whose score is lower become -1.
+            threshold: pixels of a segmentation whose score is lower become -1; those of `<OTHERS>` stay.
             depth_range: row of `config.depth_ranges`; the config's default where left out.
             focal_length: of the image in pixels. In a range with a focal length of its own, the image is scaled to
                 that for every task, as far as the patch cap lets it, and depth is corrected for the rest.
             target_sizes: `(height, width)` of the maps, or one an image; the images' own sizes where left out.
             refine: `"crf"` lets near pixels of like colour agree on their class, for segmentation; see [`refine_crf`].
-            return_logits: keep the label logits on the grid of vision tokens.
+            return_logits: keep the label logits on the grid of vision tokens; an open set has none.
             processor: found from the checkpoint where left out.
             batch_size: images a forward pass.
             images_kwargs: for the image processor (`scale`, `max_num_patches`...).
@@ -422,6 +428,8 @@ class DensePredictionMixin:
             raise ValueError(f"`task` {cropped.pop()!r} looks at crops of the image and has to be alone, got {task!r}")
         if "open_set" in tasks:
             processor.normalize_labels(labels if labels is not None else [])
+            if return_logits:
+                raise ValueError("`return_logits` can't be given with the task 'open_set': it has no one map")
         if refine is not None and (refine != "crf" or "segmentation" not in tasks):
             raise ValueError(f"`refine` must be None, or 'crf' with the task 'segmentation', got {refine!r}")
         label_ids = {
@@ -430,9 +438,11 @@ class DensePredictionMixin:
             if row.label_set != "classes" or labels is not None
         }
         range_row = processor.get_depth_range(depth_range) if "depth" in tasks else {}
+        images_kwargs = with_focal_scale(images_kwargs, processor, None, depth_range)
         scaled = with_focal_scale(images_kwargs, processor, focal_length, depth_range)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be in [0, 1], got {threshold}")
+        box = _plain_boxes(box)
 
         single = not isinstance(images, (list, tuple))
         entries = [
@@ -441,14 +451,17 @@ class DensePredictionMixin:
         ]
         if "referring" in tasks and single:  # several objects of one picture
             asked = [value for value in (text, box) if isinstance(value, (list, tuple))]
-            if box is not None and len(box) and isinstance(box[0], (int, float)):
+            if _is_one_box(box):
                 asked = asked[:-1]
             if asked:
                 single, entries = False, entries * len(asked[0])
         sizes = [
             entry.image_size if isinstance(entry, EncodedImage) else (entry.height, entry.width) for entry in entries
         ]
+        if images_kwargs and entries and all(isinstance(entry, EncodedImage) for entry in entries):
+            raise ValueError(f"{sorted(images_kwargs)} can't be given for images that are encoded already")
         if target_sizes is not None:
+            target_sizes = target_sizes.tolist() if hasattr(target_sizes, "tolist") else target_sizes
             one = len(target_sizes) == 2 and not isinstance(target_sizes[0], (tuple, list))
             sizes = check_target_sizes([target_sizes] * len(entries) if one else target_sizes, len(entries))
 
@@ -543,7 +556,7 @@ class DensePredictionMixin:
         whole pictures."""
         processor = options["processor"]
         texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(entries)
-        boxes = [box] * len(entries) if box is None or isinstance(box[0], (int, float)) else list(box)
+        boxes = [box] * len(entries) if box is None or _is_one_box(box) else list(box)
         if len(texts) != len(entries) or len(boxes) != len(entries):
             raise ValueError(
                 f"`text` and `box` must be one, or one an image, got {len(texts)} and {len(boxes)} for {len(entries)} "
@@ -716,12 +729,31 @@ def with_focal_scale(
 ) -> dict:
     """Arguments of the image processor, with the scale that gives pictures the focal length of their depth range on
     top of the scale that they ask for. `ValueError` for a focal length that is none."""
-    if focal_length is not None and not (math.isfinite(focal_length) and focal_length > 0):
-        raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
-    scale, asked = processor.get_scale(focal_length, depth_range), images_kwargs.get("scale")
-    if scale is None:
-        return images_kwargs
-    return {**images_kwargs, "scale": scale * (processor.image_processor.scale if asked is None else asked)}
+    if focal_length is not None:
+        focal_length = float(focal_length)
+        if not (math.isfinite(focal_length) and focal_length > 0):
+            raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
+    if depth_range is not None:
+        processor.get_depth_range(depth_range)  # an unknown one is named, whatever is asked for
+    images_kwargs = dict(images_kwargs)
+    asked = images_kwargs.pop("scale", None)
+    scale = processor.get_scale(focal_length, depth_range)
+    if scale is not None:
+        images_kwargs["scale"] = scale * float(processor.image_processor.scale if asked is None else asked)
+    elif asked is not None:
+        images_kwargs["scale"] = float(asked)
+    return images_kwargs
+
+
+def _plain_boxes(box):
+    """A box, or a list of boxes, of arrays or tensors as lists of numbers."""
+    if box is None or hasattr(box, "tolist"):
+        return None if box is None else box.tolist()
+    return [entry.tolist() if hasattr(entry, "tolist") else entry for entry in box]
+
+
+def _is_one_box(box) -> bool:
+    return box is not None and len(box) > 0 and isinstance(box[0], (int, float))
 
 
 def check_box(box, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -740,7 +772,8 @@ def check_box(box, image_size: tuple[int, int]) -> tuple[float, float, float, fl
 def crop_box(
     image: PIL.Image.Image, box: tuple[float, float, float, float], short_edge: int, padding: float = 1.2
 ) -> tuple[PIL.Image.Image, tuple[int, int, int, int]]:
-    """Draw `box` with a line of 1 px, cut out `padding` times its size and resize the short edge (paper, decoding).
+    """Draw `box` with a line of 1 px, cut out `padding` times its size and resize the short edge (paper, decoding); of
+    a long thin one less, to no more than 16 times the pixels of a square one.
 
     Returns:
         the crop, and its place (x0, y0, x1, y1) in whole pixels of the image.
@@ -757,7 +790,7 @@ def crop_box(
         min(image.height, math.ceil(y1 + grow_y)),
     )
     width, height = place[2] - place[0], place[3] - place[1]
-    scale = short_edge / min(width, height)
+    scale = min(short_edge / min(width, height), 4 * short_edge / math.sqrt(width * height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return drawn.crop(place).resize(size, PIL.Image.Resampling.BILINEAR), place
 

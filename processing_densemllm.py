@@ -204,7 +204,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         referring_prompt: str | None = None,
     ):
         self.image_token = getattr(tokenizer, "image_token", IMAGE_TOKEN)
-        self.image_token_id = _token_id(tokenizer, self.image_token)
+        (self.image_token_id,) = _token_ids(tokenizer, [self.image_token])
         self.depth_ranges = {
             name: dict(row) for name, row in (RELEASED_DEPTH_RANGES if depth_ranges is None else depth_ranges).items()
         }
@@ -319,12 +319,12 @@ class DenseMLLMProcessor(ProcessorMixin):
         Raises:
             ValueError: the tokenizer lacks one; see [`add_dense_tokens`].
         """
-        return [_token_id(self.tokenizer, f"<custom_{k}>") for k in range(1, self.num_depth_bins + 1)]
+        return _token_ids(self.tokenizer, [f"<custom_{k}>" for k in range(1, self.num_depth_bins + 1)])
 
     @cached_property
     def foreground_token_ids(self) -> list[int]:
         """The ids of `<BG>` and `<FG>`, in this order."""
-        return [_token_id(self.tokenizer, token) for token in FOREGROUND_LABELS]
+        return _token_ids(self.tokenizer, list(FOREGROUND_LABELS))
 
     @cached_property
     def _added_token_names(self) -> set[str]:
@@ -574,7 +574,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             size: of the maps.
             labels: as for [`normalize_labels`], for classes.
             background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
-            threshold: pixels of a segmentation with a lower score become -1.
+            threshold: pixels of a segmentation with a lower score become -1; those of `<OTHERS>` stay.
             depth_range, focal_length: as for [`bins_to_depth`].
             refine: `"crf"`, for classes: see [`refine_crf`]; needs `image`, the RGB picture.
 
@@ -609,7 +609,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             segmentation = torch.full(size, rest, dtype=torch.long, device=logits.device)
             scores = torch.full(size, 0.5, device=logits.device)
         if threshold is not None:
-            segmentation = segmentation.masked_fill(scores < threshold, -1)
+            segmentation = segmentation.masked_fill((scores < threshold) & (segmentation != rest), -1)
         return {
             "segmentation": segmentation,
             "scores": scores,
@@ -649,7 +649,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         question = prompt or (row.question if names else row.plain_question)
         if question is None or ("{text}" in question and not names):
             raise ValueError(f"`text` is needed for the task {task!r}")
-        question = question.replace("{text}", ",".join(name.strip() for name in names))
+        names = [" ".join(name.split()) for name in names]
+        question = question.replace("{text}", ",".join(names))
         parse = getattr(self, row.parser)
         if task == "classification":
             return question, lambda answer, *sizes: parse(answer, names)
@@ -688,11 +689,18 @@ class DenseMLLMProcessor(ProcessorMixin):
 
         Returns:
             `label`: the name that comes first in the answer, upper and lower case alike, the longest of those that
-            start at one place; `None` if there is none.
+            start at one place; one inside of a longer word only where no name stands alone. `None` if there is none.
         """
-        lowered = text.lower()
-        found = [(lowered.find(name.lower()), -len(name), name) for name in names if name.lower() in lowered]
-        return {"label": min(found)[2] if found else None}
+        for edge in ("\\b", ""):
+            found = []
+            for name in filter(None, names):
+                start, end = (edge if letter.isalnum() else "" for letter in (name[0], name[-1]))
+                match = re.search(start + re.escape(name) + end, text, re.IGNORECASE)
+                if match:
+                    found.append((match.start(), -len(name), name))
+            if found:
+                return {"label": min(found)[2]}
+        return {"label": None}
 
     def post_process_semantic_segmentation(
         self, outputs, target_sizes=None, background: bool = False, return_segmentation_scores: bool = False
@@ -751,11 +759,15 @@ def parse_refs(text: str) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _token_id(tokenizer, token: str) -> int:
-    token_id = None if tokenizer is None else tokenizer.get_vocab().get(token)
-    if token_id is None:
-        raise ValueError(f"`tokenizer` lacks the token {token!r}; `add_dense_tokens(tokenizer)` adds what is missing")
-    return token_id
+def _token_ids(tokenizer, tokens: list[str]) -> list[int]:
+    # Once for all tokens: a tokenizer makes this dict anew each time, of a large vocabulary in a quarter of a second.
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    for token in tokens:
+        if token not in vocabulary:
+            raise ValueError(
+                f"`tokenizer` lacks the token {token!r}; `add_dense_tokens(tokenizer)` adds what is missing"
+            )
+    return [vocabulary[token] for token in tokens]
 
 
 def _focal_scale(row: dict, focal_length: float | None) -> float:

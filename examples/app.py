@@ -115,7 +115,10 @@ def make_page(demo: Demo) -> gr.Blocks:
                     depth = gr.Image(label="depth", interactive=False, elem_id="depth")
                 found = gr.Image(label="object", interactive=False, elem_id="object")
                 words = gr.Markdown(elem_id="words")
-        look.click(demo.look, [picture, labels, text, focal_length], [classes, depth, found, words, state, probe])
+        shown = [classes, depth, found, words, state, probe]
+        look.click(demo.look, [picture, labels, text, focal_length], shown)
+        # What was seen is not of another picture.
+        picture.change(lambda: (None, None, None, "", None, HINT), None, shown)
         for own in (picture, classes, depth):
             own.select(demo.probe, [state], [probe])
     return page

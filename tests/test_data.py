@@ -373,6 +373,19 @@ def test_text_forbids_what_would_make_it_wrong(columns, flips, crops):
     assert (changed["segmentation"].shape == (8, 8)) == crops
 
 
+def test_colours_that_are_spoken_of_stay():
+    change = Augmentation(color_jitter=0.5)
+    chat = [{"role": "user", "content": "What color is the chair?"}, {"role": "assistant", "content": "white"}]
+    for columns, stays in (
+        ({"expression": "the white chair"}, True), ({"messages": chat}, True), ({"expression": "the chair"}, False),
+        ({"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "two"}]}, False),
+        ({"expression": "the covered table"}, False),  # "red" is a part of "covered" only
+    ):  # fmt: skip
+        sample = {**coordinates(16, 16), "image": make_image(16, 16), **columns}
+        same = (np.asarray(change(sample, np.random.default_rng(0))["image"]) == np.asarray(sample["image"])).all()
+        assert same == stays, columns
+
+
 def test_expressions_are_drawn_with_their_masks():
     instances = np.zeros((24, 32), np.uint8)
     instances[:, 8:16], instances[4:, 20:] = 3, 7

@@ -15,6 +15,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,15 @@ def test_the_card_keeps_what_it_had(made, options, tmp_path):
     assert values["mean_iou", "{'limit': 3}"] == round(results["metrics"]["segmentation"]["mean_iou"], 4)
     assert values["rmse", "{'limit': 3, 'max_depth': 6.0}"] == round(results["metrics"]["depth"]["rmse"], 4)
     assert values["rmse", "{'limit': 3}"] != values["rmse", "{'limit': 3, 'max_depth': 6.0}"]
+
+    # Another folder of the same name is other data, and a name can be given.
+    twin = folder.parent / "twin/data"
+    shutil.copytree(options["data"], twin)
+    for name in (None, "Mine"):
+        options |= {} if name is None else {"data_name": name}
+        run(options, limit=3, update_card=True, task="depth", data=twin, output_dir=folder.parent / f"twin/{name}")
+    names = {row.dataset_name for row in ModelCard.load(folder / "README.md").data.eval_results}
+    assert names == {"Words", options["data"], str(twin), "Mine"}
 
     (folder / "README.md").write_text("---\nmodel-index: [1\n---\n")
     with pytest.raises(ValueError, match="`update_card`: the metadata of"):

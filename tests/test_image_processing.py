@@ -158,6 +158,12 @@ def test_modes_become_rgb(image_processor):
     sixteen = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
     np.testing.assert_array_equal(pixels_of(image_processor, sixteen), expected)
     np.testing.assert_array_equal(pixels_of(image_processor, PIL.Image.fromarray(grey.astype(np.float32))), expected)
+    for dtype in (np.int16, np.int32, np.int64, np.uint32):
+        np.testing.assert_array_equal(pixels_of(image_processor, expected.astype(dtype)), expected)
+    assert image_processor.load_picture(expected.astype(np.int64)).getpixel((1, 0)) == (40, 40, 40)
+    assert image_processor.load_picture(grey.astype(np.uint16) * 257).getpixel((1, 0)) == (40, 40, 40)
+    with pytest.raises(ValueError, match="`images` has an array of int32 with values 0..300"):
+        image_processor.load_picture(np.array([[0, 300]], dtype=np.int32))
     bilevel = PIL.Image.fromarray(grey > 100)
     np.testing.assert_array_equal(pixels_of(image_processor, bilevel)[..., 0], 255 * (grey > 100))
     cmyk = PIL.Image.fromarray(expected).convert("CMYK")

@@ -120,6 +120,15 @@ def test_segments_info_counts_the_pixels(causal):
         assert segment["score"] == pytest.approx(float(prediction.scores[own].double().mean()), abs=1e-5)
 
 
+def test_threshold_leaves_others(causal):
+    options = {"labels": [*LABELS, "<OTHERS>"]}
+    plain = causal.predict_dense(make_image(30, 50), **options)
+    strict = causal.predict_dense(make_image(30, 50), threshold=0.99, **options)
+    others = plain.segmentation == len(LABELS)
+    assert others.any() and (strict.segmentation[others] == len(LABELS)).all()
+    assert (strict.segmentation[~others & (plain.scores < 0.99)] == -1).all()
+
+
 def test_threshold_turns_uncertain_pixels_into_minus_one(causal):
     plain = causal.predict_dense(make_image(30, 50), labels=LABELS)
     strict = causal.predict_dense(make_image(30, 50), labels=LABELS, threshold=0.6)
@@ -199,6 +208,8 @@ def test_an_encoded_image_gives_what_a_fresh_call_gives(model, depth_range):
     options = {"task": "depth", "depth_range": depth_range}
     assert_same(model.predict_dense(encoded, **options), model.predict_dense(image, **options))
     assert model.query(encoded, "what is it?", max_new_tokens=6) == model.query(image, "what is it?", max_new_tokens=6)
+    with pytest.raises(ValueError, match=r"\['scale'\] can't be given for images that are encoded"):
+        model.predict_dense(encoded, labels=LABELS, scale=2.0)
     # Asking has not changed it.
     assert_same(model.predict_dense(encoded, labels=LABELS), model.predict_dense(image, labels=LABELS))
 
@@ -215,13 +226,13 @@ def test_a_second_query_runs_neither_tower_nor_language_model(causal, monkeypatc
     assert causal.predict_dense(encoded, task=("segmentation", "depth"), labels=LABELS).segmentation is not None
 
 
-def test_query_equals_generate(causal, processor):
+def test_query_equals_generate(model, processor):
     image = make_image(30, 50)
     content = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=[image], text=[text], return_tensors="pt")
-    ids = causal.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    assert causal.query(image, "what is it?", max_new_tokens=8) == processor.post_process_image_text_to_text(ids)[0]
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    assert model.query(image, "what is it?", max_new_tokens=8) == processor.post_process_image_text_to_text(ids)[0]
 
 
 def test_a_batch_of_different_images_equals_single_calls(model):
@@ -293,6 +304,8 @@ def test_crop_has_the_box_drawn_and_its_short_edge_resized():
     assert place == (6, 18, 54, 42) and crop.size == (96, 48)
     pixels = np.asarray(crop)
     assert pixels[:, :, 0].max() > 200 and pixels[:, :, 1].max() == 0  # a red line, nothing else
+    thin, _ = crop_box(PIL.Image.new("RGB", (640, 480)), (0, 200, 640, 201), short_edge=48)
+    assert thin.width * thin.height == pytest.approx(16 * 48**2, rel=0.05)
 
 
 def test_referring_box_comes_from_the_answer_in_resized_pixels(causal, monkeypatch):
@@ -300,7 +313,7 @@ def test_referring_box_comes_from_the_answer_in_resized_pixels(causal, monkeypat
     answer_with(monkeypatch, causal, "<box><x_14><y_8><x_28><y_24></box>")
     prediction = causal.predict_dense(image, task="referring", text="the red ball")
     assert prediction.box == pytest.approx((14 * 50 / 56, 8 * 30 / 32, 28 * 50 / 56, 24 * 30 / 32))
-    assert prediction.mask.any() or prediction.scores.max() > 0
+    assert_same(prediction, causal.predict_dense(image, task="referring", box=prediction.box))
 
 
 @pytest.mark.parametrize("answer", ["no idea", "<box><x_1><y_2>", "<box><x_9><y_9><x_9><y_20></box>"])
@@ -401,6 +414,14 @@ def test_pictures_of_a_prediction(causal):
     unlabelled = prediction.segmentation.numpy() == -1
     assert (laid[unlabelled] == np.asarray(image)[unlabelled]).all()
     assert (laid[~unlabelled] == colors[~unlabelled]).all()
+    turned = image.transpose(PIL.Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # upright again, as it was seen
+    for scene in (turned, np.asarray(image)):
+        np.testing.assert_array_equal(np.asarray(prediction.overlay(scene, alpha=0.5)),
+                                      np.asarray(prediction.overlay(image, alpha=0.5)))  # fmt: skip
+    found = causal.predict_dense(image, task="referring", box=(5, 5, 40, 25))
+    black = (np.asarray(found.to_pil()) == 0).all(axis=-1)
+    np.testing.assert_array_equal(black, ~found.mask.numpy())
     with pytest.raises(ValueError, match="`field` must be one of"):
         prediction.to_pil("mask")
     with pytest.raises(ValueError, match="`alpha`"):
@@ -435,6 +456,8 @@ def test_pictures_of_a_prediction(causal):
         (ValueError, "`labels` is empty", {"task": "open_set"}),
         (ValueError, "`refine` must", {"task": "segmentation", "labels": ["cat"], "refine": "median"}),
         (ValueError, "`refine` must", {"task": "depth", "refine": "crf"}),
+        (ValueError, "`return_logits`", {"task": "open_set", "labels": ["cat"], "return_logits": True}),
+        (ValueError, "`depth_range` must be one of", {"labels": LABELS, "depth_range": "moon"}),
         (Exception, "max_num_patches", {"labels": LABELS, "max_num_patches": 1}),
     ],
 )
@@ -477,6 +500,40 @@ def test_a_processor_of_another_model_is_refused(causal):
     ):
         with pytest.raises(ValueError, match=f"does not belong to this model: its `{name}`"):
             causal.predict_dense(image, labels=LABELS, processor=other)
+
+
+def test_a_processor_given_for_one_call_is_that_of_this_call(causal, processor):
+    other = make_processor()
+    other.referring_crop_size = 64
+    causal.predict_dense(make_image(16, 16), labels=LABELS, processor=other)
+    assert causal.get_processor() is processor
+
+
+def test_ranges_by_default_must_agree(processor):
+    model = make_model(processor)
+    model.config.default_depth_range = "road"
+    with pytest.raises(ValueError, match="its `default_depth_range` is room, not road"):
+        model.predict_dense(make_image(16, 16), task="depth", processor=processor)
+
+
+def test_numbers_and_boxes_of_any_kind(causal):
+    image = make_image(30, 50)
+    expected = causal.predict_dense(image, labels=LABELS, scale=2.0)
+    assert_same(causal.predict_dense(image, labels=LABELS, scale=2), expected)
+    assert_same(causal.predict_dense(image, labels=LABELS, scale=None), causal.predict_dense(image, labels=LABELS))
+    road = {"task": "depth", "depth_range": "road"}
+    expected = causal.predict_dense(image, focal_length=80.0, **road)
+    for value in (80, np.float32(80), torch.tensor(80.0)):
+        assert_same(causal.predict_dense(image, focal_length=value, **road), expected)
+    expected = causal.predict_dense(image, task="referring", box=(5.0, 6.0, 30.0, 25.0))
+    for box in (torch.tensor([5.0, 6, 30, 25]), np.array([5, 6, 30, 25]), tuple(np.array([5, 6, 30, 25]))):
+        assert_same(causal.predict_dense(image, task="referring", box=box), expected)
+    for boxes in (torch.tensor([[5.0, 6, 30, 25]] * 2), [np.array([5, 6, 30, 25])] * 2):
+        for found in causal.predict_dense(image, task="referring", box=boxes):
+            assert_same(found, expected)
+    sizes = torch.tensor([[8, 9], [10, 11]])
+    found = causal.predict_dense([image] * 2, labels=LABELS, target_sizes=sizes)
+    assert [tuple(own.segmentation.shape) for own in found] == [(8, 9), (10, 11)]
 
 
 def test_a_tokenizer_with_a_larger_vocabulary_is_refused(causal):

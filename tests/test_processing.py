@@ -343,6 +343,25 @@ def test_saved_and_loaded_is_the_same(tmp_path):
 # ---- answers ----
 
 
+def test_classification_takes_whole_words_first(processor):
+    find = processor.post_process_classification
+    assert find("The category of this image is dog.", ["cat", "dog"])["label"] == "dog"
+    assert find("Cats and dogs", ["dog", "cat"])["label"] == "cat"  # no word alone
+    assert find("a dining table", ["table", "dining table"])["label"] == "dining table"
+    assert find("C++ code", ["c++", "c"])["label"] == "c++"
+    assert find("none", ["cat"])["label"] is None
+    _, parse = processor.answer_task("classification", ["cat", " red  ball"])
+    assert parse("It is a red ball")["label"] == "red ball"
+
+
+def test_the_vocabulary_is_looked_through_once(processor, monkeypatch):
+    """Tokenizers make the dict of their vocabulary anew each time: of 280,000 tokens and 1,000 bins, for minutes."""
+    fresh, calls = make_processor(), []
+    vocabulary = fresh.tokenizer.get_vocab()
+    monkeypatch.setattr(fresh.tokenizer, "get_vocab", lambda: calls.append(0) or vocabulary)
+    assert fresh.depth_token_ids == processor.depth_token_ids and len(calls) == 1
+
+
 def test_parse_refs():
     text = "The target categories include <ref>Road</ref><ref> traffic  light</ref> and <ref>road</ref><ref>cut"
     assert parse_refs(text) == ["road", "traffic light"]

@@ -275,6 +275,21 @@ def test_colors_have_names_where_they_are_clear(color, name):
     assert language.color_name(half) is None
 
 
+def test_rooms_are_not_rendered_into_two_files(tmp_path, capsys):
+    first = render.FIRST_SEEDS["train"]
+    (tmp_path / "out/data").mkdir(parents=True)
+    (tmp_path / f"out/data/train-{first:07d}-{first + 60:07d}.parquet").touch()
+    words = ["--output_dir", str(tmp_path / "out"), "--furniture", str(tmp_path)]
+    for rooms, first_room, message in (
+        (100, 0, "has some of these rooms"),
+        (60, 0, "furniture"),
+        (60, 60, "furniture"),
+    ):
+        with pytest.raises(SystemExit):
+            render.main([*words, "--rooms", str(rooms), "--first_room", str(first_room)])
+        assert message in capsys.readouterr().err
+
+
 def test_missing_furniture_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         render.main(["--output_dir", str(tmp_path / "out"), "--furniture", str(tmp_path), "--rooms", "1"])

@@ -15,7 +15,8 @@ r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a
 
     python examples/rooms/publish.py --trained out/rooms/trained --rooms 2400 --output_dir checkpoints/densemllm-rooms
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data out/rooms/data --split test \
-        --depth_scale 0.002 --task segmentation depth referring class_list --update_card
+        --depth_scale 0.002 --task segmentation depth referring class_list --update_card --data_name rooms
+    python examples/rooms/gallery.py --data out/rooms/data --split test --out checkpoints/densemllm-rooms/gallery.png
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
@@ -84,10 +86,7 @@ has. The commands stand in `examples/rooms/README.md`.
 
 def draw_curve(history: list[dict], path: Path) -> None:
     """The losses; a gap where one run ended and the next began."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt.switch_backend("Agg")
 
     rows = [row for row in history if "ntp_m_loss" in row]
     figure, axes = plt.subplots(figsize=(6, 3))

@@ -235,13 +235,18 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("rooms", "height", "width", "workers", "rooms_per_shard"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    first = FIRST_SEEDS[args.split] + args.first_room
+    shards = range(first, first + args.rooms, args.rooms_per_shard)
+    wanted = {(start, min(start + args.rooms_per_shard, first + args.rooms)) for start in shards}
+    for file in (args.output_dir / "data").glob(f"{args.split}-*.parquet"):
+        start, end = (int(part) for part in file.stem.split("-")[-2:])
+        if (start, end) not in wanted and any(start < other[1] and other[0] < end for other in wanted):
+            parser.error(f"{file} has some of these rooms already: delete it, or take another folder")
     try:
         models = read_splits(args.furniture)
     except FileNotFoundError as error:
         parser.error(str(error))
     (args.output_dir / "data").mkdir(parents=True, exist_ok=True)
-    first = FIRST_SEEDS[args.split] + args.first_room
-    shards = range(first, first + args.rooms, args.rooms_per_shard)
     started, views = time.perf_counter(), 0
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.workers, _start_worker, (args.split, args.furniture)) as pool:
@@ -254,7 +259,8 @@ def main(arguments: list[str] | None = None) -> None:
             for own in pool.imap(partial(_work, height=args.height, width=args.width), range(start, end), chunksize=2):
                 rows += own
             temporary = file.with_suffix(".partial")
-            Dataset.from_list(rows, features=FEATURES).to_parquet(str(temporary))
+            columns = {name: [row[name] for row in rows] for name in FEATURES}  # of no rows, too
+            Dataset.from_dict(columns, features=FEATURES).to_parquet(str(temporary))
             os.replace(temporary, file)
             views += len(rows)
     seconds = time.perf_counter() - started
