@@ -88,7 +88,7 @@ def test_collator_puts_the_prompt_of_a_known_camera_before_the_image(processor):
 
 def test_prompt_of_a_known_camera_is_learned_beside_other_annotations(processor):
     """`predict_dense` asks for that depth with the prompt, and for classes without it."""
-    sample, camera = make_samples(1)[0], {"depth_range": "camera"}
+    sample, camera = make_samples(2)[1], {"depth_range": "camera"}
     collator = DenseCollator(processor, ID2LABEL)
     depth, classes = collator.entries(sample | camera)
     assert set(depth[1]) == {"depth", "depth_range", "focal_length"} and "depth of the camera" in depth[2][0]
