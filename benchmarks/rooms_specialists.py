@@ -16,7 +16,8 @@ r"""Specialists on the Rooms data, for the same time as the small DenseMLLM: Seg
     python benchmarks/rooms_specialists.py --data out/rooms/data --minutes 60 --output_dir out/rooms/specialists
 
 Both are transformers' own models at their smallest geometry (mix transformer B0, 3.7 million parameters), from random
-weights, with the same samples, augmentation and metrics as `train_hf.py examples/rooms/train.yaml`. Depth is learned
+weights, with the same rooms, optimiser and metrics as `train_hf.py examples/rooms/train.yaml` and its augmentation,
+cropped to one size. Depth is learned
 as it would be at the focal length at which DenseMLLM sees the rooms, and turned back. Each is trained for `--minutes`:
 half of what DenseMLLM took for both tasks gives the two together the same time on the same machine. With
 `--output_dir`, the same command goes on where it was stopped. Both are measured on `--split`. Ends with one line of
