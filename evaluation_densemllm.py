@@ -15,6 +15,7 @@
 """Metrics of dense prediction, gathered over a data set image by image."""
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -34,22 +35,22 @@ CROPS = {
 BOUNDARY_WIDTH = 0.02  # share of the image's diagonal
 
 
-class _Metrics:
+class _Metrics(ABC):
     """Sums over images from which the metrics follow: `totals` of parts of a data set can be added up."""
 
     totals: torch.Tensor
 
+    @abstractmethod
     def count(self, prediction, reference) -> torch.Tensor:
         """What one image adds to `totals`."""
-        raise NotImplementedError
 
     def add(self, prediction, reference) -> None:
         """Add one image, in the form that [`count`] takes."""
         self.totals += self.count(prediction, reference)
 
+    @abstractmethod
     def compute(self, totals: torch.Tensor | None = None) -> dict:
         """The metrics of all images that were added, or of other `totals`."""
-        raise NotImplementedError
 
 
 class SegmentationMetrics(_Metrics):

@@ -17,11 +17,11 @@ r"""Specialists on the Rooms data, for the same time as the small DenseMLLM: Seg
 
 Both are transformers' own models at their smallest geometry (mix transformer B0, 3.7 million parameters), from random
 weights, with the same rooms, optimiser and metrics as `train_hf.py examples/rooms/train.yaml` and its augmentation,
-cropped to one size. Depth is learned
-as it would be at the focal length at which DenseMLLM sees the rooms, and turned back. Each is trained for `--minutes`:
-half of what DenseMLLM took for both tasks gives the two together the same time on the same machine. With
-`--output_dir`, the same command goes on where it was stopped. Both are measured on `--split`. Ends with one line of
-JSON: `mean_iou`, `delta1`, `abs_rel`, and the steps of each.
+cropped to one size. Depth is learned as it would be at the focal length at which DenseMLLM sees the rooms, and turned
+back. Each is trained for `--minutes`: half of what DenseMLLM took for both tasks gives the two together the same time
+on the same machine. With `--output_dir`, the same command goes on where it was stopped; with no more minutes than
+there were, it only measures, on any `--data` and `--split`. Ends with one line of JSON: `mean_iou`, `delta1`,
+`abs_rel`, `median_ratio` (predicted to true depth, the median view), and the steps of each.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(segmenter, measurer, rows, id2label: dict[int, str], depth_scale: float, size) -> dict:
-    classes, depth = SegmentationMetrics(len(id2label)), DepthMetrics()
+    classes, depth, ratios = SegmentationMetrics(len(id2label)), DepthMetrics(), []
     for row in tqdm(rows, desc="evaluating"):
         sample = read_sample(row, id2label=id2label, depth_scale=depth_scale)
         pixels = to_batch([sample], size)["pixel_values"]
@@ -178,7 +178,9 @@ def evaluate(segmenter, measurer, rows, id2label: dict[int, str], depth_scale: f
         classes.add(logits[0].argmax(dim=0), sample["segmentation"])
         metres = measurer(pixels).predicted_depth[0] * sample["focal_length"] / FOCAL_LENGTH
         depth.add(metres, sample["depth"])
-    return {**classes.compute(), **depth.compute()}
+        known = sample["depth"] > 0
+        ratios.append(float(np.median(metres.numpy()[known] / sample["depth"][known])))
+    return {**classes.compute(), **depth.compute(), "median_ratio": float(np.median(ratios))}
 
 
 def main() -> None:
@@ -221,7 +223,9 @@ def main() -> None:
     metrics = evaluate(segmenter, measurer, rows, id2label, args.depth_scale, size)
     for key, name in id2label.items():
         print(f"  {name:12}{metrics['per_label_iou'][key]:8.3f}")
-    results |= {name: metrics[name] for name in ("mean_iou", "pixel_accuracy", "delta1", "abs_rel", "rmse")}
+    results |= {
+        name: metrics[name] for name in ("mean_iou", "pixel_accuracy", "delta1", "abs_rel", "rmse", "median_ratio")
+    }
     print("\n" + json.dumps({name: round(value, 4) for name, value in results.items()}))
 
 
