@@ -96,7 +96,7 @@ class DenseTrainingArguments(TrainingArguments):
         self.accelerator_config.dispatch_batches = False
 
 
-class _SetEpoch(TrainerCallback):
+class SetEpoch(TrainerCallback):
     """Tell the data set its epoch: the loader's own call is lost behind a sampler that has one of its own."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
@@ -216,7 +216,7 @@ class DenseTrainer(Trainer):
                 )
         if self.args.n_gpu > 1:
             raise ValueError("packed images can't be split by DataParallel; use `torchrun` or `accelerate launch`")
-        self.add_callback(_SetEpoch())
+        self.add_callback(SetEpoch())
         if getattr(self.args, "early_stopping_patience", None) is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._staging = False
