@@ -17,11 +17,11 @@ r"""Specialists on the Rooms data, for the same time as the small DenseMLLM: Seg
 
 Both are transformers' own models at their smallest geometry (mix transformer B0, 3.7 million parameters), from random
 weights, with the same rooms, optimiser and metrics as `train_hf.py examples/rooms/train.yaml` and its augmentation,
-cropped to one size. Depth is learned as it would be at the focal length at which DenseMLLM sees the rooms, and turned
-back. Each is trained for `--minutes`: half of what DenseMLLM took for both tasks gives the two together the same time
-on the same machine. With `--output_dir`, the same command goes on where it was stopped; with no more minutes than
-there were, it only measures, on any `--data` and `--split`. Ends with one line of JSON: `mean_iou`, `delta1`,
-`abs_rel`, `median_ratio` (predicted to true depth, the median view), and the steps of each.
+cropped to one size. Depth is learned as a camera of one focal length would have it, and turned back. Each is trained
+for `--minutes`: half of what DenseMLLM took for both tasks gives the two together the same time on the same machine.
+With `--output_dir`, the same command goes on where it was stopped; with no more minutes than there were, it only
+measures, on any `--data` and `--split`. Ends with one line of JSON: `mean_iou`, `delta1`, `abs_rel`, `median_ratio`
+(predicted to true depth, the median view), and the steps of each.
 """
 
 import argparse
@@ -58,7 +58,7 @@ from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
 from densemllm.trainer_densemllm import MuonWithAdamW
 
 
-FOCAL_LENGTH = 144.0  # pixels, of `DEPTH_RANGES` in examples/rooms/make_model.py
+FOCAL_LENGTH = 144.0  # pixels, of the camera whose depth is learned
 MEAN, STD = 0.45, 0.225
 WEIGHT_DECAY = 0.05
 

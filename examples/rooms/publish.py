@@ -13,7 +13,8 @@
 # limitations under the License.
 r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a model card, the log and its curve.
 
-    python examples/rooms/publish.py --trained out/rooms/trained --rooms 2400 --output_dir checkpoints/densemllm-rooms
+    python examples/rooms/publish.py --trained out/rooms/pretrained/work out/rooms/trained --rooms 2400 2400 \
+        --output_dir checkpoints/densemllm-rooms
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data out/rooms/data --split test \
         --depth_scale 0.002 --task segmentation depth referring class_list --update_card --data_name rooms
     python examples/rooms/gallery.py --data out/rooms/data --split test --out checkpoints/densemllm-rooms/gallery.png
@@ -73,27 +74,28 @@ things are missed: a cell has one class. Its words are those of the training que
 On the Rooms data (`examples/rooms` of densemllm, rendered from furniture under CC-BY-3.0 and CC0, see its credits), on
 two CPU cores in bfloat16, for {minutes:.0f} minutes: {samples:,} samples, {steps:,} steps, one run after the other:
 
-| run | steps | samples a step | training rooms | peak learning rate of Muon |
-|---|---|---|---|---|
+| run | what learns | steps | samples a step | training rooms | peak learning rate of Muon |
+|---|---|---|---|---|---|
 {runs}
 
-Classes, depth, masks and text are learned together. The validation and test rooms have furniture that no training room
+The tower learns classes and depth of its patches first; then classes, depth, masks and text are learned together. The
+validation and test rooms have furniture that no training room
 has. The commands stand in `examples/rooms/README.md`.
 
-![Losses over the steps](training.png)
+![Losses of the whole model over the steps](training.png)
 """
 
 
 def draw_curve(history: list[dict], path: Path) -> None:
-    """The losses; a gap where one run ended and the next began."""
+    """The losses of the whole model; a gap where one run ended and the next began."""
     plt.switch_backend("Agg")
 
     rows = [row for row in history if "ntp_m_loss" in row]
     figure, axes = plt.subplots(figsize=(6, 3))
     for name, color in (("ntp_m_loss", "C0"), ("text_loss", "C1")):
-        for run in range(rows[-1]["run"] + 1):
+        for number, run in enumerate(sorted({row["run"] for row in rows})):
             own = [row for row in rows if row["run"] == run]
-            label = name if run == 0 else None
+            label = name if number == 0 else None
             axes.plot([row["step"] for row in own], [row[name] for row in own], color=color, label=label)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
@@ -132,7 +134,8 @@ def main() -> None:
         own, batch = state["log_history"], state["train_batch_size"]
         history += [{**row, "run": run, "step": row["step"] + steps} for row in own]
         rate = max(row["learning_rate"] for row in own if "learning_rate" in row)
-        runs.append(f"| {run + 1} | {state['global_step']:,} | {batch} | {rooms:,} | {rate:.2g} |")
+        learns = "the whole model" if any("ntp_m_loss" in row for row in own) else "the tower"
+        runs.append(f"| {run + 1} | {learns} | {state['global_step']:,} | {batch} | {rooms:,} | {rate:.2g} |")
         seconds += sum(row.get("train_runtime", 0) for row in own)
         samples, steps = samples + batch * state["global_step"], steps + state["global_step"]
     model = DenseMLLMForConditionalGeneration.from_pretrained(args.trained[-1], dtype=torch.bfloat16).eval()
