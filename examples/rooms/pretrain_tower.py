@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that render.py wrote")
     parser.add_argument("--output_dir", type=Path, required=True, help="where model and processor are saved")
     parser.add_argument("--max_steps", type=int, default=3000)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=16, help="of each process")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of AdamW")
     parser.add_argument("--muon_learning_rate", type=float, default=5e-3)
     parser.add_argument("--depth_scale", type=float, default=0.002, help="metres a unit of the data's depth")
@@ -140,6 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     training_args = TrainingArguments(
         output_dir=str(work), max_steps=args.max_steps, per_device_train_batch_size=args.batch_size, bf16=True,
         lr_scheduler_type="cosine", warmup_steps=100, max_grad_norm=1.0, dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
         remove_unused_columns=False, logging_steps=50, save_steps=100, save_total_limit=1, report_to="none",
         seed=args.seed, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
@@ -151,8 +152,9 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     trainer.save_state()
-    model.save_pretrained(args.output_dir)
-    processor.save_pretrained(args.output_dir)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(args.output_dir)
+        processor.save_pretrained(args.output_dir)
 
 
 if __name__ == "__main__":

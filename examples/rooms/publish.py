@@ -55,7 +55,7 @@ model.query("room.jpg", "How many chairs are there?", focal_length=200.0)
 ```
 
 `focal_length` is that of the picture in pixels: the model sees each at {focal:.0f}. Without it, the picture is taken
-for one of that focal length, and should be some 200 pixels wide (`scale=200 / width` reads a larger one so, which
+for one of that focal length, and should be some 230 pixels wide (`scale=230 / width` reads a larger one so, which
 pipelines need too). Referred objects are found in one pass, with the expression before the picture
 (`referring_prompt` of the processor).
 
