@@ -14,7 +14,7 @@
 r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a model card, the log and its curve.
 
     python examples/rooms/publish.py --trained out/rooms/pretrained/work out/rooms/trained --rooms 2400 2400 \
-        --output_dir checkpoints/densemllm-rooms
+        --processes 2 2 --output_dir checkpoints/densemllm-rooms
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data out/rooms/data --split test \
         --depth_scale 0.002 --task segmentation depth referring class_list --update_card --data_name rooms
     python examples/rooms/gallery.py --data out/rooms/data --split test --out checkpoints/densemllm-rooms/gallery.png
@@ -120,18 +120,22 @@ def main() -> None:
         "--trained", type=Path, nargs="+", required=True, help="folders of the runs, the last one last"
     )
     parser.add_argument("--rooms", type=int, nargs="+", required=True, help="training rooms of each run")
+    parser.add_argument("--processes", type=int, nargs="+", help="of each run; one where left out")
     parser.add_argument("--minutes", type=float, help="of all runs; what the logs say where left out")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
     if len(args.rooms) != len(args.trained):
         raise SystemExit(f"--rooms must have a number for each of {len(args.trained)} runs, got {args.rooms}")
+    processes = args.processes or [1] * len(args.trained)
+    if len(processes) != len(args.trained):
+        raise SystemExit(f"--processes must have a number for each of {len(args.trained)} runs, got {processes}")
     card_path = args.output_dir / "README.md"
     if card_path.is_file() and "model-index" in (metadata_load(card_path) or {}):
         raise SystemExit(f"{card_path} has results of other weights: remove it first")
     history, runs, samples, steps, seconds = [], [], 0, 0, 0.0
-    for run, (folder, rooms) in enumerate(zip(args.trained, args.rooms, strict=True)):
+    for run, (folder, rooms, count) in enumerate(zip(args.trained, args.rooms, processes, strict=True)):
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        own, batch = state["log_history"], state["train_batch_size"]
+        own, batch = state["log_history"], state["train_batch_size"] * count
         history += [{**row, "run": run, "step": row["step"] + steps} for row in own]
         rate = max(row["learning_rate"] for row in own if "learning_rate" in row)
         learns = "the whole model" if any("ntp_m_loss" in row for row in own) else "the tower"
