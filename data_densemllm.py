@@ -637,7 +637,7 @@ class DenseCollator:
     Args:
         processor: of the model.
         id2label, depth_range: see [`DenseSource`], for samples that don't bring their own.
-        candidates: see `DenseMLLMProcessor.encode_annotations`.
+        candidates, min_label_share: see `DenseMLLMProcessor.encode_annotations`.
     """
 
     def __init__(
@@ -646,11 +646,12 @@ class DenseCollator:
         id2label: dict[int, str] | None = None,
         depth_range: str | None = None,
         candidates: str = "vocabulary",
+        min_label_share: float = 0.0,
     ):
         self.processor = processor
         self.id2label = None if id2label is None else processor.normalize_labels(id2label)
         self.depth_range = depth_range
-        self.candidates = candidates
+        self.candidates, self.min_label_share = candidates, min_label_share
         self._vocabulary = processor.tokenizer.get_vocab()
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
@@ -679,7 +680,7 @@ class DenseCollator:
             "labels": pad(labels, padding_value=-100),
             "pixel_values": torch.as_tensor(np.asarray(inputs["pixel_values"])),
             "image_grid_thw": grid,
-            **processor.encode_annotations(list(annotations), grid, self.candidates),
+            **processor.encode_annotations(list(annotations), grid, self.candidates, self.min_label_share),
         }
 
     def entries(self, sample: dict) -> list[tuple[PIL.Image.Image, dict, list[str]]]:

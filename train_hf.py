@@ -107,6 +107,9 @@ class DataArguments:
     candidates: str = field(
         default="vocabulary", metadata={"help": "negatives of a segmentation: vocabulary, or labels only"}
     )
+    min_label_share: float = field(
+        default=0.0, metadata={"help": "share of a cell that a class, or the foreground, needs to be a label of it"}
+    )
     max_corrupt_share: float = field(default=0.01, metadata={"help": "share of unreadable rows that is put up with"})
     random_scale: list[float] | None = field(
         default=None, metadata={"help": "augmentation: lowest and highest factor"}
@@ -267,7 +270,9 @@ def main(arguments: list[str] | None = None) -> dict:
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        data_collator=DenseCollator(processor, candidates=data_args.candidates),
+        data_collator=DenseCollator(
+            processor, candidates=data_args.candidates, min_label_share=data_args.min_label_share
+        ),
         processing_class=processor,
     )
     resume = args.resume_from_checkpoint

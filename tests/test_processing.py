@@ -183,13 +183,16 @@ def sets(encoded):
     return targets, [own[0] if len(own) == 1 else own for own in annotated]
 
 
-def brute_force(values, label_ids, ignored, grid, cell=8):
+def brute_force(values, label_ids, ignored, grid, share=0.0, cell=8):
     """The labels that occur in each cell of the resized map."""
     values = nearest_resize(values, int(grid[0, 1]) * 4, int(grid[0, 2]) * 4)
     found = []
     for top in range(0, values.shape[0], cell):
         for left in range(0, values.shape[1], cell):
-            inside = set(np.unique(values[top : top + cell, left : left + cell]).tolist()) - {ignored}
+            window = values[top : top + cell, left : left + cell]
+            keys, counts = np.unique(window[window != ignored], return_counts=True)
+            needed = min(share * counts.sum(), max(counts, default=0))
+            inside = {key for key, count in zip(keys.tolist(), counts, strict=True) if count >= needed}
             found.append({i for key in inside for i in label_ids[key]})
     return found
 
@@ -199,8 +202,9 @@ def brute_force(values, label_ids, ignored, grid, cell=8):
     seed=st.integers(0, 10**6),
     size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     candidates=st.sampled_from(["vocabulary", "labels"]),
+    share=st.sampled_from([0.0, 0.25, 0.6, 1.0]),
 )
-def test_segmentation_targets_are_the_labels_of_each_cell(seed, size, candidates):
+def test_segmentation_targets_are_the_labels_of_each_cell(seed, size, candidates, share):
     processor = PROCESSOR
     names = {0: "wall", 3: "red ball", 4: "floor", 9: "a red cup"}  # two share a sub-word
     generator = np.random.default_rng(seed)
@@ -208,9 +212,9 @@ def test_segmentation_targets_are_the_labels_of_each_cell(seed, size, candidates
     values = values[: size[0], : size[1]].astype(np.uint8)
     grid = grid_of(processor, *size)
     annotation = {"segmentation": values, "id2label": names}
-    targets, annotated = sets(encoded := processor.encode_annotations([annotation], grid, candidates))
+    targets, annotated = sets(encoded := processor.encode_annotations([annotation], grid, candidates, share))
     ids = dict(zip(names, processor.label_token_ids(names), strict=True))
-    assert targets == brute_force(values, ids, 255, grid)
+    assert targets == brute_force(values, ids, 255, grid, share)
     assert encoded["dense_targets"].shape[1] <= sum(len(v) for v in ids.values())
     tokenizer = processor.tokenizer
     own = {i for label in ids.values() for i in label}
@@ -239,6 +243,18 @@ def test_mask_targets_are_foreground_and_background(processor):
     background, foreground = processor.foreground_token_ids
     assert targets == [{background}, {background, foreground}, {foreground}] * 2
     assert annotated == [{background, foreground}] * 6
+    mask[:, 11] = True
+    targets, _ = sets(processor.encode_annotations([{"mask": mask}], grid_of(processor, 16, 24), min_label_share=0.5))
+    assert targets == [{background}, {foreground}, {foreground}] * 2
+
+
+def test_a_share_of_a_cell_is_checked_and_not_asked_of_depth(processor):
+    grid = grid_of(processor, 8, 8)
+    with pytest.raises(ValueError, match="min_label_share"):
+        processor.encode_annotations([{}], grid, min_label_share=1.5)
+    annotation = {"depth": np.linspace(1, 7, 64, dtype=np.float32).reshape(8, 8), "depth_range": "room"}
+    every, most = (processor.encode_annotations([annotation], grid, min_label_share=share) for share in (0.0, 0.9))
+    assert torch.equal(every["dense_targets"], most["dense_targets"])
 
 
 def test_what_is_not_annotated_is_never_a_candidate(processor):
