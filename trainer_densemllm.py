@@ -127,6 +127,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
         self._share()
 
+    @classmethod
+    def of_parameters(
+        cls, muon: list, decayed: list, others: list, learning_rate: float, muon_learning_rate: float,
+        weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+    ) -> "MuonWithAdamW":  # fmt: skip
+        """Muon for the matrices `muon`, AdamW for the other two; `others` without weight decay."""
+        return cls(
+            [{"params": muon, "lr": muon_learning_rate, "weight_decay": weight_decay}],
+            [
+                {"params": decayed, "lr": learning_rate, "weight_decay": weight_decay},
+                {"params": others, "lr": learning_rate, "weight_decay": 0.0},
+            ],
+            betas,
+            eps,
+        )
+
     def _share(self) -> None:
         # The very groups of both: a scheduler that sets a rate here sets it there.
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
@@ -336,15 +352,10 @@ class DenseTrainer(Trainer):
                 inner = parameter.ndim == 2 and name in decayed and id(parameter) not in ends
                 groups["muon" if inner else "decayed" if name in decayed else "others"].append(parameter)
         args = self.args
-        return MuonWithAdamW(
-            [{"params": groups["muon"], "lr": args.muon_learning_rate, "weight_decay": args.weight_decay}],
-            [
-                {"params": groups[name], "lr": args.learning_rate, "weight_decay": decay}
-                for name, decay in (("decayed", args.weight_decay), ("others", 0.0))
-            ],
-            (args.adam_beta1, args.adam_beta2),
-            args.adam_epsilon,
-        )
+        return MuonWithAdamW.of_parameters(
+            **groups, learning_rate=args.learning_rate, muon_learning_rate=args.muon_learning_rate,
+            weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon,
+        )  # fmt: skip
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:

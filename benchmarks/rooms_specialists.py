@@ -109,15 +109,8 @@ def make_optimizer(model, learning_rate: float, muon_learning_rate: float) -> to
     groups = {"muon": [], "decayed": [], "others": []}
     for parameter in model.parameters():
         groups["muon" if parameter.ndim == 2 else "decayed" if parameter.ndim > 2 else "others"].append(parameter)
-    return MuonWithAdamW(
-        [{"params": groups["muon"], "lr": muon_learning_rate, "weight_decay": WEIGHT_DECAY}],
-        [
-            {"params": groups["decayed"], "lr": learning_rate, "weight_decay": WEIGHT_DECAY},
-            {"params": groups["others"], "lr": learning_rate, "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.999),
-        eps=1e-8,
-    )
+    rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
+    return MuonWithAdamW.of_parameters(**groups, **rates, weight_decay=WEIGHT_DECAY)
 
 
 def train(

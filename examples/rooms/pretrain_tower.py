@@ -102,15 +102,8 @@ def make_optimizer(model: TowerWithHeads, learning_rate: float, muon_learning_ra
     for parameter in model.parameters():
         matrix = "decayed" if id(parameter) in ends else "muon"
         groups[matrix if parameter.ndim == 2 else "others"].append(parameter)
-    return MuonWithAdamW(
-        [{"params": groups["muon"], "lr": muon_learning_rate, "weight_decay": WEIGHT_DECAY}],
-        [
-            {"params": groups["decayed"], "lr": learning_rate, "weight_decay": WEIGHT_DECAY},
-            {"params": groups["others"], "lr": learning_rate, "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.98),
-        eps=1e-8,
-    )
+    rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
+    return MuonWithAdamW.of_parameters(**groups, **rates, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
 
 
 def main(arguments: list[str] | None = None) -> None:
