@@ -108,7 +108,7 @@ FREE_OPTIONS = (
 CARD_OPTIONS = {
     "all": {"limit": None, "scale": None, "max_num_patches": None, "depth_range": None},
     "segmentation": {"refine": None},
-    "depth": {"min_depth": None, "max_depth": None, "crop": "none", "depth_average": "pixels"},
+    "depth": {"min_depth": None, "max_depth": None, "crop": "none", "depth_average": "pixels", "depth_align": "none"},
 }
 OUTPUTS = ("results.json", "results.md", "confusion.png", "cases.png")
 FINGERPRINT_ROWS = 100
@@ -136,6 +136,9 @@ class EvaluationArguments:
     )
     depth_average: str = HfArg(
         default="pixels", help="pixels: all valid pixels weigh the same; images: all images, as is the custom on NYUv2"
+    )
+    depth_align: str = HfArg(
+        default="none", help="median: scale each predicted depth map so that its median is that of the reference"
     )
     scale: float | None = HfArg(default=None, help="factor on the images' size for a finer grid (the paper: ADE20K 4)")
     max_num_patches: int | None = HfArg(default=None, help="patches of an image at most; the processor's own number")
@@ -170,13 +173,15 @@ class EvaluationArguments:
             raise ValueError(f"`dtype` must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
         if self.update_card and not os.path.isdir(self.model):
             raise ValueError(f"`update_card` needs a `model` that is a local folder, got {self.model!r}")
-        self.make_metrics(1)  # names what of cap, crop and average can't be used
+        self.make_metrics(1)  # names what of cap, crop, average and align can't be used
 
     def make_metrics(self, num_labels: int) -> dict:
         """The accumulator of each task."""
         make = {
             "segmentation": lambda: SegmentationMetrics(num_labels, IGNORE_INDEX),
-            "depth": lambda: DepthMetrics(self.min_depth, self.max_depth, self.crop, self.depth_average),
+            "depth": lambda: DepthMetrics(
+                self.min_depth, self.max_depth, self.crop, self.depth_average, self.depth_align
+            ),
             "referring": ReferringMetrics,
             "class_list": ClassListMetrics,
         }

@@ -132,6 +132,8 @@ class DepthMetrics(_Metrics):
         crop: a name in `CROPS`: the part of the image that counts.
         average: `"pixels"`: every valid pixel of the data set weighs the same; `"images"`: every image with a valid
             pixel does, as is the custom on NYUv2 (RMSE is then the mean of the images' roots).
+        align: `"median"` multiplies each image's prediction by the ratio of the medians over its valid pixels, before
+            any clamping, for predictions whose scale means nothing (Zhou et al. 2017, arXiv 1704.07813, section 4.1).
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class DepthMetrics(_Metrics):
         max_depth: float | None = None,
         crop: str = "none",
         average: str = "pixels",
+        align: str = "none",
     ):
         low, high = 0.0 if min_depth is None else min_depth, math.inf if max_depth is None else max_depth
         if not 0 <= low < high:
@@ -150,7 +153,9 @@ class DepthMetrics(_Metrics):
             raise ValueError(f"`crop` must be one of {sorted(CROPS)}, got {crop!r}")
         if average not in ("pixels", "images"):
             raise ValueError(f"`average` must be 'pixels' or 'images', got {average!r}")
-        self.min_depth, self.max_depth, self.crop, self.average = low, high, crop, average
+        if align not in ("none", "median"):
+            raise ValueError(f"`align` must be 'none' or 'median', got {align!r}")
+        self.min_depth, self.max_depth, self.crop, self.average, self.align = low, high, crop, average, align
         # Images, the sum of their SILogs, weights, and the weighted sums of the other metrics.
         self.totals = torch.zeros(8, dtype=torch.float64)
 
@@ -168,8 +173,10 @@ class DepthMetrics(_Metrics):
         pixels = int(counted.sum())
         if not pixels:
             return torch.zeros_like(self.totals)
-        prediction = prediction[counted].clamp(max(self.min_depth, 1e-6), self.max_depth)
-        reference = reference[counted]
+        prediction, reference = prediction[counted], reference[counted]
+        if self.align == "median":
+            prediction = prediction * (reference.median() / prediction.median().clamp(min=1e-6))
+        prediction = prediction.clamp(max(self.min_depth, 1e-6), self.max_depth)
         ratio = torch.maximum(prediction / reference, reference / prediction)
         difference = (prediction - reference).abs()
         sums = [(ratio < 1.25**power).sum() for power in (1, 2, 3)]

@@ -295,6 +295,7 @@ def test_the_card_keeps_what_it_had(made, options, tmp_path):
         ({"crop": "middle"}, "`crop` must be one of"),
         ({"min_depth": 5, "max_depth": 4}, "`min_depth` and `max_depth`"),
         ({"depth_average": "rows"}, "`average` must be"),
+        ({"depth_align": "mean"}, "`align` must be"),
         ({"refine": "blur"}, "`refine` must be"),
         ({"dtype": "int8"}, "`dtype` must be"),
         ({"device": "cuda:99"}, "`device` 'cuda:99' can't be used"),

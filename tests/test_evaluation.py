@@ -126,6 +126,7 @@ def test_sizes_and_ids_are_checked():
         ({"max_depth": float("nan")}, "`min_depth` and `max_depth`"),
         ({"crop": "middle"}, "`crop` must be one of"),
         ({"average": "classes"}, "`average` must be"),
+        ({"align": "mean"}, "`align` must be"),
     ],
 )
 def test_depth_options_are_checked(kwargs, message):
@@ -267,6 +268,26 @@ def test_silog_by_hand():
     assert metrics.compute()["silog"] == pytest.approx(100 * (1 / 3 - 1 / 9) ** 0.5)
     metrics.add(torch.full((2, 2), 7.0), reference)  # a factor alone is no error
     assert metrics.compute()["silog"] == pytest.approx(50 * (1 / 3 - 1 / 9) ** 0.5)
+
+
+def test_aligned_medians_by_hand():
+    metrics = DepthMetrics(align="median", max_depth=10.0)
+    # The pixel without a reference has no part in the medians, 20 and 2 metres; 20 is above the limit only unscaled.
+    metrics.add(torch.tensor([[10.0, 20.0, 60.0, 0.1]]), torch.tensor([[1.0, 2.0, 4.0, 0.0]]))
+    result = metrics.compute()
+    assert result["abs_rel"] == pytest.approx((0 + 0 + 0.5) / 3)
+    assert result["delta1"] == pytest.approx(2 / 3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), factor=st.floats(0.01, 100))
+def test_a_factor_is_nothing_where_medians_are_aligned(seed, factor):
+    generator = torch.Generator().manual_seed(seed)
+    prediction, reference = (0.5 + torch.rand(2, 5, 7, generator=generator, dtype=torch.float64)).unbind()
+    as_it_is, scaled = DepthMetrics(align="median"), DepthMetrics(align="median")
+    as_it_is.add(prediction, reference)
+    scaled.add(factor * prediction, reference)
+    torch.testing.assert_close(scaled.totals, as_it_is.totals)
 
 
 def test_images_can_weigh_the_same():

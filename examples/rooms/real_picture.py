@@ -48,10 +48,11 @@ def main() -> None:
     model = DenseMLLMForConditionalGeneration.from_pretrained(args.model).eval()
     seen = model.predict_dense(image, task="depth", focal_length=FOCAL_LENGTH).predicted_depth.numpy()
     constant = np.full_like(seen, np.median(depth[known]))
-    scale = np.median(depth[known]) / np.median(seen[known])
     results = {}
-    for name, values in (("as it is", seen), ("scaled to the median", seen * scale), ("the median", constant)):
-        metric = DepthMetrics()
+    for name, values, align in (
+        ("as it is", seen, "none"), ("scaled to the median", seen, "median"), ("the median", constant, "none"),
+    ):  # fmt: skip
+        metric = DepthMetrics(align=align)
         metric.add(values, depth)
         results[name] = {key: round(metric.compute()[key], 3) for key in ("delta1", "abs_rel", "rmse")}
     if args.out is not None:

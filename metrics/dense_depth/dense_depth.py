@@ -26,6 +26,7 @@ Args:
     min_depth, max_depth: limits of the references that count, in metres; predictions are clamped to them.
     crop: "none", "eigen", "garg" or "nyu": the part of the image that counts.
     average: "pixels" or "images": what weighs the same.
+    align: "none", or "median": each image is scaled so that its median is that of the reference.
 Returns:
     `delta1`, `delta2`, `delta3`, `abs_rel`, `rmse` (metres) and `silog` (percent).
 """
@@ -41,8 +42,10 @@ class DenseDepth(evaluate.Metric):
             features=datasets.Features({"predictions": rows, "references": rows}),
         )
 
-    def _compute(self, predictions, references, min_depth=None, max_depth=None, crop="none", average="pixels"):
-        metrics = DepthMetrics(min_depth, max_depth, crop, average)
+    def _compute(
+        self, predictions, references, min_depth=None, max_depth=None, crop="none", average="pixels", align="none"
+    ):
+        metrics = DepthMetrics(min_depth, max_depth, crop, average, align)
         for prediction, reference in zip(predictions, references, strict=True):
             metrics.add(prediction, reference)
         return metrics.compute()
