@@ -318,21 +318,22 @@ def predict_batch(
     }
     options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
     results = []
-    # Samples with the same annotations and the same camera share a forward pass.
+    # Samples with the same annotations share a forward pass.
     groups: dict[tuple, list[int]] = {}
     for position, sample in enumerate(samples):
         there = [task for task in tasks if sample.get(columns.get(task, task)) is not None]
         for shared in (("segmentation", "depth"), ("referring",), ("class_list",)):
             shared = tuple(task for task in shared if task in there)
             if shared:
-                groups.setdefault((shared, sample.get("focal_length")), []).append(position)
-    for (shared, focal_length), positions in groups.items():
+                groups.setdefault(shared, []).append(position)
+    for shared, positions in groups.items():
         group = [samples[position] for position in positions]
         images = [sample["image"] for sample in group]
+        cameras = {"focal_length": [sample.get("focal_length") for sample in group], "depth_range": depth_range}
         if shared == ("class_list",):
             names = processor.normalize_labels(id2label)
             question = TASKS["segmentation"].question
-            encodings = model.encode_image(images, focal_length=focal_length, depth_range=depth_range, **options)
+            encodings = model.encode_image(images, **cameras, **options)
             for position, sample, encoded in zip(positions, group, encodings, strict=True):
                 answer = model.query(encoded, question, processor, stop_at=processor.mask_token)
                 present = present_values(np.asarray(sample["segmentation"])).tolist()
@@ -345,10 +346,9 @@ def predict_batch(
             task=shared,
             labels=id2label if "segmentation" in shared else None,
             text=[sample["expression"] for sample in group] if "referring" in shared else None,
-            depth_range=depth_range,
-            focal_length=focal_length,
             target_sizes=[np.asarray(sample[field]).shape for sample in group],
             refine=refine if "segmentation" in shared else None,
+            **cameras,
             **options,
         )
         for position, sample, prediction in zip(positions, group, predictions, strict=True):

@@ -81,10 +81,10 @@ class DensePredictionPipeline(Pipeline):
     def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:
         images, own = (_flat(model_inputs[name]) for name in ("images", "own"))
         options = {"task": "segmentation", "processor": self.processor, **options}
-        # Images that differ in one of these can't share a call: the model answers them one by one.
-        if any(own):
+        if len({frozenset(row) for row in own}) > 1:  # no one call has what only some of them have
             found = [self.model.predict_dense(image, **options | row) for image, row in zip(images, own, strict=True)]
         else:
+            options |= {name: [row[name] for row in own] for name in own[0]}
             found = self.model.predict_dense(images, batch_size=len(images), **options)
         return {"predictions": found}
 

@@ -201,7 +201,7 @@ class DensePredictionMixin:
         processor: DenseMLLMProcessor | None = None,
         batch_size: int = 8,
         use_cache: bool = True,
-        focal_length: float | None = None,
+        focal_length: "float | list[float | None] | None" = None,
         depth_range: str | None = None,
         **images_kwargs,
     ) -> "EncodedImage | list[EncodedImage]":
@@ -222,22 +222,30 @@ class DensePredictionMixin:
             one [`EncodedImage`], or a list for a list.
         """
         processor = self.get_processor(processor)
-        images_kwargs = with_focal_scale(images_kwargs, processor, focal_length, depth_range)
         single = not isinstance(images, (list, tuple))
-        pictures = [processor.image_processor.load_picture(image) for image in ([images] if single else images)]
-        encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, images_kwargs)
+        images = [images] if single else images
+        focal_lengths = _one_an_image(focal_length, len(images))
+        scaled = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
+        pictures = [processor.image_processor.load_picture(image) for image in images]
+        encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, scaled)
         return encoded[0] if single else encoded
 
     def _encode(self, pictures, prompt, processor, batch_size, use_cache, images_kwargs) -> list[EncodedImage]:
+        """[`encode_image`] of pictures with `images_kwargs`, one dict a picture."""
         encoded = []
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
-            inputs = processor.image_processor(batch, return_tensors="pt", **images_kwargs)
-            grid = inputs["image_grid_thw"]
+            inputs = [
+                processor.image_processor(picture, return_tensors="pt", **own)
+                for picture, own in zip(batch, images_kwargs[start : start + batch_size], strict=True)
+            ]
+            pixel_values, grid = (
+                torch.cat([own[name] for own in inputs]) for name in ("pixel_values", "image_grid_thw")
+            )
             features = self.model.get_image_features(
-                inputs["pixel_values"].to(self.device), grid.to(self.device), return_dict=True
+                pixel_values.to(self.device), grid.to(self.device), return_dict=True
             ).pooler_output
             merge_size = self.config.spatial_merge_size
             grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
@@ -379,7 +387,7 @@ class DensePredictionMixin:
         background: bool = False,
         threshold: float | None = None,
         depth_range: str | None = None,
-        focal_length: float | None = None,
+        focal_length: "float | list[float | None] | None" = None,
         target_sizes=None,
         refine: str | None = None,
         return_logits: bool = False,
@@ -403,8 +411,9 @@ class DensePredictionMixin:
             background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
             threshold: pixels of a segmentation whose score is lower become -1; those of `<OTHERS>` stay.
             depth_range: row of `config.depth_ranges`; the config's default where left out.
-            focal_length: of the image in pixels. In a range with a focal length of its own, the image is scaled to
-                that for every task, as far as the patch cap lets it, and depth is corrected for the rest.
+            focal_length: of the image in pixels; one, or one an image (`None` where it is unknown). In a range with a
+                focal length of its own, the image is scaled to that for every task, as far as the patch cap lets it,
+                and depth is corrected for the rest.
             target_sizes: `(height, width)` of the maps, or one an image; the images' own sizes where left out.
             refine: `"crf"` lets near pixels of like colour agree on their class, for segmentation; see [`refine_crf`].
             return_logits: keep the label logits on the grid of vision tokens; an open set has none.
@@ -438,23 +447,25 @@ class DensePredictionMixin:
             if row.label_set != "classes" or labels is not None
         }
         range_row = processor.get_depth_range(depth_range) if "depth" in tasks else {}
+        single = not isinstance(images, (list, tuple))
+        images = [images] if single else images
         images_kwargs = with_focal_scale(images_kwargs, processor, None, depth_range)
-        scaled = with_focal_scale(images_kwargs, processor, focal_length, depth_range)
+        focal_lengths = _one_an_image(focal_length, len(images))
+        scaled = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be in [0, 1], got {threshold}")
         box = _plain_boxes(box)
 
-        single = not isinstance(images, (list, tuple))
         entries = [
             entry if isinstance(entry, EncodedImage) else processor.image_processor.load_picture(entry)
-            for entry in ([images] if single else images)
+            for entry in images
         ]
         if "referring" in tasks and single:  # several objects of one picture
             asked = [value for value in (text, box) if isinstance(value, (list, tuple))]
             if _is_one_box(box):
                 asked = asked[:-1]
             if asked:
-                single, entries = False, entries * len(asked[0])
+                single, entries, scaled = False, entries * len(asked[0]), scaled * len(asked[0])
         sizes = [
             entry.image_size if isinstance(entry, EncodedImage) else (entry.height, entry.width) for entry in entries
         ]
@@ -465,16 +476,15 @@ class DensePredictionMixin:
             one = len(target_sizes) == 2 and not isinstance(target_sizes[0], (tuple, list))
             sizes = check_target_sizes([target_sizes] * len(entries) if one else target_sizes, len(entries))
 
-        options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
-        scaled = options | scaled
+        options = {"processor": processor, "batch_size": batch_size}
         if "referring" in tasks:
             predictions = self._predict_referring(
-                entries, sizes, text, box, label_ids["referring"], return_logits, options, scaled
+                entries, sizes, text, box, label_ids["referring"], return_logits, options, images_kwargs, scaled
             )
             return predictions[0] if single else predictions
         if "open_set" in tasks:
             predictions = self._predict_open_set(
-                entries, sizes, labels, label_ids["open_set"], threshold, options, scaled
+                entries, sizes, labels, label_ids["open_set"], threshold, options, images_kwargs, scaled
             )
             return predictions[0] if single else predictions
 
@@ -485,7 +495,7 @@ class DensePredictionMixin:
             prompt = range_row.get("prompt") or "" if is_depth else ""
             ask = rows[name].label_set == "classes" and labels is None
             if prompt not in encodings:
-                encodings[prompt] = self._encode_entries(entries, prompt, ask, scaled)
+                encodings[prompt] = self._encode_entries(entries, prompt, ask, scaled, **options)
             for index, encoded in enumerate(encodings[prompt]):
                 task_labels, ids = labels, label_ids.get(name)
                 own_background = background
@@ -498,7 +508,7 @@ class DensePredictionMixin:
                 logits = self.label_logits(encoded.hidden_states, ids).T.unflatten(1, encoded.grid)
                 fields = self._decode(name, logits, sizes[index], task_labels, encoded, processor, {
                     "background": own_background, "threshold": threshold, "depth_range": depth_range,
-                    "focal_length": focal_length, "refine": refine,
+                    "focal_length": focal_lengths[index], "refine": refine,
                 })  # fmt: skip
                 predictions[index].scores[name] = fields.pop("scores")
                 predictions[index].logits[name] = logits.cpu()
@@ -513,12 +523,14 @@ class DensePredictionMixin:
                 prediction.scores = prediction.scores[tasks[0]]
         return predictions[0] if single else predictions
 
-    def _encode_entries(self, entries, prompt, use_cache, options) -> list[EncodedImage]:
-        """Encode pictures; take encoded images as they are, or start from their vision tokens for another prompt."""
-        options = dict(options)
-        processor, batch_size = options.pop("processor"), options.pop("batch_size")
-        pictures = [entry for entry in entries if not isinstance(entry, EncodedImage)]
-        fresh = iter(self._encode(pictures, prompt, processor, batch_size, use_cache, options))
+    def _encode_entries(
+        self, entries, prompt, use_cache, images_kwargs, processor, batch_size
+    ) -> list[EncodedImage]:  # fmt: skip
+        """Encode pictures with `images_kwargs`, one dict an entry. Encoded images are taken as they are; for another
+        prompt, it starts from their vision tokens."""
+        fresh = [place for place, entry in enumerate(entries) if not isinstance(entry, EncodedImage)]
+        pictures, own_kwargs = ([values[place] for place in fresh] for values in (entries, images_kwargs))
+        fresh = iter(self._encode(pictures, prompt, processor, batch_size, use_cache, own_kwargs))
         encoded = []
         for entry in entries:
             if not isinstance(entry, EncodedImage):
@@ -549,11 +561,11 @@ class DensePredictionMixin:
         return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in fields.items()}
 
     def _predict_referring(
-        self, entries, sizes, text, box, label_ids, return_logits, options, scaled
+        self, entries, sizes, text, box, label_ids, return_logits, options, images_kwargs, scaled
     ) -> list[DensePrediction]:
         """Ground the expression to a box, draw it, crop around it, and read foreground against background there; or
-        read them off the whole picture, where the processor has a `referring_prompt`. `scaled` are the options for
-        whole pictures."""
+        read them off the whole picture, where the processor has a `referring_prompt`. `images_kwargs` are for crops,
+        `scaled` for the whole pictures, one dict an entry."""
         processor = options["processor"]
         texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(entries)
         boxes = [box] * len(entries) if box is None or _is_one_box(box) else list(box)
@@ -567,20 +579,20 @@ class DensePredictionMixin:
                 raise ValueError(f"`text` must be an expression where no `box` is given, got {own_text!r}")
 
         predictions, pairs = [], []
-        for entry, own_text, own_box, size in zip(entries, texts, boxes, sizes, strict=True):
+        for entry, own_text, own_box, size, own_kwargs in zip(entries, texts, boxes, sizes, scaled, strict=True):
             prediction = DensePrediction()
             picture = entry.image if isinstance(entry, EncodedImage) else entry
             if own_box is not None:
                 own_box = check_box(own_box, picture.size)
             elif processor.referring_prompt is not None:
                 prompt = processor.referring_prompt.replace("{text}", own_text.strip())
-                encoded = self._encode_entries([entry], prompt, False, scaled)[0]
+                encoded = self._encode_entries([entry], prompt, False, [own_kwargs], **options)[0]
                 logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
                 fields = self._decode("referring", logits, size, None, encoded, processor, {})
                 prediction.mask, prediction.scores = fields["mask"], fields["scores"]
                 prediction.logits = logits.cpu() if return_logits else None
             else:
-                encoded = self._encode_entries([entry], "", True, scaled)[0]
+                encoded = self._encode_entries([entry], "", True, [own_kwargs], **options)[0]
                 question = get_task("referring").question.format(text=own_text.strip())
                 prediction.text = self.query(encoded, question, processor, max_new_tokens=32)
                 own_box = self._grounded_box(prediction.text, encoded)
@@ -588,7 +600,7 @@ class DensePredictionMixin:
             predictions.append(prediction)
             if own_box is not None:
                 pairs.append((picture, own_box))
-        found = self._segment_boxes(pairs, label_ids, options)
+        found = self._segment_boxes(pairs, label_ids, images_kwargs, **options)
         for prediction, entry, size in zip(predictions, entries, sizes, strict=True):
             if prediction.mask is not None:
                 continue
@@ -602,17 +614,15 @@ class DensePredictionMixin:
         return predictions
 
     def _segment_boxes(
-        self, pairs: list[tuple[PIL.Image.Image, tuple]], label_ids, options
+        self, pairs: list[tuple[PIL.Image.Image, tuple]], label_ids, images_kwargs, processor, batch_size
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """The core target of each box of a picture: foreground (0 or 1) and its chance, `float32 [height, width]` of
         the picture, and the logits of the crop; `batch_size` crops a forward pass."""
-        processor, batch_size = options["processor"], options["batch_size"]
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
             crops, places = zip(*(crop_box(*pair, processor.referring_crop_size) for pair in batch), strict=True)
-            for (picture, _), encoded, (x0, y0, x1, y1) in zip(
-                batch, self._encode_entries(list(crops), "", False, options), places, strict=True
-            ):
+            encodings = self._encode(crops, "", processor, batch_size, False, [images_kwargs] * len(crops))
+            for (picture, _), encoded, (x0, y0, x1, y1) in zip(batch, encodings, places, strict=True):
                 logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
                 fields = self._decode("referring", logits, encoded.image_size, None, encoded, processor, {})
                 mask, scores = (torch.zeros(picture.height, picture.width) for _ in range(2))
@@ -621,7 +631,7 @@ class DensePredictionMixin:
                 yield mask, scores, logits.cpu()
 
     def _predict_open_set(
-        self, entries, sizes, labels, label_ids, threshold, options, scaled
+        self, entries, sizes, labels, label_ids, threshold, options, images_kwargs, scaled
     ) -> list[DensePrediction]:
         """Detect the boxes of each class, and segment the core target of each box (paper, section on decoding)."""
         processor = options["processor"]
@@ -629,7 +639,7 @@ class DensePredictionMixin:
         keys = {name: key for key, name in names.items()}
         question = get_task("open_set").question.format(text=",".join(names.values()))
         predictions, pairs = [], []
-        for encoded in self._encode_entries(entries, "", True, scaled):
+        for encoded in self._encode_entries(entries, "", True, scaled, **options):
             answer = self.query(encoded, question, processor, max_new_tokens=1024)
             found = processor.post_process_detection(answer, encoded.image_size, self._resized_size(encoded))
             boxes = [
@@ -639,7 +649,7 @@ class DensePredictionMixin:
             ]
             predictions.append((encoded, DensePrediction(text=answer, labels=names), boxes))
             pairs += [(encoded.image, box) for _, box in boxes]
-        masks = self._segment_boxes(pairs, label_ids, options)
+        masks = self._segment_boxes(pairs, label_ids, images_kwargs, **options)
         for (encoded, prediction, boxes), size in zip(predictions, sizes, strict=True):
             instances = []
             for key, box in boxes:
@@ -682,7 +692,7 @@ class DensePredictionMixin:
         prompt: str | None = None,
         processor: DenseMLLMProcessor | None = None,
         max_new_tokens: int = 1024,
-        focal_length: float | None = None,
+        focal_length: "float | list[float | None] | None" = None,
         depth_range: str | None = None,
         **kwargs,
     ) -> "dict | list[dict]":
@@ -709,9 +719,10 @@ class DensePredictionMixin:
         processor = self.get_processor(processor)
         question, parse = processor.answer_task(task, text, prompt)
         single = not isinstance(images, (list, tuple))
-        camera = {"focal_length": focal_length, "depth_range": depth_range}
+        images = [images] if single else images
         results = []
-        for image in [images] if single else images:
+        for image, own in zip(images, _one_an_image(focal_length, len(images)), strict=True):
+            camera = {"focal_length": own, "depth_range": depth_range}
             is_encoded = isinstance(image, EncodedImage)
             encoded = image if is_encoded else self.encode_image(image, processor=processor, **camera)
             answer = self.query(encoded, question, processor, max_new_tokens, **kwargs)
@@ -722,6 +733,16 @@ class DensePredictionMixin:
         """The first box of an answer in pixels of the image; `None` if there is none."""
         boxes = parse_grounding(answer, encoded.image_size, self._resized_size(encoded))["boxes"].tolist()
         return tuple(boxes[0]) if boxes else None
+
+
+def _one_an_image(focal_length, count: int) -> list:
+    """A focal length for each of `count` images, or a `ValueError` where there are more or fewer."""
+    focal_length = focal_length.tolist() if hasattr(focal_length, "tolist") else focal_length
+    if not isinstance(focal_length, (list, tuple)):
+        return [focal_length] * count
+    if len(focal_length) != count:
+        raise ValueError(f"`focal_length` must be one, or one an image, got {len(focal_length)} for {count} images")
+    return list(focal_length)
 
 
 def with_focal_scale(

@@ -67,6 +67,12 @@ def test_dense_prediction_of_one_image_and_of_dicts(folder, model, tmp_path):
     for result, row in zip(pipe(inputs, task="referring", batch_size=2), inputs, strict=True):
         mask = model.predict_dense(row["image"], task="referring", text=row["text"]).mask
         assert torch.equal(result["mask"], mask) and result["mask"].dtype == torch.bool
+    cameras = [{"image": image, "focal_length": 60.0 + 30 * place} for place, image in enumerate(IMAGES)]
+    road = {"task": "depth", "depth_range": "road"}
+    for rows in (cameras, [*cameras[:2], {"image": IMAGES[2]}]):  # the last one's own, or unknown
+        for result, row in zip(pipe(rows, batch_size=3, **road), rows, strict=True):
+            alone = model.predict_dense(row["image"], focal_length=row.get("focal_length"), **road)
+            torch.testing.assert_close(result["predicted_depth"], alone.predicted_depth)
     with pytest.raises(TypeError, match="'labls'"):
         pipe(IMAGES[0], labls=["wall"])
     with pytest.raises(ValueError, match="`image`"):

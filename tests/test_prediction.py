@@ -5,6 +5,8 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, DensePrediction
 from densemllm.answers_densemllm import decode_rle
@@ -172,6 +174,19 @@ def test_focal_length_scales_what_is_asked_in_words(causal, processor, monkeypat
     assert causal.encode_image(image, processor=processor, **camera).grid == causal.encode_image(image, scale=1.0).grid
     with pytest.raises(ValueError, match="`focal_length`"):
         causal.query(image, "what is it?", focal_length=0.0)
+
+
+@settings(max_examples=8, deadline=None)
+@given(focal_lengths=st.lists(st.none() | st.floats(40, 160), min_size=1, max_size=4), batch_size=st.integers(1, 3))
+def test_each_image_can_have_its_own_focal_length(causal, focal_lengths, batch_size):
+    images = [make_image(24 + 8 * place, 40) for place in range(len(focal_lengths))]
+    options = {"task": ("segmentation", "depth"), "labels": LABELS, "depth_range": "road"}
+    together = causal.predict_dense(images, focal_length=focal_lengths, batch_size=batch_size, **options)
+    grids = [own.grid for own in causal.encode_image(images, focal_length=focal_lengths, depth_range="road")]
+    for image, own, prediction, grid in zip(images, focal_lengths, together, grids, strict=True):
+        alone = causal.predict_dense(image, focal_length=own, **options)
+        assert_same(prediction, alone)
+        assert grid == causal.encode_image(image, focal_length=own, depth_range="road").grid
 
 
 # ---- once for many ----
@@ -444,6 +459,7 @@ def test_pictures_of_a_prediction(causal):
         (TypeError, "`labels` must be a list", {"labels": "cat"}),
         (ValueError, "`depth_range` must be one of", {"task": "depth", "depth_range": "moon"}),
         (ValueError, "`focal_length`", {"task": "depth", "focal_length": -1.0}),
+        (ValueError, "`focal_length` must be one, or one an image", {"task": "depth", "focal_length": [50.0, 60.0]}),
         (ValueError, "`threshold`", {"labels": LABELS, "threshold": 2}),
         (ValueError, "`target_sizes`", {"labels": LABELS, "target_sizes": [(0, 3)]}),
         (ValueError, "`batch_size`", {"labels": LABELS, "batch_size": 0}),
@@ -523,7 +539,7 @@ def test_numbers_and_boxes_of_any_kind(causal):
     assert_same(causal.predict_dense(image, labels=LABELS, scale=None), causal.predict_dense(image, labels=LABELS))
     road = {"task": "depth", "depth_range": "road"}
     expected = causal.predict_dense(image, focal_length=80.0, **road)
-    for value in (80, np.float32(80), torch.tensor(80.0)):
+    for value in (80, np.float32(80), torch.tensor(80.0), [80], np.array([80])):
         assert_same(causal.predict_dense(image, focal_length=value, **road), expected)
     expected = causal.predict_dense(image, task="referring", box=(5.0, 6.0, 30.0, 25.0))
     for box in (torch.tensor([5.0, 6, 30, 25]), np.array([5, 6, 30, 25]), tuple(np.array([5, 6, 30, 25]))):
