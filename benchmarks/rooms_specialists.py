@@ -19,6 +19,8 @@ Both are transformers' own models at their smallest geometry (mix transformer B0
 weights, with the same rooms, optimiser and metrics as `train_hf.py examples/rooms/train.yaml` and its augmentation,
 cropped to one size. Depth is learned as a camera of one focal length would have it, and turned back. Each is trained
 for `--minutes`: half of what DenseMLLM took for both tasks gives the two together the same time on the same machine.
+`--depth_loss silog` is GLPN's own loss, which forgives half of a factor on all depths; `l1` is the absolute error of
+the logarithm, which the tower of DenseMLLM is pretrained with.
 With `--output_dir`, the same command goes on where it was stopped; with no more minutes than there were, it only
 measures, on any `--data` and `--split`. Ends with one line of JSON: `mean_iou`, `delta1`, `abs_rel`, `median_ratio`
 (predicted to true depth, the median view), and the steps of each.
@@ -78,7 +80,7 @@ def to_batch(samples: list[dict], size: tuple[int, int]) -> dict[str, torch.Tens
     return {"pixel_values": pixels, "classes": classes, "metres": metres}
 
 
-def loss_of(model, batch: dict) -> torch.Tensor:
+def loss_of(model, batch: dict, depth_loss: str) -> torch.Tensor:
     if isinstance(model, SegformerForSemanticSegmentation):
         logits = model(batch["pixel_values"]).logits.float()
         size = batch["classes"].shape[-2:]
@@ -87,7 +89,7 @@ def loss_of(model, batch: dict) -> torch.Tensor:
     known = batch["metres"] > 0
     predicted = model(batch["pixel_values"]).predicted_depth.float().clamp(min=0.05)
     error = predicted[known].log() - batch["metres"][known].log()
-    return (error.square().mean() - 0.5 * error.mean().square()).sqrt()  # GLPN's own loss
+    return error.abs().mean() if depth_loss == "l1" else (error.square().mean() - 0.5 * error.mean().square()).sqrt()
 
 
 def iterate_batches(data: DenseDataset, batch_size: int, size, step: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -115,7 +117,7 @@ def make_optimizer(model, learning_rate: float, muon_learning_rate: float) -> to
 
 def train(
     model, data: DenseDataset, minutes: float, batch_size: int, optimizer: torch.optim.Optimizer, size,
-    state: Path | None,
+    state: Path | None, depth_loss: str,
 ) -> int:  # fmt: skip
     """Steps made: the schedule follows the clock, so that it ends where the time does. `state` is a file that keeps
     what is needed to go on, written every five minutes."""
@@ -146,7 +148,7 @@ def train(
             group["lr"] = peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, batch)
+            loss = loss_of(model, batch, depth_loss)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -162,24 +164,30 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(segmenter, measurer, rows, id2label: dict[int, str], depth_scale: float, size) -> dict:
+def evaluate(models: dict, rows, id2label: dict[int, str], depth_scale: float, size) -> dict:
     classes, depth, ratios = SegmentationMetrics(len(id2label)), DepthMetrics(), []
     for row in tqdm(rows, desc="evaluating"):
         sample = read_sample(row, id2label=id2label, depth_scale=depth_scale)
         pixels = to_batch([sample], size)["pixel_values"]
-        logits = F.interpolate(segmenter(pixels).logits, size=size, mode="bilinear", align_corners=False)
-        classes.add(logits[0].argmax(dim=0), sample["segmentation"])
-        metres = measurer(pixels).predicted_depth[0] * sample["focal_length"] / FOCAL_LENGTH
-        depth.add(metres, sample["depth"])
-        known = sample["depth"] > 0
-        ratios.append(float(np.median(metres.numpy()[known] / sample["depth"][known])))
-    return {**classes.compute(), **depth.compute(), "median_ratio": float(np.median(ratios))}
+        if "segmentation" in models:
+            logits = models["segmentation"](pixels).logits
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            classes.add(logits[0].argmax(dim=0), sample["segmentation"])
+        if "depth" in models:
+            metres = models["depth"](pixels).predicted_depth[0] * sample["focal_length"] / FOCAL_LENGTH
+            depth.add(metres, sample["depth"])
+            known = sample["depth"] > 0
+            ratios.append(float(np.median(metres.numpy()[known] / sample["depth"][known])))
+    metrics = classes.compute() if "segmentation" in models else {}
+    return metrics | (depth.compute() | {"median_ratio": float(np.median(ratios))} if "depth" in models else {})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="examples/rooms/sample", help="folder that render.py wrote")
     parser.add_argument("--split", default="validation", help="split to measure on")
+    parser.add_argument("--task", nargs="+", choices=("segmentation", "depth"), default=["segmentation", "depth"])
+    parser.add_argument("--depth_loss", choices=("silog", "l1"), default="silog", help="what GLPN is trained with")
     parser.add_argument("--minutes", type=float, default=60, help="of training, for each of the two")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of AdamW")
@@ -202,23 +210,29 @@ def main() -> None:
     size = np.asarray(read_sample(rows[0], id2label=id2label, depth_scale=args.depth_scale)["image"]).shape[:2]
     augmentation = Augmentation(scale=(0.7, 1.3), crop_size=size, flip_probability=0.5, color_jitter=0.5)
     data = DenseDataset(source, augmentation)
-    segmenter = SegformerForSemanticSegmentation(SegformerConfig(num_labels=len(id2label), id2label=id2label))
-    measurer = GLPNForDepthEstimation(GLPNConfig(max_depth=12))
+    make = {
+        "segmentation": lambda: SegformerForSemanticSegmentation(
+            SegformerConfig(num_labels=len(id2label), id2label=id2label)
+        ),
+        "depth": lambda: GLPNForDepthEstimation(GLPNConfig(max_depth=12)),
+    }
+    models = {task: make[task]() for task in args.task}
     results = {}
-    for name, model in (("segmenter", segmenter), ("measurer", measurer)):
-        state = args.output_dir / f"{name}.pt" if args.output_dir is not None else None
+    for task, model in models.items():
+        state = args.output_dir / f"{task}.pt" if args.output_dir is not None else None
         optimizer = make_optimizer(model, args.learning_rate, args.muon_learning_rate)
-        results[f"{name}_steps"] = train(model, data, args.minutes, args.batch_size, optimizer, size, state)
-        results[f"{name}_parameters"] = sum(p.numel() for p in model.parameters())
+        results[f"{task}_steps"] = train(
+            model, data, args.minutes, args.batch_size, optimizer, size, state, args.depth_loss
+        )
+        results[f"{task}_parameters"] = sum(p.numel() for p in model.parameters())
         model.eval()
         if args.output_dir is not None:
-            model.save_pretrained(args.output_dir / name)
-    metrics = evaluate(segmenter, measurer, rows, id2label, args.depth_scale, size)
-    for key, name in id2label.items():
+            model.save_pretrained(args.output_dir / task)
+    metrics = evaluate(models, rows, id2label, args.depth_scale, size)
+    for key, name in id2label.items() if "segmentation" in models else ():
         print(f"  {name:12}{metrics['per_label_iou'][key]:8.3f}")
-    results |= {
-        name: metrics[name] for name in ("mean_iou", "pixel_accuracy", "delta1", "abs_rel", "rmse", "median_ratio")
-    }
+    names = ("mean_iou", "pixel_accuracy", "delta1", "abs_rel", "rmse", "silog", "median_ratio")
+    results |= {name: metrics[name] for name in names if name in metrics}
     print("\n" + json.dumps({name: round(value, 4) for name, value in results.items()}))
 
 

@@ -17,9 +17,10 @@ r"""Pretrain the tower of `make_model.py` on what each patch shows: the paper's 
         --output_dir out/rooms/pretrained
 
 Each patch of 8x8 pixels learns the shares of the classes in it and its depth, by one linear layer on the tower's
-output, which is thrown away afterwards. A step takes a third of the time of one of the whole model, and a patch says
-more than the cell of 16x16 pixels that a vision token stands for. Writes the whole model with that tower, and the
-processor, for `train_hf.py`. The same command goes on where it was stopped.
+output, which is thrown away afterwards. A step takes 0.6 of the time of one of the whole model
+(`benchmarks/rooms_step.py`), and a patch says more than the cell of 16x16 pixels that a vision token stands for.
+Writes the whole model with that tower, and the processor, for `train_hf.py`. The same command goes on where it was
+stopped.
 """
 
 import argparse
