@@ -22,8 +22,8 @@ for `--minutes`: half of what DenseMLLM took for both tasks gives the two togeth
 `--depth_loss silog` is GLPN's own loss, which forgives half of a factor on all depths; `l1` is the absolute error of
 the logarithm, which the tower of DenseMLLM is pretrained with.
 With `--output_dir`, the same command goes on where it was stopped; with no more minutes than there were, it only
-measures, on any `--data` and `--split`. Ends with one line of JSON: `mean_iou`, `delta1`, `abs_rel`, `median_ratio`
-(predicted to true depth, the median view), and the steps of each.
+measures, on any `--data` and `--split`. Ends with one line of JSON: `mean_iou`, `delta1`, `abs_rel`, `silog`,
+`median_ratio` (predicted to true depth, the median view)..., and the steps of each.
 """
 
 import argparse
@@ -219,7 +219,8 @@ def main() -> None:
     models = {task: make[task]() for task in args.task}
     results = {}
     for task, model in models.items():
-        state = args.output_dir / f"{task}.pt" if args.output_dir is not None else None
+        name = f"{task}_{args.depth_loss}" if task == "depth" else task  # one loss doesn't go on with the other's
+        state = args.output_dir / f"{name}.pt" if args.output_dir is not None else None
         optimizer = make_optimizer(model, args.learning_rate, args.muon_learning_rate)
         results[f"{task}_steps"] = train(
             model, data, args.minutes, args.batch_size, optimizer, size, state, args.depth_loss
@@ -227,7 +228,7 @@ def main() -> None:
         results[f"{task}_parameters"] = sum(p.numel() for p in model.parameters())
         model.eval()
         if args.output_dir is not None:
-            model.save_pretrained(args.output_dir / task)
+            model.save_pretrained(args.output_dir / name)
     metrics = evaluate(models, rows, id2label, args.depth_scale, size)
     for key, name in id2label.items() if "segmentation" in models else ():
         print(f"  {name:12}{metrics['per_label_iou'][key]:8.3f}")
