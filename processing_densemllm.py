@@ -42,7 +42,7 @@ from .image_processing_densemllm import (
     decode_segmentation,
     resize_map,
 )
-from .refinement_densemllm import refine_crf
+from .refinement_densemllm import check_crf_options, refine_crf
 
 
 CHAT_TEMPLATE = (
@@ -183,10 +183,11 @@ class DenseMLLMProcessor(ProcessorMixin):
         referring_prompt (`str`, *optional*): text before the image, with `{text}` for the expression. A model that was
             trained with one tells `<FG>` from `<BG>` on the whole image in one pass, and writes no box first: a way
             for models that are too small to write one. `None`: the paper's way, with a box and a crop.
+        crf_options (`dict`, *optional*): arguments of [`refine_crf`] by name, for `refine="crf"`; its defaults.
 
     Raises:
-        ValueError: the tokenizer lacks `<|image_pad|>`, a depth range can't be used, or `referring_prompt` has no
-            `{text}`.
+        ValueError: the tokenizer lacks `<|image_pad|>`, a depth range can't be used, `referring_prompt` has no
+            `{text}`, or [`refine_crf`] doesn't take `crf_options`.
     """
 
     return_mm_token_type_ids = True
@@ -202,6 +203,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         num_depth_bins: int = 1000,
         referring_crop_size: int = 1280,
         referring_prompt: str | None = None,
+        crf_options: dict | None = None,
     ):
         self.image_token = getattr(tokenizer, "image_token", IMAGE_TOKEN)
         (self.image_token_id,) = _token_ids(tokenizer, [self.image_token])
@@ -217,6 +219,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         if referring_prompt is not None and "{text}" not in referring_prompt:
             raise ValueError(f"`referring_prompt` must contain '{{text}}', got {referring_prompt!r}")
         self.referring_prompt = referring_prompt
+        self.crf_options = check_crf_options(crf_options or {})
         # Saving leaves this entry behind and loading drops it: a processor is the same before and after either.
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
@@ -590,7 +593,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
             threshold: pixels of a segmentation with a lower score become -1; those of `<OTHERS>` stay.
             depth_range, focal_length: as for [`bins_to_depth`].
-            refine: `"crf"`, for classes: see [`refine_crf`]; needs `image`, the RGB picture.
+            refine: `"crf"`, for classes: [`refine_crf`] with `crf_options`; needs `image`, the RGB picture.
 
         Returns:
             the fields of a [`DensePrediction`] that the task fills in, maps on the device of `logits`.
@@ -636,7 +639,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         if background:
             chances = torch.cat([chances, torch.full_like(chances[:1], 0.5)])
         pixels = np.asarray(image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR))
-        refined = refine_crf(chances / chances.sum(dim=0), pixels)
+        refined = refine_crf(chances / chances.sum(dim=0), pixels, **self.crf_options)
         scores, best = refined.max(dim=0)
         return (best.masked_fill(best == len(logits), -1) if background else best), scores
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Refinement of label maps along the edges of the picture: a fully connected CRF, cut off at a window."""
 
+import inspect
 import math
 
 import numpy as np
@@ -127,6 +128,18 @@ def refine_crf(
     return refined
 
 
+def check_crf_options(options: dict) -> dict:
+    """A copy of the options, if [`refine_crf`] takes them; a `ValueError` if not."""
+    known = list(inspect.signature(refine_crf).parameters)[2:]
+    if not isinstance(options, dict) or set(options) - set(known):
+        raise ValueError(f"`crf_options` must be a dict with names of {known}, got {options!r}")
+    try:  # on a picture of one pixel
+        refine_crf(torch.ones(1, 1, 1), np.zeros((1, 1, 3), np.uint8), **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`crf_options` can't be used: {error}") from error
+    return dict(options)
+
+
 def _check_maps(probabilities: torch.Tensor, image) -> tuple[torch.Tensor, torch.Tensor]:
     """Both inputs as tensors on one device, `float32 [num_labels, height, width]` and `uint8 [height, width, 3]`."""
     if not (isinstance(probabilities, torch.Tensor) and probabilities.is_floating_point()):
@@ -191,4 +204,4 @@ def _bilateral_sum(
     return summed
 
 
-__all__ = ["refine_crf"]
+__all__ = ["check_crf_options", "refine_crf"]

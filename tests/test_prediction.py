@@ -639,8 +639,10 @@ def test_others_in_the_named_classes_allow_a_background(causal, monkeypatch):
     assert torch.equal(prediction.segmentation, expected.segmentation)
 
 
+@pytest.mark.parametrize("crf_options", [{}, {"bilateral_sigma": 4.0, "iterations": 2}])
 @pytest.mark.parametrize("background", [False, True])
-def test_crf_refines_the_class_chances(causal, processor, background):
+def test_crf_refines_the_class_chances(causal, processor, background, crf_options, monkeypatch):
+    monkeypatch.setattr(causal.get_processor(), "crf_options", crf_options)
     image = make_image(24, 32)
     options = {"labels": LABELS, "background": background}
     plain = causal.predict_dense(image, return_logits=True, **options)
@@ -648,7 +650,7 @@ def test_crf_refines_the_class_chances(causal, processor, background):
     chances = torch.stack([resize_map(chance, (24, 32)) for chance in class_chances(plain.logits, background)])
     if background:
         chances = torch.cat([chances, torch.full((1, 24, 32), 0.5)])
-    expected = refine_crf(chances / chances.sum(dim=0), image).argmax(dim=0)
+    expected = refine_crf(chances / chances.sum(dim=0), image, **crf_options).argmax(dim=0)
     expected = expected.masked_fill(expected == len(LABELS), -1) if background else expected
     assert torch.equal(refined.segmentation, expected)
     assert refined.scores.min() >= 0 and refined.scores.max() <= 1

@@ -338,7 +338,7 @@ def test_as_many_images_as_placeholders(processor, text):
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
-    processor = make_processor(referring_prompt="find {text} here")
+    processor = make_processor(referring_prompt="find {text} here", crf_options={"color_sigma": 5.0, "iterations": 2})
     processor.save_pretrained(tmp_path)
     loaded = DenseMLLMProcessor.from_pretrained(tmp_path)
     text = processor.apply_chat_template(chat(), add_generation_prompt=True)
@@ -349,11 +349,19 @@ def test_saved_and_loaded_is_the_same(tmp_path):
         torch.testing.assert_close(own[name], expected[name], rtol=0, atol=0)
     for name in (
         "depth_ranges", "default_depth_range", "num_depth_bins", "referring_crop_size", "referring_prompt",
-        "chat_template",
+        "crf_options", "chat_template",
     ):  # fmt: skip
         assert getattr(loaded, name) == getattr(processor, name)
     with pytest.raises(ValueError, match="`referring_prompt` must contain '{text}', got 'find it'"):
         make_processor(referring_prompt="find it")
+
+
+@pytest.mark.parametrize(
+    "options", [{"colour_sigma": 5.0}, {"color_sigma": -1.0}, {"iterations": "two"}, ["iterations"]]
+)
+def test_crf_options_that_cannot_be_used(options):
+    with pytest.raises(ValueError, match="`crf_options`"):
+        make_processor(crf_options=options)
 
 
 # ---- answers ----
