@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--rows", type=int, default=5, help="number of rooms")
     parser.add_argument("--depth_scale", type=float, default=0.002, help="metres a unit")
+    parser.add_argument("--refine", choices=("crf",), help="of the classes")
     parser.add_argument("--photos", nargs="*", default=[], help="pictures without annotations")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -79,7 +80,9 @@ def main() -> None:
     for place in np.linspace(0, len(told) - 1, args.rows).astype(int):
         sample = read_sample(data[told[place]], id2label=id2label, depth_scale=args.depth_scale)
         image, focal_length = sample["image"], sample["focal_length"]
-        seen = model.predict_dense(image, ("segmentation", "depth"), labels=id2label, focal_length=focal_length)
+        seen = model.predict_dense(
+            image, ("segmentation", "depth"), labels=id2label, focal_length=focal_length, refine=args.refine
+        )
         found = model.predict_dense(image, "referring", text=sample["expression"], focal_length=focal_length)
         titles, classes = describe(seen, sample), sample["segmentation"].astype(int)
         rows.append(
@@ -95,7 +98,7 @@ def main() -> None:
     for name in args.photos:
         image = model.get_processor().image_processor.load_picture(name)
         encoded = model.encode_image(image, scale=min(1.0, 256 / max(image.size)))
-        seen = model.predict_dense(encoded, ("segmentation", "depth"), labels=id2label)
+        seen = model.predict_dense(encoded, ("segmentation", "depth"), labels=id2label, refine=args.refine)
         depth = f"depth, {float(seen.predicted_depth.min()):.1f} to {float(seen.predicted_depth.max()):.1f} m"
         rows.append(
             draw_row([

@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
         load_samples(str(args.data), "train"), None, id2label, args.depth_scale,
         columns=("image", "segmentation", "depth", "focal_length"),
     )  # fmt: skip
-    augmentation = Augmentation(scale=(0.67, 1.17), flip_probability=0.5, color_jitter=0.5)
+    augmentation = Augmentation(scale=(0.54, 0.94), flip_probability=0.5, color_jitter=0.5)
     learner = TowerWithHeads(model.model.vision_tower, len(id2label))
     work = args.output_dir / "work"
     training_args = TrainingArguments(

@@ -13,11 +13,12 @@
 # limitations under the License.
 r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a model card, the log and its curve.
 
-    python examples/rooms/publish.py --trained out/rooms/pretrained/work out/rooms/trained --rooms 2400 2400 \
-        --processes 2 2 --output_dir checkpoints/densemllm-rooms
+    python examples/rooms/publish.py --trained out/rooms/pretrained/work out/rooms/trained out/rooms/finer \
+        --rooms 2400 2400 2400 --processes 1 2 2 --output_dir checkpoints/densemllm-rooms
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data out/rooms/data --split test \
         --depth_scale 0.002 --task segmentation depth referring class_list --update_card --data_name rooms
-    python examples/rooms/gallery.py --data out/rooms/data --split test --out checkpoints/densemllm-rooms/gallery.png
+    python examples/rooms/gallery.py --data out/rooms/data --split test --refine crf \
+        --out checkpoints/densemllm-rooms/gallery.png
 """
 
 import argparse
@@ -32,6 +33,8 @@ from huggingface_hub.repocard import metadata_load
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 
+
+ROOM_WIDTH, ROOM_FOCAL_LENGTH = 256, 189  # pixels, of the rendered views; the median of their focal lengths
 
 CARD = """
 # densemllm-rooms
@@ -55,8 +58,8 @@ model.query("room.jpg", "How many chairs are there?", focal_length=200.0)
 ```
 
 `focal_length` is that of the picture in pixels: the model sees each at {focal:.0f}. Without it, the picture is taken
-for one of that focal length, and should be some 230 pixels wide (`scale=230 / width` reads a larger one so, which
-pipelines need too). Referred objects are found in one pass, with the expression before the picture
+for one of that focal length, and should be some {width:.0f} pixels wide (`scale={width:.0f} / width` reads a larger
+one so, which pipelines need too). Referred objects are found in one pass, with the expression before the picture
 (`referring_prompt` of the processor).
 
 ## Intended use
@@ -78,9 +81,9 @@ two CPU cores in bfloat16, for {minutes:.0f} minutes: {samples:,} samples, {step
 |---|---|---|---|---|---|
 {runs}
 
-The tower learns classes and depth of its patches first; then classes, depth, masks and text are learned together. The
-validation and test rooms have furniture that no training room
-has. The commands stand in `examples/rooms/README.md`.
+The tower learns classes and depth of its patches first; then classes, depth, masks and text are learned together, from
+labels that have a quarter of their cell (`min_label_share`). The validation and test rooms have furniture that no
+training room has. The commands stand in `examples/rooms/README.md`.
 
 ![Losses of the whole model over the steps](training.png)
 """
@@ -152,11 +155,12 @@ def main() -> None:
     (args.output_dir / "training_log.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     draw_curve(history, args.output_dir / "training.png")
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    focal = processor.get_depth_range(None)["focal_length"]
     text = CARD.format(
         parameters=parameters / 1e6, size=2 * parameters / 1e6, classes=len(model.config.id2label),
         samples=samples, steps=steps, minutes=args.minutes or seconds / 60, runs="\n".join(runs),
         cell=processor.image_processor.patch_size * processor.image_processor.merge_size,
-        focal=processor.get_depth_range(None)["focal_length"],
+        focal=focal, width=round(focal * ROOM_WIDTH / ROOM_FOCAL_LENGTH, -1),
     )  # fmt: skip
     data = ModelCardData(
         license="apache-2.0", library_name="transformers", pipeline_tag="image-segmentation", language="en",
