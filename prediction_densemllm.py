@@ -415,7 +415,8 @@ class DensePredictionMixin:
                 focal length of its own, the image is scaled to that for every task, as far as the patch cap lets it,
                 and depth is corrected for the rest.
             target_sizes: `(height, width)` of the maps, or one an image; the images' own sizes where left out.
-            refine: `"crf"` lets near pixels of like colour agree on their class, for segmentation; see [`refine_crf`].
+            refine: `"crf"` lets near pixels of like colour agree on their class, for segmentation: [`refine_crf`] with
+                the processor's `crf_options`.
             return_logits: keep the label logits on the grid of vision tokens; an open set has none.
             processor: found from the checkpoint where left out.
             batch_size: images a forward pass.
