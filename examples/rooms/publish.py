@@ -60,7 +60,8 @@ model.query("room.jpg", "How many chairs are there?", focal_length=200.0)
 `focal_length` is that of the picture in pixels: the model sees each at {focal:.0f}. Without it, the picture is taken
 for one of that focal length, and should be some {width:.0f} pixels wide (`scale={width:.0f} / width` reads a larger
 one so, which pipelines need too). Referred objects are found in one pass, with the expression before the picture
-(`referring_prompt` of the processor).
+(`referring_prompt` of the processor). `refine="crf"` moves the edges of classes to the picture's, as in the sheet
+above.
 
 ## Intended use
 
