@@ -36,6 +36,20 @@ CUSTOM_PIPELINES = {
     "dense-prediction": {"impl": "pipeline_densemllm.DensePredictionPipeline", "pt": ["AutoModel"]},
 }
 
+
+class CustomPipelines(dict):
+    """`config.custom_pipelines`: the tasks for which `pipeline` runs code that stands beside a checkpoint.
+
+    A task that is registered in this process, as `import densemllm` does, is not one of them (`in` says no): its code
+    is here already, and nobody has to trust another.
+    """
+
+    def __contains__(self, task: object) -> bool:
+        from transformers.pipelines import PIPELINE_REGISTRY  # of no use to whoever only reads a config, and slow
+
+        return super().__contains__(task) and task not in PIPELINE_REGISTRY.get_supported_tasks()
+
+
 # Youtu-LLM at the dimensions of the released 4B checkpoint (`YoutuConfig`'s own defaults are a smaller model's).
 RELEASED_TEXT_CONFIG = {
     "vocab_size": 283386,
@@ -363,7 +377,7 @@ class DenseMLLMConfig(PreTrainedConfig):
         # A checkpoint that was loaded from the Hub carries "repo--module.Class": written back as it is, the folder
         # would depend on that repository.
         kwargs["auto_map"] = dict(AUTO_MAP)
-        kwargs["custom_pipelines"] = {name: dict(row) for name, row in CUSTOM_PIPELINES.items()}
+        kwargs["custom_pipelines"] = CustomPipelines({name: dict(row) for name, row in CUSTOM_PIPELINES.items()})
         super().__post_init__(**kwargs)
         if self.spatial_merge_size is None:
             self.spatial_merge_size = self.vision_config.spatial_merge_size
