@@ -20,6 +20,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from .compat_densemllm import CACHE_NAMES
 
 
+__version__ = "0.2.0"  # of the package, and of this code where it travels with a checkpoint
+
 # The auto classes that a saved checkpoint answers to: one table, as `register_for_auto_class` keeps a single name.
 AUTO_MAP = {
     "AutoConfig": "configuration_densemllm.DenseMLLMConfig",
