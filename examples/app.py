@@ -13,7 +13,7 @@
 # limitations under the License.
 r"""A page to try a model on: a picture in; classes, depth and a referred object out, side by side.
 
-    pip install -c constraints.txt -e ".[demo]"
+    pip install -e ".[demo]"
     python examples/app.py --model checkpoints/densemllm-rooms
 
 A click into the picture or a map tells class and metres at that place.
