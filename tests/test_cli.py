@@ -104,7 +104,7 @@ def test_what_is_written_can_be_trained_on(folder, model, tmp_path):
     for row, path in zip(load_samples(str(tmp_path)), images, strict=True):
         sample = read_sample(row, id2label=ID2LABEL, depth_scale=0.001)
         expected = model.predict_dense(path, task=("segmentation", "depth"), labels=ID2LABEL)
-        assert_maps_agree(torch.from_numpy(sample["segmentation"]).long(), expected.segmentation)
+        assert_maps_agree(torch.tensor(sample["segmentation"]).long(), expected.segmentation)
         assert (np.abs(sample["depth"] - expected.predicted_depth.numpy()) < 0.0006).mean() > 0.95
 
 
