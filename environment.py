@@ -23,8 +23,8 @@ from . import __version__
 
 
 PACKAGES = (
-    "torch", "transformers", "tokenizers", "huggingface-hub", "safetensors", "accelerate", "datasets", "evaluate", "peft",
-    "trl", "bitsandbytes", "numpy", "pillow", "torchvision",
+    "torch", "transformers", "tokenizers", "huggingface-hub", "safetensors", "accelerate", "datasets", "evaluate",
+    "peft", "trl", "bitsandbytes", "numpy", "pillow", "torchvision",
 )  # fmt: skip
 
 

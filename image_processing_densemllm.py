@@ -132,7 +132,7 @@ def upsample_argmax(
     best, value = [], []
     rows_per_strip = max(1, 2**20 // (maps.shape[0] * width))
     for top in range(0, height, rows_per_strip):
-        rows = torch.arange(top, min(top + rows_per_strip, height), device=maps.device)
+        rows = torch.arange(top, min(top + rows_per_strip, height), dtype=torch.float32, device=maps.device)
         source = ((rows + 0.5) * (grid_height / height) - 0.5).clamp(min=0)
         low = source.floor().long()
         high = (low + 1).clamp(max=grid_height - 1)

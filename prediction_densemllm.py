@@ -13,6 +13,7 @@
 # limitations under the License.
 """Dense prediction with a DenseMLLM: read an image once, then labels, depth, masks and questions from there."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator
@@ -344,7 +345,8 @@ class DensePredictionMixin:
     def label_logits(self, hidden_states: torch.Tensor, label_ids: list[list[int]]) -> torch.Tensor:
         """Score of each label: the mean of the logits of its sub-words (paper, section on decoding).
 
-        Only the labels' columns of the output embedding are used, in one matrix product in float32.
+        Only the labels' columns of the output embedding are used, in one matrix product in float32, under autocast
+        too.
 
         Args:
             hidden_states: `[n_tokens, hidden_size]`.
@@ -367,15 +369,19 @@ class DensePredictionMixin:
             )
         counts = torch.bincount(label, minlength=len(label_ids))[:, None]
         head = self.get_output_embeddings()
-        if type(head) is nn.Linear and head.weight.device == device:
-            # The mean of logits is the logit of the mean column.
-            columns = head.weight[flat].float()
-            if len(flat) > len(label_ids):
-                columns = columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns) / counts
-            return hidden_states.float() @ columns.T
-        # An adapter, a quantised or an offloaded layer: only its own forward knows the logits.
-        logits = torch.cat([head(chunk)[:, flat].float() for chunk in hidden_states.split(256)])
-        return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
+        with _without_autocast(device):
+            if type(head) is nn.Linear and head.weight.device == device:
+                # The mean of logits is the logit of the mean column.
+                columns = head.weight[flat].float()
+                if len(flat) > len(label_ids):
+                    sums = columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns)
+                    columns = sums / counts
+                return hidden_states.float() @ columns.T
+            # An adapter, a quantised or an offloaded layer: only its own forward knows the logits, in its own type.
+            dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), hidden_states.dtype)
+            chunks = hidden_states.to(dtype).split(256)
+            logits = torch.cat([head(chunk)[:, flat].float() for chunk in chunks])
+            return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
 
     @torch.no_grad()
     def predict_dense(
@@ -548,7 +554,7 @@ class DensePredictionMixin:
         """[`DenseMLLMProcessor.decode_dense`] with the focal length that the model saw; maps on the CPU."""
         if get_task(task).label_set == "classes" and not labels:
             nothing = torch.full(tuple(size), -1, dtype=torch.long)
-            return {"segmentation": nothing, "segments_info": [], "labels": {}, "scores": torch.zeros(tuple(size))}
+            return {"segmentation": nothing, "segments_info": [], "labels": {}, "scores": _empty_map(size)}
         if options.get("focal_length") is not None:
             cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
             seen = math.sqrt(encoded.grid[0] * encoded.grid[1]) * cell / math.sqrt(math.prod(encoded.image_size))
@@ -607,7 +613,7 @@ class DensePredictionMixin:
             if prediction.mask is not None:
                 continue
             picture = entry.image if isinstance(entry, EncodedImage) else entry
-            nothing = torch.zeros(picture.height, picture.width)
+            nothing = _empty_map((picture.height, picture.width))
             mask, scores, logits = next(found) if prediction.box is not None else (nothing, nothing, None)
             if tuple(size) != tuple(mask.shape):
                 mask, scores = (resize_map(whole, size, mode="nearest-exact") for whole in (mask, scores))
@@ -627,7 +633,7 @@ class DensePredictionMixin:
             for (picture, _), encoded, (x0, y0, x1, y1) in zip(batch, encodings, places, strict=True):
                 logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
                 fields = self._decode("referring", logits, encoded.image_size, None, encoded, processor, {})
-                mask, scores = (torch.zeros(picture.height, picture.width) for _ in range(2))
+                mask, scores = (_empty_map((picture.height, picture.width)) for _ in range(2))
                 for whole, part in ((mask, fields["mask"].float()), (scores, fields["scores"])):
                     whole[y0:y1, x0:x1] = resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
                 yield mask, scores, logits.cpu()
@@ -659,7 +665,7 @@ class DensePredictionMixin:
                 instances.append((key, box, mask > 0.5, scores))
             instances.sort(key=lambda instance: -int(instance[2].sum()))  # the smaller lies over the larger
             height, width = encoded.image_size
-            segmentation, scores = torch.full((height, width), -1), torch.zeros(height, width)
+            segmentation, scores = torch.full((height, width), -1), _empty_map((height, width))
             for number, (_, _, mask, chances) in enumerate(instances):
                 if threshold is not None:
                     mask = mask & (chances >= threshold)
@@ -735,6 +741,16 @@ class DensePredictionMixin:
         """The first box of an answer in pixels of the image; `None` if there is none."""
         boxes = parse_grounding(answer, encoded.image_size, self._resized_size(encoded))["boxes"].tolist()
         return tuple(boxes[0]) if boxes else None
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _empty_map(size: tuple[int, int]) -> torch.Tensor:
+    return torch.zeros(tuple(size), dtype=torch.float32, device="cpu")  # whatever torch's defaults are
 
 
 def _one_an_image(focal_length, count: int) -> list:

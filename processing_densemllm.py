@@ -422,7 +422,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         if bins.numel() and not (0 <= int(bins.min()) and int(bins.max()) <= self.num_depth_bins):
             raise ValueError(f"`bins` must lie in 0..{self.num_depth_bins}, got {int(bins.min())}..{int(bins.max())}")
         low, high = row["min_depth"], row["max_depth"]
-        position = (torch.arange(1, self.num_depth_bins + 1, dtype=torch.float64) - 0.5) / self.num_depth_bins
+        bin_numbers = torch.arange(1, self.num_depth_bins + 1, dtype=torch.float64, device="cpu")  # MPS has no float64
+        position = (bin_numbers - 0.5) / self.num_depth_bins
         if row["mapping"] == "log":
             centres = low * torch.exp(position * math.log(high / low))
         else:
@@ -642,7 +643,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             segmentation = torch.tensor([rest, *keys], device=best.device)[best + 1]
         else:
             segmentation = torch.full(size, rest, dtype=torch.long, device=logits.device)
-            scores = torch.full(size, 0.5, device=logits.device)
+            scores = torch.full(size, 0.5, dtype=torch.float32, device=logits.device)
         if threshold is not None:
             segmentation = segmentation.masked_fill((scores < threshold) & (segmentation != rest), -1)
         return {
@@ -814,9 +815,10 @@ def _focal_scale(row: dict, focal_length: float | None) -> float:
 
 
 def _segments_info(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
-    found, inverse = torch.unique(segmentation, return_inverse=True)
+    found, inverse = torch.unique(segmentation.cpu(), return_inverse=True)
     areas = torch.bincount(inverse.flatten(), minlength=len(found))
-    sums = torch.bincount(inverse.flatten(), weights=scores.flatten().double(), minlength=len(found))
+    # Megapixels of scores can't be summed in float32, and MPS has no float64.
+    sums = torch.bincount(inverse.flatten(), weights=scores.flatten().cpu().double(), minlength=len(found))
     return [
         {"id": key, "label_id": key, "label": names[key], "score": total / area, "area": area, "was_fused": False}
         for key, area, total in zip(found.tolist(), areas.tolist(), sums.tolist(), strict=True)

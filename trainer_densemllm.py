@@ -236,7 +236,7 @@ class DenseTrainer(Trainer):
         if getattr(self.args, "early_stopping_patience", None) is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._staging = False
-        self._totals = torch.zeros(len(LOGGED) + 1, dtype=torch.float64, device="cpu")
+        self._reset_totals()
         self._logged_step = self._logged_at = None
 
     # ---- order ----
@@ -285,31 +285,39 @@ class DenseTrainer(Trainer):
             self._count(inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
+    def _reset_totals(self) -> None:
+        # Both losses, and counts of positives, supervised tokens and tokens: whole numbers are exact, and MPS, which
+        # has no float64, can add them up.
+        self._totals = [torch.zeros(2, dtype=torch.float32), torch.zeros(len(LOGGED) - 1, dtype=torch.long)]
+
     def _count(self, inputs: dict, outputs) -> None:
-        zero = torch.zeros((), device=outputs["loss"].device)
+        zero = torch.zeros((), dtype=torch.float32, device=outputs["loss"].device)
         targets = inputs.get("dense_targets")
+        losses = [
+            zero if outputs.get(name) is None else outputs[name].detach().float()
+            for name in ("text_loss", "ntp_m_loss")
+        ]
         counts = [
-            zero if outputs.get("text_loss") is None else outputs["text_loss"].detach(),
-            zero if outputs.get("ntp_m_loss") is None else outputs["ntp_m_loss"].detach(),
-            zero if targets is None else (targets >= 0).sum(),
-            zero if targets is None else supervised_tokens(targets, inputs["dense_candidates"]).sum(),
+            zero.long() if targets is None else (targets >= 0).sum(),
+            zero.long() if targets is None else supervised_tokens(targets, inputs["dense_candidates"]).sum(),
             inputs["attention_mask"].sum(),
         ]
         # Kept on the device: reading them here would make the host wait at every step.
-        self._totals = self._totals.to(zero.device) + torch.stack([count.to(self._totals.dtype) for count in counts])
+        added = (torch.stack(losses), torch.stack(counts))
+        self._totals = [total.to(own.device) + own for total, own in zip(self._totals, added, strict=True)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._logged_at is not None:
-            totals = self._totals
+            losses, counts = self._totals
             if self.args.world_size > 1:
-                totals = self.accelerator.reduce(totals)
+                losses, counts = self.accelerator.reduce(losses), self.accelerator.reduce(counts)
                 if not self.args.average_tokens_across_devices:
-                    totals[:2] /= self.args.world_size  # the losses are means then, of each process
-            *sums, tokens = totals.tolist()
+                    losses = losses / self.args.world_size  # they are means then, of each process
+            *sums, tokens = losses.tolist() + counts.tolist()
             steps = max(self.state.global_step - self._logged_step, 1)
             logs |= {name: value / steps for name, value in zip(LOGGED, sums, strict=True)}
             logs["tokens_per_second"] = tokens / max(time.monotonic() - self._logged_at, 1e-9)
-            self._totals = torch.zeros_like(self._totals)
+            self._reset_totals()
             self._logged_at, self._logged_step = time.monotonic(), self.state.global_step
         super().log(logs, start_time)
 

@@ -13,8 +13,8 @@
 # limitations under the License.
 """One row of the table of tested versions (README): what is installed here, and what the tests said of it.
 
-    python tools/environment_row.py --header
-    python tools/environment_row.py oldest pytest.log
+python tools/environment_row.py --header
+python tools/environment_row.py oldest pytest.log
 """
 
 import argparse
