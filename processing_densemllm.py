@@ -35,6 +35,8 @@ from .answers_densemllm import (
 )
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
+    MAX_SCALE,
+    MIN_SCALE,
     DenseMLLMImageProcessor,
     check_target_sizes,
     class_chances,
@@ -354,10 +356,17 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     def get_scale(self, focal_length: float | None, depth_range: str | None = None) -> float | None:
         """The factor by which a picture of a known focal length, in pixels, is resized: to that of its depth range.
-        `None`: it is left as it is, since either is unknown."""
+        `None`: it is left as it is, since either is unknown. `ValueError`: a focal length that no camera has."""
         if focal_length is None or not self.depth_ranges or not self.get_depth_range(depth_range).get("focal_length"):
             return None
-        return _focal_scale(self.get_depth_range(depth_range), focal_length)
+        row = self.get_depth_range(depth_range)
+        scale = _focal_scale(row, focal_length)
+        if not MIN_SCALE <= scale <= MAX_SCALE:
+            raise ValueError(
+                f"`focal_length` must be from {row['focal_length'] / MAX_SCALE:g} to "
+                f"{row['focal_length'] / MIN_SCALE:g} pixels for images of this depth range, got {focal_length}"
+            )
+        return scale
 
     def depth_to_bins(self, depth, depth_range: str | None = None, focal_length: float | None = None) -> np.ndarray:
         """Metres to depth bins.

@@ -163,6 +163,10 @@ def test_bad_depth_arguments_are_named(processor):
     for bad in (0.0, -3.0, float("nan")):
         with pytest.raises(ValueError, match="`focal_length`"):
             processor.depth_to_bins([1.0], "road", bad)
+    for bad in (1e-5, 1e9):  # no camera's, and no scale's
+        with pytest.raises(ValueError, match="`focal_length` must be from 0.0001 to 1e\\+08 pixels"):
+            processor.get_scale(bad, "road")
+    assert processor.get_scale(1e-5, "room") is None and processor.get_scale(50.0, "road") == 2.0
 
 
 # ---- annotations ----
