@@ -19,6 +19,7 @@ and returned as `unparsed`.
 
 import operator
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -44,6 +45,16 @@ _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+|[a-z]+")
 _MOST_DIGITS = 18  # of a number that is read: Python's conversion of very long ones is not linear, and it has a limit
 _MOST_POINTS = 4096  # of a polygon: the time to draw one is not linear in them
 _MOST_UNPARSED = 1000
+
+
+def plain_name(name: str) -> str:
+    """A name in Unicode's composed form (NFC: é is one character, however it was typed), its words a blank apart."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def normalize_name(name: str) -> str:
+    """[`plain_name`] in lower case: the form in which names are compared, and in which classes are tokenised."""
+    return unicodedata.normalize("NFC", plain_name(name).lower())
 
 
 def _items(text: str) -> tuple[list[tuple], str | None]:
@@ -92,7 +103,7 @@ def _items(text: str) -> tuple[list[tuple], str | None]:
             leaf, x, visible = (name, match.start(), []), None, None
         elif leaf is not None and leaf[0] == name:
             if name == "ref":
-                piece = (name, " ".join(text[leaf[1] + len("<ref>") : match.start()].split()))
+                piece = (name, plain_name(text[leaf[1] + len("<ref>") : match.start()]))
                 complete = bool(piece[1])
             elif name == "kpt":
                 piece = (name, (*leaf[2][0], visible)) if len(leaf[2]) == 1 and visible is not None else None
@@ -198,7 +209,7 @@ def parse_detection(text: str, image_size: tuple[int, int], resized_size: tuple[
     """
     items, rest = _items(text)
     found = list(_labelled_boxes(items, _Scale(image_size, resized_size)))
-    labels = [(name or "").lower() for name, _ in found]
+    labels = [normalize_name(name or "") for name, _ in found]
     return {"boxes": _boxes([box for _, box in found]), "labels": labels, "unparsed": rest}
 
 
