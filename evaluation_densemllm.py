@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .answers_densemllm import normalize_name
 from .processing_densemllm import BACKGROUND_LABEL, TASKS, DenseMLLMProcessor, parse_refs, present_values
 
 
@@ -238,11 +239,11 @@ class ClassListMetrics(_Metrics):
         self.totals = torch.zeros(4, dtype=torch.long)
 
     def count(self, prediction, reference) -> torch.Tensor:
-        """What one image adds: names, in any order; upper and lower case and the width of blanks don't matter."""
+        """What one image adds: names, in any order; compared as [`normalize_name`] makes them."""
         for name, names in (("prediction", prediction), ("reference", reference)):
             if isinstance(names, str):
                 raise ValueError(f"`{name}` must be a list of names, got the string {names!r}")
-        given, true = ({" ".join(name.lower().split()) for name in names} for names in (prediction, reference))
+        given, true = ({normalize_name(name) for name in names} for names in (prediction, reference))
         return torch.tensor([1, len(given & true), len(given - true), len(true - given)])
 
     def compute(self, totals: torch.Tensor | None = None) -> dict:

@@ -27,16 +27,20 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
 from .answers_densemllm import (
+    normalize_name,
     parse_counting,
     parse_detection,
     parse_grounding,
     parse_polygons,
     parse_pose,
     parse_run_length,
+    plain_name,
 )
 from .compat_densemllm import ProcessorDefaults
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
+    MAX_SCALE,
+    MIN_SCALE,
     DenseMLLMImageProcessor,
     check_target_sizes,
     class_chances,
@@ -281,9 +285,9 @@ class DenseMLLMProcessor(ProcessorMixin):
     def normalize_labels(self, labels) -> dict[int, str]:
         """Label names in the form that is tokenised, by their key.
 
-        Rules: a list's keys are its positions, a dict's its own integer keys (`id2label`); names lose outer white
-        space, inner white space becomes one blank, and they become lower case, unless a name is a token by itself such
-        as `<OTHERS>`; order is kept.
+        Rules: a list's keys are its positions, a dict's its own integer keys (`id2label`); names become what
+        [`normalize_name`] says: Unicode's composed form (NFC), words one blank apart, lower case, unless a name is a
+        token by itself such as `<OTHERS>`; order is kept.
 
         Raises:
             TypeError: `labels` is no list or dict, or a name no string.
@@ -298,8 +302,8 @@ class DenseMLLMProcessor(ProcessorMixin):
                 raise TypeError(f"`labels` must have names that are strings, got {name!r}")
             if not isinstance(key, (int, np.integer)) or key < 0:
                 raise ValueError(f"`labels` must have keys that are integers >= 0, got {key!r} for {name!r}")
-            name = " ".join(name.split())
-            names[int(key)] = name if name in self._added_token_names else name.lower()
+            name = plain_name(name)
+            names[int(key)] = name if name in self._added_token_names else normalize_name(name)
         if not names:
             raise ValueError("`labels` is empty; at least one name is needed")
         seen = {}
@@ -372,10 +376,17 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     def get_scale(self, focal_length: float | None, depth_range: str | None = None) -> float | None:
         """The factor by which a picture of a known focal length, in pixels, is resized: to that of its depth range.
-        `None`: it is left as it is, since either is unknown."""
+        `None`: it is left as it is, since either is unknown. `ValueError`: a focal length that no camera has."""
         if focal_length is None or not self.depth_ranges or not self.get_depth_range(depth_range).get("focal_length"):
             return None
-        return _focal_scale(self.get_depth_range(depth_range), focal_length)
+        row = self.get_depth_range(depth_range)
+        scale = _focal_scale(row, focal_length)
+        if not MIN_SCALE <= scale <= MAX_SCALE:
+            raise ValueError(
+                f"`focal_length` must be from {row['focal_length'] / MAX_SCALE:g} to "
+                f"{row['focal_length'] / MIN_SCALE:g} pixels for images of this depth range, got {focal_length}"
+            )
+        return scale
 
     def depth_to_bins(self, depth, depth_range: str | None = None, focal_length: float | None = None) -> np.ndarray:
         """Metres to depth bins.
@@ -685,7 +696,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         question = prompt or (row.question if names else row.plain_question)
         if question is None or ("{text}" in question and not names):
             raise ValueError(f"`text` is needed for the task {task!r}")
-        names = [" ".join(name.split()) for name in names]
+        names = [plain_name(name) for name in names]
         question = question.replace("{text}", ",".join(names))
         parse = getattr(self, row.parser)
         if task == "classification":
@@ -727,13 +738,16 @@ class DenseMLLMProcessor(ProcessorMixin):
             `label`: the name that comes first in the answer, upper and lower case alike, the longest of those that
             start at one place; one inside of a longer word only where no name stands alone. `None` if there is none.
         """
+        text, spellings = plain_name(text), [(name, plain_name(name)) for name in names]
         for edge in ("\\b", ""):
             found = []
-            for name in filter(None, names):
-                start, end = (edge if letter.isalnum() else "" for letter in (name[0], name[-1]))
-                match = re.search(start + re.escape(name) + end, text, re.IGNORECASE)
+            for name, words in spellings:
+                if not words:
+                    continue
+                start, end = (edge if letter.isalnum() else "" for letter in (words[0], words[-1]))
+                match = re.search(start + re.escape(words) + end, text, re.IGNORECASE)
                 if match:
-                    found.append((match.start(), -len(name), name))
+                    found.append((match.start(), -len(words), name))
             if found:
                 return {"label": min(found)[2]}
         return {"label": None}
@@ -790,8 +804,8 @@ def get_task(name: str) -> DenseTask:
 
 
 def parse_refs(text: str) -> list[str]:
-    """Names in `<ref>name</ref>`, lower case, in order of appearance, each once."""
-    names = (" ".join(name.lower().split()) for name in re.findall(r"<ref>([^<]*)</ref>", text))
+    """Names in `<ref>name</ref>`, as [`normalize_name`] makes them, in order of appearance, each once."""
+    names = (normalize_name(name) for name in re.findall(r"<ref>([^<]*)</ref>", text))
     return list(dict.fromkeys(name for name in names if name))
 
 

@@ -301,6 +301,9 @@ def test_images_can_weigh_the_same():
 
 def test_class_list_by_hand():
     metrics = ClassListMetrics()
+    metrics.add(["Cafe\u0301"], ["café"])  # two spellings of one name
+    assert metrics.compute()["f1"] == 1.0
+    metrics = ClassListMetrics()
     metrics.add(["Wall", "red  ball", "wall"], ["wall", "floor", "red ball"])
     metrics.add(["sky"], ["floor"])
     assert metrics.compute() == pytest.approx({"precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7})
