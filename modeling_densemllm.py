@@ -724,7 +724,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             input_ids, pixel_values, image_grid_thw, mm_token_type_ids, mm_encoder_outputs: see
                 [`DenseMLLMModel.forward`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): next-token targets, -100
-                where ignored.
+                where ignored. Those at image placeholders are ignored whatever they are.
             dense_targets (`torch.LongTensor` of shape `(n_vision_tokens, max_targets)`, *optional*): vocabulary ids
                 that are true of each vision token, filled up with -100; see [`ntp_m_loss`] and
                 `DenseMLLMProcessor.encode_annotations`, which also explain the next two.
@@ -766,6 +766,10 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             shift_labels = kwargs.get("shift_labels")
             if shift_labels is None:
                 shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
+            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds).to(shift_labels.device)
+            is_image = F.pad(is_image[:, 1:], (0, 1)) | (shift_labels == self.config.image_token_id)
+            shift_labels = shift_labels.masked_fill(is_image, -100)
             text_loss = fused_cross_entropy(
                 hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), kwargs.get("num_items_in_batch")
             )
@@ -829,6 +833,14 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
 
 DenseMLLMForConditionalGeneration.register_for_auto_class("AutoModel")
+
+try:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
+except ImportError:
+    pass
+else:
+    # peft knows the model types that are part of transformers. Language models differ in the names of their layers.
+    LORA_TARGETS.setdefault(DenseMLLMConfig.model_type, "all-linear")
 
 __all__ = [
     "DenseMLLMForConditionalGeneration",
