@@ -15,7 +15,9 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, YoutuConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
+
+from .compat_densemllm import CACHE_NAMES
 
 
 # The auto classes that a saved checkpoint answers to: one table, as `register_for_auto_class` keeps a single name.
@@ -326,11 +328,8 @@ class DenseMLLMConfig(PreTrainedConfig):
     """
 
     model_type = "densemllm"
-    sub_configs_defaults = {
-        "vision_config": DenseMLLMVisionConfig,
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="youtu", init_kwargs=RELEASED_TEXT_CONFIG),
-    }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    sub_configs = {"vision_config": DenseMLLMVisionConfig, "text_config": AutoConfig}
+    keys_to_ignore_at_inference = list(CACHE_NAMES)
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -348,10 +347,14 @@ class DenseMLLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.vision_config, dict) and self.spatial_merge_size is not None:
-            self.vision_config = {"spatial_merge_size": self.spatial_merge_size, **self.vision_config}
-        elif self.vision_config is None and self.spatial_merge_size is not None:
-            self.vision_config = {"spatial_merge_size": self.spatial_merge_size}
+        if self.vision_config is None or isinstance(self.vision_config, dict):
+            vision = dict(self.vision_config or {})
+            if self.spatial_merge_size is not None:
+                vision.setdefault("spatial_merge_size", self.spatial_merge_size)
+            self.vision_config = DenseMLLMVisionConfig(**vision)
+        if self.text_config is None or isinstance(self.text_config, dict):
+            text = RELEASED_TEXT_CONFIG if self.text_config is None else self.text_config
+            self.text_config = AutoConfig.for_model(**{"model_type": "youtu", **text})
         if self.depth_ranges is None:
             self.depth_ranges = {name: dict(row) for name, row in RELEASED_DEPTH_RANGES.items()}
         if self.default_depth_range is None and self.depth_ranges:

@@ -34,6 +34,7 @@ from .answers_densemllm import (
     parse_pose,
     parse_run_length,
 )
+from .compat_densemllm import ProcessorDefaults
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
     DenseMLLMImageProcessor,
@@ -216,6 +217,7 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     return_mm_token_type_ids = True
     text_kwargs = {"return_token_type_ids": False}
+    valid_processor_kwargs = ProcessorDefaults
 
     def __init__(
         self,
@@ -276,7 +278,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         """Number of placeholders and of patches of images of the given sizes (height, width), in pixels."""
         if image_sizes is None:
             return MultiModalData()
-        images_kwargs = self._merge_kwargs(**kwargs).get("images_kwargs", {})
+        images_kwargs = {**kwargs, **kwargs.get("images_kwargs", {})}
         images_kwargs = {name: value for name, value in images_kwargs.items() if value is not None}
         merge_size = images_kwargs.get("merge_size", self.image_processor.merge_size)
         patches = [self.image_processor.get_number_of_image_patches(*size, images_kwargs) for size in image_sizes]
