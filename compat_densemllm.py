@@ -25,6 +25,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.processing_utils import ProcessingKwargs
 
 
+try:  # huggingface_hub 2 has a copy of its own
+    from huggingface_hub.utils import httpx
+except ImportError:
+    import httpx  # noqa: F401
+
+
 # What the key-value cache is called in forwards, in `generate` and in outputs: from 5.24 on `cache`.
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 CACHE_NAMES = ("cache", "past_key_values")

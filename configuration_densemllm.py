@@ -20,6 +20,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from .compat_densemllm import CACHE_NAMES
 
 
+__version__ = "0.2.0"  # of the package, and of this code where it travels with a checkpoint
+
 # The auto classes that a saved checkpoint answers to: one table, as `register_for_auto_class` keeps a single name.
 AUTO_MAP = {
     "AutoConfig": "configuration_densemllm.DenseMLLMConfig",
@@ -35,6 +37,20 @@ AUTO_MAP = {
 CUSTOM_PIPELINES = {
     "dense-prediction": {"impl": "pipeline_densemllm.DensePredictionPipeline", "pt": ["AutoModel"]},
 }
+
+
+class CustomPipelines(dict):
+    """`config.custom_pipelines`: the tasks for which `pipeline` runs code that stands beside a checkpoint.
+
+    A task that is registered in this process, as `import densemllm` does, is not one of them (`in` says no): its code
+    is here already, and nobody has to trust another.
+    """
+
+    def __contains__(self, task: object) -> bool:
+        from transformers.pipelines import PIPELINE_REGISTRY  # of no use to whoever only reads a config, and slow
+
+        return super().__contains__(task) and task not in PIPELINE_REGISTRY.get_supported_tasks()
+
 
 # Youtu-LLM at the dimensions of the released 4B checkpoint (`YoutuConfig`'s own defaults are a smaller model's).
 RELEASED_TEXT_CONFIG = {
@@ -365,7 +381,7 @@ class DenseMLLMConfig(PreTrainedConfig):
         # A checkpoint that was loaded from the Hub carries "repo--module.Class": written back as it is, the folder
         # would depend on that repository.
         kwargs["auto_map"] = dict(AUTO_MAP)
-        kwargs["custom_pipelines"] = {name: dict(row) for name, row in CUSTOM_PIPELINES.items()}
+        kwargs["custom_pipelines"] = CustomPipelines({name: dict(row) for name, row in CUSTOM_PIPELINES.items()})
         super().__post_init__(**kwargs)
         if self.spatial_merge_size is None:
             self.spatial_merge_size = self.vision_config.spatial_merge_size

@@ -23,6 +23,7 @@ import numpy as np
 import PIL.Image
 import torch
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
@@ -273,6 +274,21 @@ class DenseMLLMProcessor(ProcessorMixin):
         return self.image_token * (
             math.prod(int(edge) for edge in image_inputs["image_grid_thw"][image_idx]) // merge_size**2
         )
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs) -> None:
+        """As for every processor; images and their placeholders are counted here, as transformers before 5.23 doesn't.
+
+        Raises:
+            ValueError: there is nothing to process, or there are more or fewer placeholders than images.
+        """
+        if text is not None and all(isinstance(sample, str) for sample in text):
+            placeholders = sum(sample.count(self.image_token) for sample in text)
+            n_images = 0 if images is None else len(make_flat_list_of_images(images))
+            if placeholders != n_images:
+                raise ValueError(
+                    f"`text` must have one {self.image_token} an image, got {placeholders} for {n_images} images"
+                )
+        super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
         """Number of placeholders and of patches of images of the given sizes (height, width), in pixels."""

@@ -12,24 +12,27 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModel
 
+import exchange
 from densemllm.configuration_densemllm import AUTO_MAP, CUSTOM_PIPELINES
 from densemllm.data_densemllm import load_id2label, load_samples, read_sample
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from repository import ROOT, require
 
 
-ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "checkpoints/densemllm-rooms"
 SAMPLE = ROOT / "examples/rooms/sample"
 
 
 @pytest.fixture(scope="module")
 def samples():
+    require("checkpoints")
     id2label = load_id2label(str(SAMPLE / "id2label.json"))
     rows = load_samples(str(SAMPLE), "validation")
     return id2label, [read_sample(rows[k], id2label=id2label, depth_scale=0.002) for k in range(0, 400, 50)]
 
 
 def test_it_is_whole_and_small():
+    require("checkpoints")
     config = json.loads((CHECKPOINT / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP and config["custom_pipelines"] == CUSTOM_PIPELINES
     named = {value.split(".")[0] for value in AUTO_MAP.values()} | {"pipeline_densemllm"}
@@ -40,6 +43,10 @@ def test_it_is_whole_and_small():
     data = ModelCard.load(CHECKPOINT / "README.md").data
     assert data.license and data.library_name == "transformers" and data.pipeline_tag and data.eval_results
     assert {result.metric_type for result in data.eval_results} >= {"mean_iou", "delta1", "ciou", "f1"}
+
+
+def test_a_checkpoint_of_the_release_before_gives_the_same_maps():
+    exchange.read(Path(__file__).parent / "data/written_by_0.1.0")
 
 
 def test_it_knows_rooms_with_furniture_that_it_has_not_seen(samples):

@@ -18,7 +18,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import released
@@ -30,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.configuration_densemllm import RELEASED_DEPTH_RANGES, translate_released_config
 from densemllm.convert_youtu_vl_to_densemllm import ConversionError, convert, main, rename
-from densemllm.tools import check_parity
+from repository import load_script, require
 from tiny import make_image
 
 
@@ -312,6 +311,7 @@ def test_parity_tool_tells_agreement_from_difference(converted, tmp_path, capsys
     processor = model.get_processor()
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=[make_image(24, 40)], text=[text], return_tensors="pt")
+    check_parity = load_script("tools/check_parity.py")
     recorded = check_parity.record(Original(config, weights, model), dict(inputs))
     save_file(recorded, tmp_path / "reference.safetensors")
     command = ["compare", str(folder / "out"), str(tmp_path / "reference.safetensors"), "--dtype", "float32"]
@@ -324,7 +324,7 @@ def test_parity_tool_tells_agreement_from_difference(converted, tmp_path, capsys
 
 @pytest.mark.full_geometry
 def test_full_geometry_converts_loads_and_predicts(tmp_path):
-    script = Path(__file__).resolve().parents[1] / "benchmarks/released_geometry.py"
+    script = require("benchmarks/released_geometry.py")
     run = subprocess.run([sys.executable, script, "--folder", tmp_path], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     results = json.loads(run.stdout.splitlines()[-1])

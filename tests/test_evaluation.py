@@ -15,9 +15,7 @@
 
 import math
 import socket
-from pathlib import Path
 
-import evaluate
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -32,10 +30,8 @@ from densemllm.evaluation_densemllm import (
     boundary_region,
     predict_batch,
 )
+from repository import require
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
-
-
-MODULES = Path(__file__).resolve().parent.parent / "metrics"
 
 
 def test_segmentation_by_hand():
@@ -373,8 +369,9 @@ def load_module(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("a module of this repository needs no network")
 
+    evaluate = pytest.importorskip("evaluate", reason="pip install densemllm[metrics]")
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    return lambda name: evaluate.load(str(MODULES / name), cache_dir=str(tmp_path))
+    return lambda name: evaluate.load(str(require("metrics") / name), cache_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(
