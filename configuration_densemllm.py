@@ -250,6 +250,7 @@ class DenseMLLMVisionConfig(PreTrainedConfig):
 
     model_type = "densemllm_vision"
     base_config_key = "vision_config"
+    base_model_fsdp_plan = {"encoder.layers.*": "free_full_weight"}
 
     hidden_size: int = 1152
     intermediate_size: int = 4304
@@ -344,6 +345,7 @@ class DenseMLLMConfig(PreTrainedConfig):
     """
 
     model_type = "densemllm"
+    base_model_fsdp_plan = {"multi_modal_projector": "free_full_weight"}  # tower and language model add their own
     sub_configs = {"vision_config": DenseMLLMVisionConfig, "text_config": AutoConfig}
     keys_to_ignore_at_inference = list(CACHE_NAMES)
 
@@ -402,6 +404,19 @@ class DenseMLLMConfig(PreTrainedConfig):
         names = {int(key): name for key, name in (self.id2label or {}).items()}
         return None if all(name == f"LABEL_{key}" for key, name in names.items()) else names
 
+    @property
+    def num_positions(self) -> int | None:
+        """Length of the longest prompt that the language model has positions for; `None` where there is no bound."""
+        text = self.get_text_config()
+        length = getattr(text, "max_position_embeddings", None)
+        if length is None:
+            return None
+        rope = getattr(text, "rope_parameters", None) or {}
+        # One scaling of rotary positions, or one for each type of layer.
+        scalings = [row for row in (rope, *rope.values()) if isinstance(row, dict) and row.get("factor")]
+        stretched = [(row.get("original_max_position_embeddings") or length) * row["factor"] for row in scalings]
+        return int(max([length, *stretched]))
+
     def validate_fields(self):
         _check_choice(self, "vision_attention", ("causal", "bidirectional"))
         # `model_type` and not the class: a checkpoint's own code is a second copy of this module.
@@ -431,6 +446,16 @@ class DenseMLLMConfig(PreTrainedConfig):
                     f"{getattr(self, name)}"
                 )
         check_depth_ranges(self.depth_ranges, self.default_depth_range)
+
+
+def check_prompt_length(length: int, config: DenseMLLMConfig) -> None:
+    """`ValueError` where a prompt of `length` tokens, those of its images among them, has too few positions."""
+    if config.num_positions is not None and length > config.num_positions:
+        raise ValueError(
+            f"the prompt and its images have {length} tokens, more than the {config.num_positions} positions of the "
+            "language model (`max_position_embeddings`); a lower `scale` or `max_num_patches` makes fewer tokens of "
+            "an image"
+        )
 
 
 DenseMLLMConfig.register_for_auto_class()

@@ -42,7 +42,7 @@ from transformers.utils.output_capturing import capture_outputs
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from .compat_densemllm import CACHE_NAMES, cache_argument, either_cache, get_cache, select_positions
-from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
+from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig, check_prompt_length
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
 
@@ -276,7 +276,7 @@ class DenseMLLMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = False  # the tower's segments depend on the images' sizes
+    _can_compile_fullgraph = True
 
 
 class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
@@ -557,11 +557,14 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, both of `pixel_values` and
-                `mm_encoder_outputs`, both names of the cache, or images that don't match their placeholders.
+                `mm_encoder_outputs`, both names of the cache, images that don't match their placeholders, or more
+                positions than the language model has.
         """
         cache = either_cache(cache, past_key_values)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`")
+        if position_ids is None:
+            check_prompt_length((input_ids if inputs_embeds is None else inputs_embeds).shape[1], self.config)
         image_outputs = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None and image_outputs is not None:
             raise ValueError("You cannot specify both `pixel_values` and `mm_encoder_outputs` at the same time")
@@ -570,13 +573,15 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         if pixel_values is not None:
             image_outputs = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
 
-        if self.config.vision_attention == "bidirectional" and (attention_mask is None or attention_mask.ndim == 2):
+        # A mask of more dimensions, or one for each type of layer, was made before: that of a static cache.
+        is_padding = attention_mask is None or getattr(attention_mask, "ndim", None) == 2
+        if self.config.vision_attention == "bidirectional" and is_padding:
             is_image = mm_token_type_ids == 1 if mm_token_type_ids is not None else None
             if is_image is None:
                 is_image = self.get_image_token_mask(input_ids, inputs_embeds)
             # One new position can't see a later one: decoding needs no mask of its own.
             if inputs_embeds.shape[1] > 1 and bool(is_image.any()):
-                past_length = cache.get_seq_length() if cache is not None else 0
+                past_length = int(cache.get_seq_length()) if cache is not None else 0
                 attention_mask = create_masks_for_generate(
                     config=self.config.get_text_config(),
                     inputs_embeds=inputs_embeds,
@@ -728,7 +733,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             input_ids, pixel_values, image_grid_thw, mm_token_type_ids, mm_encoder_outputs, cache, past_key_values:
                 see [`DenseMLLMModel.forward`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): next-token targets, -100
-                where ignored.
+                where ignored. Those at image placeholders are ignored whatever they are.
             dense_targets (`torch.LongTensor` of shape `(n_vision_tokens, max_targets)`, *optional*): vocabulary ids
                 that are true of each vision token, filled up with -100; see [`ntp_m_loss`] and
                 `DenseMLLMProcessor.encode_annotations`, which also explain the next two.
@@ -770,6 +775,10 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             shift_labels = kwargs.get("shift_labels")
             if shift_labels is None:
                 shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
+            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds).to(shift_labels.device)
+            is_image = F.pad(is_image[:, 1:], (0, 1)) | (shift_labels == self.config.image_token_id)
+            shift_labels = shift_labels.masked_fill(is_image, -100)
             text_loss = fused_cross_entropy(
                 hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), kwargs.get("num_items_in_batch")
             )
@@ -799,12 +808,52 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             **cache_argument(get_cache(outputs)),
         )
 
+    def generate(self, inputs=None, generation_config=None, **kwargs):
+        """As for every model that generates.
+
+        Raises:
+            ValueError: also where the prompt is longer than the language model's positions, or where
+                `prefill_chunk_size` would cut an image whose tokens see each other.
+        """
+        self._check_prompt(inputs, generation_config, kwargs)
+        return super().generate(inputs, generation_config=generation_config, **kwargs)
+
+    def _check_prompt(self, inputs, generation_config, kwargs: dict) -> None:
+        input_ids, embeds, mask = inputs, kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        if input_ids is None:
+            input_ids = kwargs.get("input_ids")
+        prompt = embeds if embeds is not None else input_ids
+        if not isinstance(prompt, torch.Tensor) or prompt.ndim < 2:
+            return
+        length = prompt.shape[1]
+        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        if kwargs.get("position_ids") is None:
+            check_prompt_length(length if mask is None else int(mask.sum(dim=1).max()), self.config)
+        chunk = kwargs.get("prefill_chunk_size") or getattr(
+            self.generation_config if generation_config is None else generation_config, "prefill_chunk_size", None
+        )
+        if not chunk or self.config.vision_attention != "bidirectional":
+            return
+        cache = either_cache(kwargs.get("cache"), kwargs.get("past_key_values"))
+        # `input_ids` go on from the cache, or hold what is in it, too.
+        is_whole = mask is None or mask.shape[1] == length
+        start = int(cache.get_seq_length()) if cache is not None and is_whole else 0
+        is_image = self.model.get_image_token_mask(None if embeds is not None else input_ids, embeds)
+        edges = range(start + chunk, length, chunk)
+        if any(bool((is_image[:, edge - 1] & is_image[:, edge]).any()) for edge in edges):
+            raise ValueError(
+                f"`prefill_chunk_size` {chunk} would cut an image, whose tokens see each other with the config's "
+                "`vision_attention` 'bidirectional'; leave it out, or take one whose chunks end between images"
+            )
+
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
         # With a static cache the mask is made before forward, from `mm_token_type_ids` alone.
         if self.config.vision_attention == "bidirectional" and kwargs.get("mm_token_type_ids") is None:
             use_embeds = inputs_embeds is not None and kwargs.get("is_first_iteration")
             is_image = self.model.get_image_token_mask(None if use_embeds else input_ids, inputs_embeds)
             kwargs["mm_token_type_ids"] = is_image.long()
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
+            kwargs.pop("mm_encoder_outputs", None)  # of the prompt's images; not every version leaves them out itself
         return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     @staticmethod
@@ -834,6 +883,14 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
 
 DenseMLLMForConditionalGeneration.register_for_auto_class("AutoModel")
+
+try:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
+except ImportError:
+    pass
+else:
+    # peft knows the model types that are part of transformers. Language models differ in the names of their layers.
+    LORA_TARGETS.setdefault(DenseMLLMConfig.model_type, "all-linear")
 
 __all__ = [
     "DenseMLLMForConditionalGeneration",

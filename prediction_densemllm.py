@@ -14,7 +14,6 @@
 """Dense prediction with a DenseMLLM: read an image once, then labels, depth, masks and questions from there."""
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .answers_densemllm import encode_rle, parse_grounding
 from .compat_densemllm import cache_argument, get_cache
+from .configuration_densemllm import check_prompt_length
+from .generation_densemllm import can_start_from_cache, copy_cache, generation_options
 from .image_processing_densemllm import DenseMLLMImageProcessor, check_target_sizes, resize_map
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
 
@@ -237,6 +238,7 @@ class DensePredictionMixin:
         encoded = []
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        self._check_prompt_lengths(pictures, prompt, "", processor, images_kwargs)
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
             inputs = [
@@ -286,6 +288,20 @@ class DensePredictionMixin:
                 )
         return encoded
 
+    def _check_prompt_lengths(self, pictures, prompt, question, processor, images_kwargs) -> None:
+        """`ValueError` for a picture whose tokens, with the text around it, are more than there are positions."""
+        if self.config.num_positions is None or not pictures:
+            return
+        head, tail = self._prompt_ids(processor, prompt, question)
+        around = len(head) + (len(tail) if question else 0)
+        cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
+        for picture, own in zip(pictures, images_kwargs, strict=True):
+            own = {name: value for name, value in own.items() if value is not None}
+            height, width = picture.height, picture.width
+            if own.get("do_resize", processor.image_processor.do_resize):
+                height, width = processor.image_processor.get_resized_size(height, width, own)
+            check_prompt_length(around + (height // cell) * (width // cell), self.config)
+
     def _prompt_ids(self, processor, prompt: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The chat prompt's ids before and after the vision tokens."""
         content = [{"type": "text", "text": prompt}] if prompt else []
@@ -302,45 +318,80 @@ class DensePredictionMixin:
 
     @torch.no_grad()
     def query(
-        self, image, text: str, processor: DenseMLLMProcessor | None = None, max_new_tokens: int = 256,
-        stop_at: str | None = None, focal_length: float | None = None, depth_range: str | None = None, **kwargs,
-    ) -> str:  # fmt: skip
-        """Ask about one image in words.
+        self, image, text: "str | list[str]", processor: DenseMLLMProcessor | None = None,
+        max_new_tokens: int | None = None, stop_at: str | None = None,
+        focal_length: "float | list[float | None] | None" = None, depth_range: str | None = None, **kwargs,
+    ) -> "str | list[str] | list[list[str]]":  # fmt: skip
+        """Ask about images in words.
 
         Args:
-            image: an image, as for [`predict_dense`], or an [`EncodedImage`].
-            text: the question.
+            image: an image, as for [`predict_dense`], or an [`EncodedImage`], or a list of these, each of which is
+                asked about by itself.
+            text: the question; of a list of images one, or one an image.
             processor: found from the checkpoint where left out.
-            max_new_tokens: length of the answer, at most.
+            max_new_tokens: length of the answer, at most; 256 where `kwargs` don't say it either. It ends, too, where
+                the language model's positions do.
             stop_at: a token of the vocabulary that ends the answer, as the end of the text does.
             focal_length, depth_range: of an image that isn't encoded yet, as for [`predict_dense`].
-            kwargs: for `generate`; greedy decoding unless told otherwise.
+            kwargs: for `generate`, `generation_config` among them; greedy decoding unless told otherwise. Not taken
+                are the model's inputs, and what asks for more than text (`return_dict_in_generate`...).
 
         Returns:
-            the answer; structural tokens such as `<ref>` stay, special ones don't.
+            the answer, or a list for a list; a list of answers for each image with `num_return_sequences`. Structural
+            tokens such as `<ref>` stay, special ones don't.
+
+        Raises:
+            ValueError: an argument that isn't taken, or more tokens than the language model has positions for.
         """
         processor = self.get_processor(processor)
-        camera = {"focal_length": focal_length, "depth_range": depth_range}
-        is_encoded = isinstance(image, EncodedImage)
-        encoded = image if is_encoded else self.encode_image(image, processor=processor, **camera)
-        if encoded.past_key_values is None:
-            encoded = self._prefill_images([encoded.image], [encoded.image_features], [encoded.grid], encoded.prompt,
-                                    processor, use_cache=True)[0]  # fmt: skip
+        if isinstance(image, (list, tuple)):
+            texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(image)
+            if len(texts) != len(image):
+                raise ValueError(f"`text` must be one, or one an image, got {len(texts)} for {len(image)} images")
+            rows = zip(image, texts, _one_an_image(focal_length, len(image)), strict=True)
+            return [
+                self.query(own, own_text, processor, max_new_tokens, stop_at, focal, depth_range, **kwargs)
+                for own, own_text, focal in rows
+            ]
+        if not isinstance(text, str):
+            raise TypeError(f"`text` must be a string, got {type(text).__name__}")
+        config, kwargs = generation_options(self.generation_config, kwargs, max_new_tokens)
+        start_from_cache = can_start_from_cache(config, kwargs)
+        if isinstance(image, EncodedImage):
+            encoded = image
+        else:
+            picture = processor.image_processor.load_picture(image)
+            own = with_focal_scale({}, processor, focal_length, depth_range)
+            self._check_prompt_lengths([picture], "", text, processor, [own])
+            encoded = self._encode([picture], "", processor, 1, start_from_cache, [own])[0]
         _, tail = self._prompt_ids(processor, encoded.prompt, text)
         input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
+        length = input_ids.shape[1]
+        check_prompt_length(length, self.config)
+        if self.config.num_positions is not None and config.max_new_tokens is not None:
+            config.max_new_tokens = min(config.max_new_tokens, self.config.num_positions - length + 1)
         stop_id = None if stop_at is None else processor.tokenizer.convert_tokens_to_ids(stop_at)
         if stop_id is not None and stop_id != processor.tokenizer.unk_token_id:
-            ends = self.generation_config.eos_token_id
-            ends = [ends] if isinstance(ends, int) else list(ends or [])
-            kwargs = {"eos_token_id": [*ends, stop_id], **kwargs}
+            ends = config.eos_token_id
+            config.eos_token_id = [*([ends] if isinstance(ends, int) else ends or []), stop_id]
+        if start_from_cache:
+            if encoded.past_key_values is None:
+                encoded = self._prefill_images([encoded.image], [encoded.image_features], [encoded.grid],
+                                               encoded.prompt, processor, use_cache=True)[0]  # fmt: skip
+            repeats = max(config.num_beams or 1, config.num_return_sequences or 1)
+            start = cache_argument(copy_cache(encoded.past_key_values, repeats))  # generate writes into it
+        else:
+            start = {
+                "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[encoded.image_features])}
+            }
         output = self.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            **cache_argument(copy.deepcopy(encoded.past_key_values)),  # generate writes into it
-            max_new_tokens=max_new_tokens,
-            **{"do_sample": False, **kwargs},
+            generation_config=config,
+            **{"tokenizer": processor.tokenizer, **start, **kwargs},
         )
-        return processor.post_process_image_text_to_text(output[:, input_ids.shape[1] :])[0]
+        answers = processor.post_process_image_text_to_text(output[:, length:])
+        return answers if (config.num_return_sequences or 1) > 1 else answers[0]
 
     def label_logits(self, hidden_states: torch.Tensor, label_ids: list[list[int]]) -> torch.Tensor:
         """Score of each label: the mean of the logits of its sub-words (paper, section on decoding).
@@ -715,7 +766,7 @@ class DensePredictionMixin:
             processor: found from the checkpoint where left out.
             max_new_tokens: length of the answer, at most.
             focal_length, depth_range: of images that aren't encoded yet, as for [`predict_dense`].
-            kwargs: for `generate`.
+            kwargs: for [`query`]; one answer an image.
 
         Returns:
             a dict, or a list for a list, with `text`, the answer itself, and what its parser gives, in pixels of the
@@ -726,6 +777,8 @@ class DensePredictionMixin:
         """
         processor = self.get_processor(processor)
         question, parse = processor.answer_task(task, text, prompt)
+        if (generation_options(self.generation_config, kwargs)[0].num_return_sequences or 1) > 1:
+            raise ValueError("`num_return_sequences` must be 1: `predict` gives one answer an image")
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         results = []

@@ -266,7 +266,8 @@ class DenseTrainer(Trainer):
         counts = torch.zeros(2, dtype=torch.long)
         for batch in batch_samples:
             if "labels" in batch:
-                counts[0] += (batch["labels"][..., 1:] != -100).sum().cpu()
+                labels = batch["labels"][..., 1:]  # forward ignores those at image placeholders
+                counts[0] += ((labels != -100) & (labels != self.model.config.image_token_id)).sum().cpu()
             if "dense_targets" in batch:
                 counts[1] += supervised_tokens(batch["dense_targets"], batch["dense_candidates"]).sum().cpu()
         counts = counts.to(device)
