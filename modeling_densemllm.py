@@ -38,6 +38,7 @@ from transformers.utils.output_capturing import capture_outputs
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
+from .loading_densemllm import check_loaded_weights
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
 
@@ -273,6 +274,33 @@ class DenseMLLMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = False  # the tower's segments depend on the images' sizes
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, strict: bool | None = None, **kwargs):
+        """As for every model, but a checkpoint whose weights are not all those of the model is refused: it would
+        predict with random ones.
+
+        Args:
+            strict (`bool`, *optional*): whether weights that are missing, unexpected or not finite raise an error.
+                `False` loads the rest, as for training with new weights. Where left out, it is `True`, but `False`
+                with `output_loading_info=True`, which lists them for the caller to look at (`non_finite_keys` beside
+                the others). Weights of another shape are a matter of `ignore_mismatched_sizes`.
+
+        Raises:
+            ValueError: with the names of those weights.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        takes_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed beside the others
+            **kwargs,
+        )
+        strict = not wants_info if strict is None else strict
+        info = check_loaded_weights(model, info, pretrained_model_name_or_path, strict, takes_mismatched)
+        return (model, info) if wants_info else model
+
 
 class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
     """SigLIP2 encoder over packed patches of any number of images; its keys are those of `Siglip2VisionModel`."""
@@ -461,6 +489,8 @@ def vision_block_ids(is_image: torch.Tensor, past_length: int) -> torch.Tensor:
 
 class DenseMLLMModel(DenseMLLMPreTrainedModel):
     """Vision tower, projector and the backbone of the language model."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__(config)
