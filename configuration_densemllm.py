@@ -198,7 +198,7 @@ def _check_choice(config: PreTrainedConfig, name: str, accepted: tuple[str, ...]
         raise ValueError(f"`{name}` must be one of {accepted}, got {getattr(config, name)!r}")
 
 
-# What the sizes of a config may be at most: far above any model, and low enough that a number out of a broken or hostile
+# What the sizes of a config may be at most: far above any model, and low enough that a number of a broken or hostile
 # file is named before something is built of it.
 MAX_SIZES = {
     "hidden_size": 2**17,

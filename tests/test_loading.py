@@ -9,7 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import LLAMA, make_image, make_model, make_processor
 from transformers import AutoModel, pipeline
 
 from densemllm import (
@@ -19,6 +18,7 @@ from densemllm import (
     DenseMLLMModel,
 )
 from densemllm.__main__ import main
+from tiny import LLAMA, make_image, make_model, make_processor
 
 
 FC1 = "model.vision_tower.encoder.layers.0.mlp.fc1.weight"
