@@ -11,15 +11,47 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What is looked at when a checkpoint has been loaded: whether its weights are those of the model, and usable."""
+"""What is looked at and kept when a model is loaded: whether its weights are all there, and where its processor is."""
 
 import math
+import os
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 
 LISTED = 20  # names of each kind in a message
+# Arguments of `from_pretrained` that say which files are meant.
+FILE_OPTIONS = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+@dataclass
+class CheckpointFiles:
+    """Where a model was loaded from, so that what belongs to it is found there later on.
+
+    Attributes:
+        path: an absolute folder, or a name on the Hub.
+        options: of [`FILE_OPTIONS`], those that the model was loaded with. A token is never written into a pickle.
+    """
+
+    path: str
+    options: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_call(cls, path, options: dict) -> "CheckpointFiles":
+        """Those of a call of `from_pretrained`."""
+        path = os.fspath(path)
+        if os.path.isdir(path):
+            path = os.path.abspath(path)
+        return cls(path, {name: options[name] for name in FILE_OPTIONS if options.get(name) is not None})
+
+    def __deepcopy__(self, memo) -> "CheckpointFiles":
+        return self  # nothing changes it; with its token, unlike a pickle
+
+    def __getstate__(self) -> dict:
+        options = {name: value for name, value in self.options.items() if name not in ("token", "proxies")}
+        return {"path": self.path, "options": options}
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:

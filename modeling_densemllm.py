@@ -660,8 +660,10 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         """As for every model; a checkpoint in the layout of `tencent/Youtu-VL-4B-Instruct` loads as it is."""
         kwargs.setdefault("key_mapping", RELEASED_KEYS)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Saving would give the weights their old names back, under a config of the new type.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        model._weight_conversions = None
+        model._keep_checkpoint_files(pretrained_model_name_or_path, kwargs)
         return loaded
 
     @classmethod
@@ -707,7 +709,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
         if getattr(self, "hf_device_map", None) is None:
             kwargs.setdefault("device", self.device)
-        return DensePredictionPipeline(model=self, processor=self.get_processor(processor), **kwargs)
+        return DensePredictionPipeline(model=self, processor=self._choose_processor(processor), **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

@@ -115,8 +115,9 @@ class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
 
     def save_pretrained(self, save_directory, **kwargs):
         """The model, and the processor without which it can't tell what to look for."""
+        processor = self.get_processor()  # nothing is written where there is none
         super().save_pretrained(save_directory, **kwargs)
-        self.get_processor().save_pretrained(save_directory, **kwargs)
+        processor.save_pretrained(save_directory, **kwargs)
 
     def _label_logits(self, pixel_values, image_grid_thw, prompt: str, label_ids: list[list[int]]):
         """Label logits of each image, `float32 [num_labels, grid_height, grid_width]`."""
