@@ -53,6 +53,8 @@ class DensePredictionPipeline(Pipeline):
         if task != "dense-prediction":
             raise ValueError(f"`task` {task!r} has to be given with each call: pipe(images, task={task!r})")
         super().__init__(*args, task=task, **kwargs)
+        if self.device.type == "meta":  # of a model whose weights are offloaded
+            self.device = self.model._input_device
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model and processor, as a checkpoint that works alone."""

@@ -188,6 +188,20 @@ class DensePredictionMixin:
         """
         self.__dict__["_processor"] = self._choose_processor(processor)
 
+    @property
+    def _input_device(self) -> torch.device:
+        """Where inputs go. While weights are offloaded, `device` is "meta", and accelerate's hooks know where the
+        layers compute."""
+        if self.device.type != "meta":
+            return self.device
+        for module in self.modules():
+            hook = getattr(module, "_hf_hook", None)
+            for own in getattr(hook, "hooks", [hook]):
+                device = getattr(own, "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
+        return torch.device("cpu")
+
     def _has_processor(self) -> bool:
         return self.__dict__.get("_processor") is not None or bool(self.name_or_path)
 
@@ -282,7 +296,7 @@ class DensePredictionMixin:
                 torch.cat([own[name] for own in inputs]) for name in ("pixel_values", "image_grid_thw")
             )
             features = self.model.get_image_features(
-                pixel_values.to(self.device), grid.to(self.device), return_dict=True
+                pixel_values.to(self._input_device), grid.to(self._input_device), return_dict=True
             ).pooler_output
             merge_size = self.config.spatial_merge_size
             grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
@@ -326,7 +340,7 @@ class DensePredictionMixin:
         content = [{"type": "text", "text": prompt}] if prompt else []
         content += [{"type": "image"}] + ([{"type": "text", "text": question}] if question else [])
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self.device)
+        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self._input_device)
         at = (ids == self.config.image_token_id).nonzero()[:, 0]
         if len(at) != 1:
             raise ValueError(
@@ -403,7 +417,8 @@ class DensePredictionMixin:
             )
         counts = torch.bincount(label, minlength=len(label_ids))[:, None]
         head = self.get_output_embeddings()
-        if type(head) is nn.Linear and head.weight.device == device:
+        is_plain = type(head) is nn.Linear and type(head.weight.data) is torch.Tensor
+        if is_plain and head.weight.device == device:
             # The mean of logits is the logit of the mean column.
             columns = head.weight[flat].float()
             if len(flat) > len(label_ids):
