@@ -96,7 +96,10 @@ QUANTISED = {
     # The CPU's 8-bit kernel takes no batches, so not the language model.
     "bitsandbytes-8bit": (
         lambda folder: bitsandbytes(
-            folder, load_in_8bit=True, llm_int8_skip_modules=["language_model", "lm_head"], llm_int8_threshold=0.0
+            folder,
+            load_in_8bit=True,
+            llm_int8_skip_modules=["model.language_model", "lm_head"],
+            llm_int8_threshold=0.0,
         ),
         0.1,
     ),
