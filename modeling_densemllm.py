@@ -43,6 +43,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from .compat_densemllm import CACHE_NAMES, cache_argument, either_cache, get_cache, select_positions
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig, check_prompt_length
+from .loading_densemllm import check_loaded_weights
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
 
@@ -119,23 +120,24 @@ class DenseMLLMVisionEmbeddings(nn.Module):
 
     def __init__(self, config: DenseMLLMVisionConfig):
         super().__init__()
-        self.merge_size = config.spatial_merge_size
+        self.merge_size, self.num_patches = config.spatial_merge_size, config.num_patches
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
         has_table = config.position_embedding == "table"
         self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size) if has_table else None
 
     def forward(self, pixel_values: torch.Tensor, grids: list[tuple[int, int]]) -> torch.Tensor:
-        weight = self.patch_embedding.weight
-        hidden_states = self.patch_embedding(pixel_values.to(weight.dtype))  # [n_patches, hidden_size]
+        hidden_states = self.patch_embedding(pixel_values)  # [n_patches, hidden_size]
         if self.position_embedding is None:
             return hidden_states
-        positions = {grid: self.resized_positions(*grid) for grid in dict.fromkeys(grids)}
+        device = hidden_states.device
+        positions = {grid: self.resized_positions(*grid, device) for grid in dict.fromkeys(grids)}
         return hidden_states + torch.cat([positions[grid] for grid in grids])
 
-    def resized_positions(self, height: int, width: int) -> torch.Tensor:
+    def resized_positions(self, height: int, width: int, device: torch.device) -> torch.Tensor:
         """The table resized to a grid, merge-block-major: `[height * width, hidden_size]`."""
-        table = self.position_embedding.weight
-        side, merge = math.isqrt(table.shape[0]), self.merge_size
+        # Through the layer, as its weight may be quantised, or offloaded until the layer is called.
+        table = self.position_embedding(torch.arange(self.num_patches, device=device))
+        side, merge = math.isqrt(self.num_patches), self.merge_size
         table_2d = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
         # Antialiased resizing is not there for half precision on every device.
         resized = F.interpolate(
@@ -227,6 +229,7 @@ class DenseMLLMVisionAttention(nn.Module):
 class DenseMLLMVisionMLP(nn.Module):
     def __init__(self, config: DenseMLLMVisionConfig):
         super().__init__()
+        self.intermediate_size = config.intermediate_size
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -235,7 +238,7 @@ class DenseMLLMVisionMLP(nn.Module):
         if torch.is_grad_enabled():
             return self.feed_forward(hidden_states)
         # Patches by the ten thousands: the wide intermediate states would be the peak of a forward pass.
-        rows = max(1, MLP_CHUNK_ELEMENTS // self.fc1.out_features)
+        rows = max(1, MLP_CHUNK_ELEMENTS // self.intermediate_size)
         chunks = [self.feed_forward(chunk) for chunk in hidden_states.split(rows)]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
@@ -277,6 +280,33 @@ class DenseMLLMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, strict: bool | None = None, **kwargs):
+        """As for every model, but a checkpoint whose weights are not all those of the model is refused: it would
+        predict with random ones.
+
+        Args:
+            strict (`bool`, *optional*): whether weights that are missing, unexpected or not finite raise an error.
+                `False` loads the rest, as for training with new weights. Where left out, it is `True`, but `False`
+                with `output_loading_info=True`, which lists them for the caller to look at (`non_finite_keys` beside
+                the others). Weights of another shape are a matter of `ignore_mismatched_sizes`.
+
+        Raises:
+            ValueError: with the names of those weights.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        takes_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed beside the others
+            **kwargs,
+        )
+        strict = not wants_info if strict is None else strict
+        info = check_loaded_weights(model, info, pretrained_model_name_or_path, strict, takes_mismatched)
+        return (model, info) if wants_info else model
 
 
 class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
@@ -354,8 +384,9 @@ class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
         if pixel_values.ndim != 2 or pixel_values.shape[-1] != features:
             raise ValueError(f"`pixel_values` must be [n_patches, {features}], got {tuple(pixel_values.shape)}")
         grids = check_image_grid(image_grid_thw, pixel_values.shape[0], self.config.spatial_merge_size)
-        image_grid_thw = image_grid_thw.to(pixel_values.device)
-        hidden_states = self.embeddings(pixel_values, grids)
+        # Quantised layers have weights of another type than they compute in; norms are never quantised.
+        hidden_states = self.embeddings(pixel_values.to(self.post_layernorm.weight.dtype), grids)
+        image_grid_thw = image_grid_thw.to(hidden_states.device)
         full, windows = self.attention_segments(image_grid_thw)
         for index, layer in enumerate(self.encoder.layers):
             segments = full if index in self.config.fullatt_block_indexes else windows
@@ -368,15 +399,15 @@ class DenseMLLMMultiModalProjector(nn.Module):
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__()
-        width = config.vision_config.hidden_size * config.spatial_merge_size**2
+        self.width = config.vision_config.hidden_size * config.spatial_merge_size**2
         self.norm = nn.RMSNorm(config.vision_config.hidden_size, eps=1e-6)
-        self.linear_1 = nn.Linear(width, width)
+        self.linear_1 = nn.Linear(self.width, self.width)
         self.act = ACT2FN[config.projector_hidden_act]
-        self.linear_2 = nn.Linear(width, config.get_text_config().hidden_size)
+        self.linear_2 = nn.Linear(self.width, config.get_text_config().hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # [n_patches, vision width] -> [n_vision_tokens, merge_size**2 * vision width] -> [.., text width]
-        hidden_states = self.norm(hidden_states).reshape(-1, self.linear_1.in_features)
+        hidden_states = self.norm(hidden_states).reshape(-1, self.width)
         return self.linear_2(self.act(self.linear_1(hidden_states)))
 
 
@@ -461,6 +492,8 @@ def vision_block_ids(is_image: torch.Tensor, past_length: int) -> torch.Tensor:
 
 class DenseMLLMModel(DenseMLLMPreTrainedModel):
     """Vision tower, projector and the backbone of the language model."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__(config)
@@ -638,8 +671,10 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         """As for every model; a checkpoint in the layout of `tencent/Youtu-VL-4B-Instruct` loads as it is."""
         kwargs.setdefault("key_mapping", RELEASED_KEYS)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Saving would give the weights their old names back, under a config of the new type.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        model._weight_conversions = None
+        model._keep_checkpoint_files(pretrained_model_name_or_path, kwargs)
         return loaded
 
     @classmethod
@@ -685,7 +720,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
         if getattr(self, "hf_device_map", None) is None:
             kwargs.setdefault("device", self.device)
-        return DensePredictionPipeline(model=self, processor=self.get_processor(processor), **kwargs)
+        return DensePredictionPipeline(model=self, processor=self._choose_processor(processor), **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

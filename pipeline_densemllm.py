@@ -53,6 +53,8 @@ class DensePredictionPipeline(Pipeline):
         if task != "dense-prediction":
             raise ValueError(f"`task` {task!r} has to be given with each call: pipe(images, task={task!r})")
         super().__init__(*args, task=task, **kwargs)
+        if self.device.type == "meta":  # of a model whose weights are offloaded
+            self.device = self.model._input_device
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model and processor, as a checkpoint that works alone."""
@@ -115,8 +117,9 @@ class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
 
     def save_pretrained(self, save_directory, **kwargs):
         """The model, and the processor without which it can't tell what to look for."""
+        processor = self.get_processor()  # nothing is written where there is none
         super().save_pretrained(save_directory, **kwargs)
-        self.get_processor().save_pretrained(save_directory, **kwargs)
+        processor.save_pretrained(save_directory, **kwargs)
 
     def _label_logits(self, pixel_values, image_grid_thw, prompt: str, label_ids: list[list[int]]):
         """Label logits of each image, `float32 [num_labels, grid_height, grid_width]`."""

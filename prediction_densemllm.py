@@ -32,6 +32,7 @@ from .compat_densemllm import cache_argument, get_cache
 from .configuration_densemllm import check_prompt_length
 from .generation_densemllm import can_start_from_cache, copy_cache, generation_options
 from .image_processing_densemllm import DenseMLLMImageProcessor, check_target_sizes, resize_map
+from .loading_densemllm import CheckpointFiles
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
 
 
@@ -170,18 +171,49 @@ class DensePredictionMixin:
     `query`. It needs nothing of the model but its backbone and its output embedding."""
 
     def get_processor(self, processor: DenseMLLMProcessor | None = None) -> DenseMLLMProcessor:
-        """`processor`, or the one that was saved with this checkpoint.
+        """The processor of this model: the one that was set, or that was saved with its checkpoint.
+
+        Args:
+            processor: returned instead where it is given, after a check. A model that has none of its own keeps it.
 
         Raises:
-            ValueError: the model comes from no checkpoint, or the processor is another model's.
+            ValueError: the model has no processor, or the processor is another model's.
         """
-        kept = self.__dict__.get("_processor")
+        if processor is not None and not self._has_processor():
+            self.set_processor(processor)
+        return self._choose_processor(processor)
+
+    def set_processor(self, processor: DenseMLLMProcessor) -> None:
+        """Make `processor` that of this model, for all calls that are given none.
+
+        Raises:
+            ValueError: it is another model's.
+        """
+        self.__dict__["_processor"] = self._choose_processor(processor)
+
+    @property
+    def _input_device(self) -> torch.device:
+        """Where inputs go. While weights are offloaded, `device` is "meta", and accelerate's hooks know where the
+        layers compute."""
+        if self.device.type != "meta":
+            return self.device
+        for module in self.modules():
+            hook = getattr(module, "_hf_hook", None)
+            for own in getattr(hook, "hooks", [hook]):
+                device = getattr(own, "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
+        return torch.device("cpu")
+
+    def _has_processor(self) -> bool:
+        return self.__dict__.get("_processor") is not None or bool(self.name_or_path)
+
+    def _choose_processor(self, processor: DenseMLLMProcessor | None) -> DenseMLLMProcessor:
+        """That of one call: `processor`, or the model's own."""
         if processor is None:
-            processor = kept
-            if processor is None and not self.name_or_path:
-                raise ValueError("`processor` is needed: this model was not loaded from a checkpoint that has one")
-            if processor is None:
-                processor = DenseMLLMProcessor.from_pretrained(self.name_or_path)
+            processor = self.__dict__.get("_processor")
+        if processor is None:
+            processor = self.__dict__["_processor"] = self._load_processor()
         for name, own, given in (
             ("image_token_id", self.config.image_token_id, processor.image_token_id),
             ("spatial_merge_size", self.config.spatial_merge_size, processor.image_processor.merge_size),
@@ -192,9 +224,28 @@ class DensePredictionMixin:
         ):
             if own != given:
                 raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {own}")
-        if kept is None:  # that of one call is not that of the next
-            self.__dict__["_processor"] = processor
         return processor
+
+    def _keep_checkpoint_files(self, path, options: dict) -> None:
+        """Remember what `from_pretrained` was told, so that the processor is looked up in the same place."""
+        if not self.name_or_path:
+            return
+        if self.name_or_path != str(path):  # an adapter's folder: the base model is what was loaded
+            options = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
+        self.__dict__["_checkpoint_files"] = CheckpointFiles.of_call(self.name_or_path, options)
+
+    def _load_processor(self) -> DenseMLLMProcessor:
+        if not self.name_or_path:
+            raise ValueError("`processor` is needed: this model was not loaded from a checkpoint that has one")
+        files = self.__dict__.get("_checkpoint_files") or CheckpointFiles.of_call(self.name_or_path, {})
+        try:
+            return DenseMLLMProcessor.from_pretrained(files.path, **files.options)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`processor` is needed: none can be loaded from {files.path}, where the model comes from; save it "
+                "beside the model (`processor.save_pretrained(folder)`), set it (`model.set_processor(processor)`), "
+                f"or give it to the call ({error})"
+            ) from error
 
     @torch.no_grad()
     def encode_image(
@@ -224,7 +275,7 @@ class DensePredictionMixin:
         Returns:
             one [`EncodedImage`], or a list for a list.
         """
-        processor = self.get_processor(processor)
+        processor = self._choose_processor(processor)
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         focal_lengths = _one_an_image(focal_length, len(images))
@@ -249,7 +300,7 @@ class DensePredictionMixin:
                 torch.cat([own[name] for own in inputs]) for name in ("pixel_values", "image_grid_thw")
             )
             features = self.model.get_image_features(
-                pixel_values.to(self.device), grid.to(self.device), return_dict=True
+                pixel_values.to(self._input_device), grid.to(self._input_device), return_dict=True
             ).pooler_output
             merge_size = self.config.spatial_merge_size
             grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
@@ -307,7 +358,7 @@ class DensePredictionMixin:
         content = [{"type": "text", "text": prompt}] if prompt else []
         content += [{"type": "image"}] + ([{"type": "text", "text": question}] if question else [])
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self.device)
+        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self._input_device)
         at = (ids == self.config.image_token_id).nonzero()[:, 0]
         if len(at) != 1:
             raise ValueError(
@@ -343,7 +394,7 @@ class DensePredictionMixin:
         Raises:
             ValueError: an argument that isn't taken, or more tokens than the language model has positions for.
         """
-        processor = self.get_processor(processor)
+        processor = self._choose_processor(processor)
         if isinstance(image, (list, tuple)):
             texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(image)
             if len(texts) != len(image):
@@ -486,7 +537,7 @@ class DensePredictionMixin:
         Raises:
             ValueError, TypeError: an argument that can't be used, named; before anything is computed.
         """
-        processor = self.get_processor(processor)
+        processor = self._choose_processor(processor)
         tasks = (task,) if isinstance(task, str) else tuple(task)
         rows = {name: get_task(name) for name in tasks}
         if not tasks or len(rows) < len(tasks):
@@ -775,7 +826,7 @@ class DensePredictionMixin:
         Raises:
             ValueError: an unknown task, or a `text` that is missing.
         """
-        processor = self.get_processor(processor)
+        processor = self._choose_processor(processor)
         question, parse = processor.answer_task(task, text, prompt)
         if (generation_options(self.generation_config, kwargs)[0].num_return_sequences or 1) > 1:
             raise ValueError("`num_return_sequences` must be 1: `predict` gives one answer an image")
