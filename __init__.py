@@ -2,7 +2,6 @@
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForDepthEstimation,
@@ -11,6 +10,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig

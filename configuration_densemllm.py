@@ -15,7 +15,9 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, YoutuConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
+
+from .compat_densemllm import CACHE_NAMES
 
 
 # The auto classes that a saved checkpoint answers to: one table, as `register_for_auto_class` keeps a single name.
@@ -33,6 +35,20 @@ AUTO_MAP = {
 CUSTOM_PIPELINES = {
     "dense-prediction": {"impl": "pipeline_densemllm.DensePredictionPipeline", "pt": ["AutoModel"]},
 }
+
+
+class CustomPipelines(dict):
+    """`config.custom_pipelines`: the tasks for which `pipeline` runs code that stands beside a checkpoint.
+
+    A task that is registered in this process, as `import densemllm` does, is not one of them (`in` says no): its code
+    is here already, and nobody has to trust another.
+    """
+
+    def __contains__(self, task: object) -> bool:
+        from transformers.pipelines import PIPELINE_REGISTRY  # of no use to whoever only reads a config, and slow
+
+        return super().__contains__(task) and task not in PIPELINE_REGISTRY.get_supported_tasks()
+
 
 # Youtu-LLM at the dimensions of the released 4B checkpoint (`YoutuConfig`'s own defaults are a smaller model's).
 RELEASED_TEXT_CONFIG = {
@@ -326,11 +342,8 @@ class DenseMLLMConfig(PreTrainedConfig):
     """
 
     model_type = "densemllm"
-    sub_configs_defaults = {
-        "vision_config": DenseMLLMVisionConfig,
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="youtu", init_kwargs=RELEASED_TEXT_CONFIG),
-    }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    sub_configs = {"vision_config": DenseMLLMVisionConfig, "text_config": AutoConfig}
+    keys_to_ignore_at_inference = list(CACHE_NAMES)
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -348,10 +361,14 @@ class DenseMLLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.vision_config, dict) and self.spatial_merge_size is not None:
-            self.vision_config = {"spatial_merge_size": self.spatial_merge_size, **self.vision_config}
-        elif self.vision_config is None and self.spatial_merge_size is not None:
-            self.vision_config = {"spatial_merge_size": self.spatial_merge_size}
+        if self.vision_config is None or isinstance(self.vision_config, dict):
+            vision = dict(self.vision_config or {})
+            if self.spatial_merge_size is not None:
+                vision.setdefault("spatial_merge_size", self.spatial_merge_size)
+            self.vision_config = DenseMLLMVisionConfig(**vision)
+        if self.text_config is None or isinstance(self.text_config, dict):
+            text = RELEASED_TEXT_CONFIG if self.text_config is None else self.text_config
+            self.text_config = AutoConfig.for_model(**{"model_type": "youtu", **text})
         if self.depth_ranges is None:
             self.depth_ranges = {name: dict(row) for name, row in RELEASED_DEPTH_RANGES.items()}
         if self.default_depth_range is None and self.depth_ranges:
@@ -360,7 +377,7 @@ class DenseMLLMConfig(PreTrainedConfig):
         # A checkpoint that was loaded from the Hub carries "repo--module.Class": written back as it is, the folder
         # would depend on that repository.
         kwargs["auto_map"] = dict(AUTO_MAP)
-        kwargs["custom_pipelines"] = {name: dict(row) for name, row in CUSTOM_PIPELINES.items()}
+        kwargs["custom_pipelines"] = CustomPipelines({name: dict(row) for name, row in CUSTOM_PIPELINES.items()})
         super().__post_init__(**kwargs)
         if self.spatial_merge_size is None:
             self.spatial_merge_size = self.vision_config.spatial_merge_size

@@ -24,13 +24,14 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 import torch.nn.functional as F
-from huggingface_hub.utils import httpx
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
+
+from .compat_densemllm import httpx
 
 
 class DenseMLLMImageProcessorKwargs(ImagesKwargs, total=False):

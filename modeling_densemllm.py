@@ -29,14 +29,19 @@ from transformers.generation import GenerationMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from .compat_densemllm import CACHE_NAMES, cache_argument, either_cache, get_cache, select_positions
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
@@ -266,7 +271,7 @@ class DenseMLLMPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["DenseMLLMVisionEmbeddings", "DenseMLLMVisionLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = CACHE_NAMES
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -389,13 +394,13 @@ class DenseMLLMModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class DenseMLLMCausalLMOutputWithPast(ModelOutput):
+class DenseMLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*): with `labels` or `dense_targets`:
         `text_loss + config.ntp_m_weight * ntp_m_loss`, whichever are there.
     logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*): next-token logits;
         of the positions in `logits_to_keep` only. Left out while training with a loss, see `skip_logits`.
-    past_key_values (`Cache`, *optional*): the key-value cache.
+    cache (`Cache`, *optional*): the key-value cache; `past_key_values` before transformers 5.24.
     hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): of the language model, on request.
     image_hidden_states (`torch.FloatTensor` of shape `(n_vision_tokens, hidden_size)`, *optional*): the projected
         vision tokens.
@@ -403,11 +408,6 @@ class DenseMLLMCausalLMOutputWithPast(ModelOutput):
     ntp_m_loss (`torch.FloatTensor` of shape `()`, *optional*): NTP-M loss before its weight, with `dense_targets`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor] | None = None
-    attentions: tuple[torch.FloatTensor] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     text_loss: torch.FloatTensor | None = None
     ntp_m_loss: torch.FloatTensor | None = None
@@ -532,13 +532,14 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
         mm_token_type_ids: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DenseMLLMModelOutputWithPast:
         r"""
@@ -552,11 +553,13 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
                 where left out.
             mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of
                 `pixel_values`.
+            cache, past_key_values (`Cache`, *optional*): the key-value cache, under either name.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, both of `pixel_values` and
-                `mm_encoder_outputs`, or images that don't match their placeholders.
+                `mm_encoder_outputs`, both names of the cache, or images that don't match their placeholders.
         """
+        cache = either_cache(cache, past_key_values)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`")
         if kwargs.get("dense_targets") is not None:
@@ -580,14 +583,14 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
                 is_image = self.get_image_token_mask(input_ids, inputs_embeds)
             # One new position can't see a later one: decoding needs no mask of its own.
             if inputs_embeds.shape[1] > 1 and bool(is_image.any()):
-                past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+                past_length = cache.get_seq_length() if cache is not None else 0
                 attention_mask = create_masks_for_generate(
                     config=self.config.get_text_config(),
                     inputs_embeds=inputs_embeds,
                     attention_mask=attention_mask,
-                    past_key_values=past_key_values,
                     position_ids=position_ids,
                     block_sequence_ids=vision_block_ids(is_image, past_length),
+                    **cache_argument(cache),
                 )
 
         image_features = None
@@ -601,17 +604,17 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
             outputs = self.language_model(
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
+                **cache_argument(cache),
                 **kwargs,
             )
         return DenseMLLMModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
+            **cache_argument(get_cache(outputs)),
         )
 
 
@@ -713,7 +716,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
@@ -727,12 +730,13 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         num_dense_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DenseMLLMCausalLMOutputWithPast:
         r"""
         Args:
-            input_ids, pixel_values, image_grid_thw, mm_token_type_ids, mm_encoder_outputs: see
-                [`DenseMLLMModel.forward`].
+            input_ids, pixel_values, image_grid_thw, mm_token_type_ids, mm_encoder_outputs, cache, past_key_values:
+                see [`DenseMLLMModel.forward`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): next-token targets, -100
                 where ignored.
             dense_targets (`torch.LongTensor` of shape `(n_vision_tokens, max_targets)`, *optional*): vocabulary ids
@@ -768,7 +772,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=either_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
@@ -780,7 +784,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         hidden_states = outputs.last_hidden_state
         if skip_logits is None:
             skip_logits = self.training and (labels is not None or dense_targets is not None)
-        logits = None if skip_logits else self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        logits = None if skip_logits else self.lm_head(select_positions(hidden_states, logits_to_keep))
 
         losses = []
         text_loss = dense_loss = None
@@ -807,12 +811,12 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         return DenseMLLMCausalLMOutputWithPast(
             loss=sum(losses) if losses else None,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
             text_loss=text_loss,
             ntp_m_loss=dense_loss,
+            **cache_argument(get_cache(outputs)),
         )
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
@@ -828,23 +832,24 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         config,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None = None,
         position_ids: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ):
         """The mask for a static cache; the vision tokens of an image see each other where the config says so."""
-        blocks = None
+        cache, blocks = either_cache(cache, past_key_values), None
         if config.vision_attention == "bidirectional" and mm_token_type_ids is not None:
-            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past_length = cache.get_seq_length() if cache is not None else 0
             blocks = vision_block_ids(mm_token_type_ids == 1, int(past_length))
         return create_masks_for_generate(
             config=config.get_text_config(),
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
             block_sequence_ids=blocks,
+            **cache_argument(cache),
         )
 
 

@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .answers_densemllm import encode_rle, parse_grounding
+from .compat_densemllm import cache_argument, get_cache
 from .image_processing_densemllm import DenseMLLMImageProcessor, check_target_sizes, resize_map
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
 
@@ -269,7 +270,7 @@ class DensePredictionMixin:
                     "image": BaseModelOutputWithPooling(pooler_output=[features[index] for index in group])
                 },
                 use_cache=use_cache,
-                past_key_values=DynamicCache(config=self.config.get_text_config()) if use_cache else None,
+                cache=DynamicCache(config=self.config.get_text_config()) if use_cache else None,
             )
             for row, index in enumerate(group):
                 length = len(head) + len(features[index])
@@ -280,7 +281,7 @@ class DensePredictionMixin:
                     image=pictures[index],
                     prompt=prompt,
                     input_ids=input_ids[row : row + 1, :length],
-                    past_key_values=outputs.past_key_values if use_cache else None,
+                    past_key_values=get_cache(outputs) if use_cache else None,
                 )
         return encoded
 
@@ -334,7 +335,7 @@ class DensePredictionMixin:
         output = self.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            past_key_values=copy.deepcopy(encoded.past_key_values),  # generate writes into it
+            **cache_argument(copy.deepcopy(encoded.past_key_values)),  # generate writes into it
             max_new_tokens=max_new_tokens,
             **{"do_sample": False, **kwargs},
         )

@@ -22,6 +22,7 @@ import numpy as np
 import PIL.Image
 import torch
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
@@ -33,6 +34,7 @@ from .answers_densemllm import (
     parse_pose,
     parse_run_length,
 )
+from .compat_densemllm import ProcessorDefaults
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
     DenseMLLMImageProcessor,
@@ -192,6 +194,7 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     return_mm_token_type_ids = True
     text_kwargs = {"return_token_type_ids": False}
+    valid_processor_kwargs = ProcessorDefaults
 
     def __init__(
         self,
@@ -248,11 +251,26 @@ class DenseMLLMProcessor(ProcessorMixin):
             math.prod(int(edge) for edge in image_inputs["image_grid_thw"][image_idx]) // merge_size**2
         )
 
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs) -> None:
+        """As for every processor; images and their placeholders are counted here, as transformers before 5.23 doesn't.
+
+        Raises:
+            ValueError: there is nothing to process, or there are more or fewer placeholders than images.
+        """
+        if text is not None and all(isinstance(sample, str) for sample in text):
+            placeholders = sum(sample.count(self.image_token) for sample in text)
+            n_images = 0 if images is None else len(make_flat_list_of_images(images))
+            if placeholders != n_images:
+                raise ValueError(
+                    f"`text` must have one {self.image_token} an image, got {placeholders} for {n_images} images"
+                )
+        super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
     def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
         """Number of placeholders and of patches of images of the given sizes (height, width), in pixels."""
         if image_sizes is None:
             return MultiModalData()
-        images_kwargs = self._merge_kwargs(**kwargs).get("images_kwargs", {})
+        images_kwargs = {**kwargs, **kwargs.get("images_kwargs", {})}
         images_kwargs = {name: value for name, value in images_kwargs.items() if value is not None}
         merge_size = images_kwargs.get("merge_size", self.image_processor.merge_size)
         patches = [self.image_processor.get_number_of_image_patches(*size, images_kwargs) for size in image_sizes]

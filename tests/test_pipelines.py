@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForDepthEstimation, AutoModelForSemanticSegmentation, pipeline
 
+import densemllm
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
@@ -54,6 +55,15 @@ def test_dense_prediction(folder, model, batch_size, form):
         torch.testing.assert_close(result["predicted_depth"], expected.predicted_depth)
         assert [row["label"] for row in result["segments_info"]] == [row["label"] for row in expected.segments_info]
         assert result["depth"].size == image.size and "mask" not in result
+
+
+@pytest.mark.parametrize("task", ["dense-prediction", None])
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}], ids=["no flag", "flag"])
+def test_the_installed_package_needs_no_flag(folder, model, task, trust):
+    pipe = pipeline(task, model=str(folder), **trust)
+    assert type(pipe) is densemllm.DensePredictionPipeline and type(pipe.model) is type(model)
+    expected = model.predict_dense(IMAGES[0], labels=["wall", "floor"]).segmentation
+    assert torch.equal(pipe(IMAGES[0], labels=["wall", "floor"])["segmentation"], expected)
 
 
 def test_dense_prediction_of_one_image_and_of_dicts(folder, model, tmp_path):
