@@ -24,11 +24,13 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
+from .compat_densemllm import CACHE_NAMES
 from .data_densemllm import DenseDataset
 from .evaluation_densemllm import evaluate_dense, greater_is_better
 from .loss_densemllm import IGNORED, supervised_tokens
@@ -61,9 +63,7 @@ FIRST_STEPS = 10  # a run in which so many steps supervise nothing is stopped
 STATE_NAME = "trainer_state.json"
 LOGGED = ("text_loss", "ntp_m_loss", "positives", "dense_tokens")  # sums of a step, averaged over the logged steps
 # Outputs that `predict` and `compute_metrics` don't get.
-NO_PREDICTIONS = (
-    "past_key_values", "cache", "hidden_states", "attentions", "image_hidden_states", "text_loss", "ntp_m_loss",
-)  # fmt: skip
+NO_PREDICTIONS = (*CACHE_NAMES, "hidden_states", "attentions", "image_hidden_states", "text_loss", "ntp_m_loss")
 METRIC_TASKS = {
     "mean_iou": ("image-segmentation", "mIoU"),
     "pixel_accuracy": ("image-segmentation", "pixel accuracy"),
@@ -102,10 +102,11 @@ class DenseTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better `metric_for_best_model`"}
     )
-    do_train: bool | None = field(
+    # `bool` though they may be `None`, so that `--do_train` alone can stand on a command line.
+    do_train: bool = field(
         default=None, metadata={"help": "train; left out: unless `do_eval` or `do_predict` is asked for"}
     )
-    do_eval: bool | None = field(
+    do_eval: bool = field(
         default=None, metadata={"help": "evaluate; left out: where there is data for it, after a training"}
     )
 
@@ -275,6 +276,22 @@ def learned_labels(sources: list, collator) -> dict[int, str] | None:
     if len(names) == len(pairs) == len(dict(pairs)):
         return dict(sorted(pairs)) or None
     return dict(enumerate(names))
+
+
+@contextmanager
+def written(folder: Path):
+    """Remove a folder in which something can't be written to its end.
+
+    Raises:
+        OSError: it names the folder; what torch and safetensors say of a full disk names nothing.
+    """
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error):
+            raise OSError(f"{folder} can't be written: {error}") from error
+        raise
 
 
 def replace_model(folder: Path, staged: Path) -> None:
@@ -663,7 +680,8 @@ class DenseTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)
+            with written(unfinished):
+                super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
         self.accelerator.wait_for_everyone()  # all processes have written their part
@@ -722,7 +740,8 @@ class DenseTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(staged, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            super().save_model(str(staged), _internal_call=True)
+            with written(staged):
+                super().save_model(str(staged), _internal_call=True)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 replace_model(output_dir, staged)
