@@ -434,6 +434,9 @@ class DenseMLLMConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not set(values) - {"_commit_hash"}:
+            # The defaults would take its place: those of the released model, with four billion random weights.
+            raise OSError(f"{pretrained_model_name_or_path} has no config.json that says anything")
         model_type = values.get("model_type", cls.model_type)
         if model_type == RELEASED_MODEL_TYPE:
             values = translate_released_config(values)

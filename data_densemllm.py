@@ -349,15 +349,19 @@ def _check_messages(messages, where: str) -> None:
         raise ValueError(f"{where}: user and assistant must take turns and the assistant have the last, got {roles}")
 
 
-def load_samples(name: str, split: str = "train", streaming: bool = False):
+def load_samples(name: str, split: str = "train", streaming: bool = False, whole: bool = False):
     """A split of a data set, its pictures not yet decoded.
 
     Args:
         name: a folder that `save_to_disk` wrote; a folder with `image/` (and `segmentation/`, `depth/`, `mask/` beside
             it, files of one sample having one stem; in a folder with the split's name, if there is one); or whatever
             `datasets.load_dataset` takes: a Hub name, a folder of parquet files, an image folder with metadata...
-        split: name of the split.
+        split: name of the split; "train" for data without splits.
         streaming: read while training; see [`DenseIterableDataset`].
+        whole: take a data set of `save_to_disk` that has no splits for whatever `split` says.
+
+    Raises:
+        ValueError: a split that the data lacks, or nothing to learn from.
     """
     folder = Path(name)
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
@@ -366,15 +370,19 @@ def load_samples(name: str, split: str = "train", streaming: bool = False):
             if split not in data:
                 raise ValueError(f"`split` must be one of {sorted(data)}, the splits of {name}, got {split!r}")
             data = data[split]
-        elif split != "train":
+        elif split not in ("train", str(data.split)):
+            if not whole:
+                raise ValueError(f"`split` must be 'train', all that {name} has, got {split!r}")
             logger.warning(f"{name} has no splits: all of it is taken for {split!r}")
         data = data.to_iterable_dataset() if streaming else data
     elif any((root / "image").is_dir() for root in (folder / split, folder)):
         root = folder / split if (folder / split / "image").is_dir() else folder
         if root == folder and split != "train":
-            logger.warning(f"{name} has no folder {split!r}: all of it is taken for that split")
+            raise ValueError(f"`split` must be 'train', all that {name} has without a folder for it, got {split!r}")
         data = _plain_folder(root)
         data = data.to_iterable_dataset() if streaming else data
+    elif splits := sorted(path.parent.name for path in folder.glob("*/image") if path.is_dir()):
+        raise ValueError(f"`split` must be one of {splits}, the folders of {name}, got {split!r}")
     else:
         data = load_dataset(name, split=split, streaming=streaming, cache_dir=_cache_of(folder))
     if not set(MAPS + ("messages",)) & set(data.column_names or MAPS):

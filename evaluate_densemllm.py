@@ -220,7 +220,7 @@ def _columns_of(task: str) -> str:
 
 def open_data(args: EvaluationArguments) -> tuple[datasets.Dataset, dict[int, str] | None]:
     """The rows to evaluate on, with the columns that the tasks need, and the names of the classes."""
-    data = load_samples(args.data, args.split)
+    data = load_samples(args.data, args.split, whole=True)
     columns = {"image"}
     for task in args.task:
         there = [names for names in COLUMNS[task] if {"image", *names} <= set(data.column_names)]

@@ -34,6 +34,34 @@ CROPS = {
     "nyu": (45 / 480, 471 / 480, 41 / 640, 601 / 640),
 }
 BOUNDARY_WIDTH = 0.02  # share of the image's diagonal
+# What the classes below compute, and whether more of it is better.
+GREATER_IS_BETTER = {
+    "mean_iou": True,
+    "pixel_accuracy": True,
+    "mean_boundary_iou": True,
+    "delta1": True,
+    "delta2": True,
+    "delta3": True,
+    "abs_rel": False,
+    "rmse": False,
+    "silog": False,
+    "ciou": True,
+    "giou": True,
+    "boundary_iou": True,
+    "precision": True,
+    "recall": True,
+    "f1": True,
+}
+
+
+def greater_is_better(metric: str | None) -> bool | None:
+    """Whether more of a metric is better; `None` for one that is none of ours. `metric` may stand behind the names of
+    an evaluation and of a data set, as in `eval_kitti_abs_rel`."""
+    if metric is None:
+        return None
+    words = metric.split("_")
+    endings = ("_".join(words[start:]) for start in range(len(words)))
+    return next((GREATER_IS_BETTER[ending] for ending in endings if ending in GREATER_IS_BETTER), None)
 
 
 class _Metrics(ABC):
@@ -416,11 +444,13 @@ def evaluate_dense(
 
 __all__ = [
     "CROPS",
+    "GREATER_IS_BETTER",
     "ClassListMetrics",
     "DepthMetrics",
     "ReferringMetrics",
     "SegmentationMetrics",
     "boundary_region",
     "evaluate_dense",
+    "greater_is_better",
     "predict_batch",
 ]

@@ -596,6 +596,13 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         cache = either_cache(cache, past_key_values)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`")
+        if kwargs.get("dense_targets") is not None:
+            # A trainer that has a head of its own, such as TRL's `SFTTrainer`, hands on whatever the batch has.
+            raise ValueError(
+                "`dense_targets` were given to the model without its head, whose outputs lack the NTP-M loss: train "
+                "with `DenseTrainer` or `transformers.Trainer`, or add the loss of `fused_ntp_m_loss` and leave "
+                "`dense_targets` out here"
+            )
         if position_ids is None:
             check_prompt_length((input_ids if inputs_embeds is None else inputs_embeds).shape[1], self.config)
         image_outputs = (mm_encoder_outputs or {}).get("image")
@@ -654,6 +661,9 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    # `transformers.Trainer` counts labels, but not what the NTP-M loss is divided by: it takes the mean of both losses
+    # over accumulation steps and processes. `DenseTrainer` counts both.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__(config)
@@ -779,13 +789,25 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
                 indices, or a mask of shape `(batch_size, sequence_length)`.
             num_dense_items_in_batch (`int`, *optional*): divide the NTP-M loss by this count of supervised vision
                 tokens (one counts once for each kind of annotation that it has: entries of `dense_candidates` that
-                aren't -1), as `num_items_in_batch` does for the text loss.
+                aren't -1), as `num_items_in_batch` does for the text loss. Needed with it.
             skip_logits (`bool`, *optional*): leave `logits` out; the losses don't need them. Default: while training
                 with a loss.
 
         Returns:
             [`DenseMLLMCausalLMOutputWithPast`].
+
+        Raises:
+            ValueError: `dense_targets` without what they need beside them.
         """
+        if dense_targets is not None:
+            if dense_candidates is None or dense_candidate_ranges is None:
+                raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
+            if kwargs.get("num_items_in_batch") is not None and num_dense_items_in_batch is None:
+                raise ValueError(
+                    "`num_items_in_batch` divides the text loss by the count of a larger batch; with `dense_targets`, "
+                    "`num_dense_items_in_batch` must do so with the NTP-M loss. `DenseTrainer` gives both; leave out "
+                    "both for the means of this batch"
+                )
         outputs: DenseMLLMModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -819,8 +841,6 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             )
             losses.append(text_loss)
         if dense_targets is not None:
-            if dense_candidates is None or dense_candidate_ranges is None:
-                raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
             dense_loss = fused_ntp_m_loss(
                 hidden_states[self.model.get_image_token_mask(input_ids, inputs_embeds)],
                 self.lm_head,

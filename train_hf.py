@@ -21,6 +21,9 @@ r"""Train a DenseMLLM with the Trainer of Hugging Face.
 A configuration file (YAML or JSON) has the arguments by name; what stands after it on the command line wins. Data is
 described in `data_densemllm.py`: an image and any of a class map, metric depth, a mask with its expression, and chat.
 All that a sample has is supervised at once.
+
+`--do_eval` (of `--eval_split`) and `--do_predict` (of `--test_split`) alone measure a model and train nothing. Exits
+with 2 after a line on stderr where something can't be used.
 """
 
 import json
@@ -28,10 +31,13 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import torch
 import yaml
+from datasets.exceptions import DatasetsError
 from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.data_densemllm import (
@@ -43,7 +49,7 @@ from densemllm.data_densemllm import (
     load_id2label,
     load_samples,
 )
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.trainer_densemllm import STATE_NAME, DenseTrainer, DenseTrainingArguments
 
 
 @dataclass
@@ -102,7 +108,14 @@ class DataArguments:
     )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str | None = field(default=None, metadata={"help": "split to evaluate on"})
+    test_split: str | None = field(
+        default=None, metadata={"help": "split that `do_predict` measures, after an evaluation"}
+    )
     eval_dataset: str | None = field(default=None, metadata={"help": "its data set, where not the first of `dataset`"})
+    model_id2label: str | None = field(
+        default=None,
+        metadata={"help": "JSON file of the saved model's class names; those of all data sets that it was trained on"},
+    )
     streaming: bool = field(default=False, metadata={"help": "read while training; needs `max_steps`"})
     candidates: str = field(
         default="vocabulary", metadata={"help": "negatives of a segmentation: vocabulary, or labels only"}
@@ -121,22 +134,91 @@ class DataArguments:
 
 def parse_arguments(arguments: list[str] | None = None):
     """Arguments of the command line, with a configuration file's in front, as three dataclasses."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, DenseTrainingArguments), description=__doc__)
+    classes = (ModelArguments, DataArguments, DenseTrainingArguments)
+    parser = HfArgumentParser(
+        classes,
+        description=__doc__,
+        usage="train_hf.py [CONFIG] [--ARGUMENT VALUE ...], see --help",
+    )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
         name = arguments.pop(0)
-        with open(name, encoding="utf-8") as file:
-            values = json.load(file) if name.endswith(".json") else yaml.safe_load(file)
-        actions = {action.dest: action for action in parser._actions}
-        if not isinstance(values, dict) or set(values) - set(actions):
-            unknown = sorted(set(values) - set(actions)) if isinstance(values, dict) else type(values).__name__
+        try:
+            text = Path(name).read_text(encoding="utf-8-sig")
+            values = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{name} can't be read: {error}") from error
+        types = {argument: kind for own in classes for argument, kind in get_type_hints(own).items()}
+        if not isinstance(values, dict) or set(values) - set(types):
+            unknown = sorted(set(values) - set(types), key=str) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"{name} must have arguments by name; unknown: {unknown}")
+        words = []
         for argument, value in values.items():
-            actions[argument].required = False
-            if actions[argument].nargs in ("+", "*") and value is not None and not isinstance(value, list):
-                values[argument] = [value]
-        parser.set_defaults(**values)
+            kind = types[argument]
+            if isinstance(value, list) and "list" not in str(kind):
+                raise ValueError(f"{name}: `{argument}` must be one value, got {value}")
+            if isinstance(value, list) and get_origin(kind) is not list and str in get_args(kind):
+                # A list, or one word of the command line.
+                parser.set_defaults(**{argument: value})
+            else:
+                words += _words(argument, value)
+        # As words of the command line, so that both are checked alike.
+        arguments = words + arguments
     return parser.parse_args_into_dataclasses(arguments)
+
+
+def _words(argument: str, value) -> list[str]:
+    if value is None or value == []:
+        return []
+    values = value if isinstance(value, list) else [value]
+    first, *more = (json.dumps(one) if isinstance(one, (dict, list)) else str(one) for one in values)
+    return [f"--{argument}", first, *more] if more else [f"--{argument}={first}"]
+
+
+def check_output(model_args: ModelArguments, data_args: DataArguments, args: DenseTrainingArguments) -> None:
+    """Refuse an output folder in which a training would write over, or delete, what it starts from."""
+    output = Path(args.output_dir)
+    inputs = {name: getattr(model_args, name) for name in ("model_name_or_path", "vision_model", "text_model")}
+    inputs = [(name, folder) for name, folder in inputs.items() if folder is not None]
+    inputs += [("dataset", folder) for folder in data_args.dataset]
+    inputs += [("eval_dataset", data_args.eval_dataset)] if data_args.eval_dataset is not None else []
+    for name, folder in inputs:
+        if not output.exists() or not os.path.isdir(folder):
+            continue
+        if os.path.samefile(output, folder):
+            raise ValueError(f"`output_dir` must not be the folder of `{name}`, {folder}: it would be written over")
+        is_checkpoint = os.path.samefile(output, Path(folder).resolve().parent) and name == "model_name_or_path"
+        if is_checkpoint and args.do_train and args.resume_from_checkpoint is None:
+            raise ValueError(
+                f"`output_dir` has the checkpoint `{name}`, {folder}, which a new training may delete: take another "
+                f"folder, or go on with `--resume_from_checkpoint {folder}`"
+            )
+
+
+def find_checkpoint(model_args: ModelArguments, args: DenseTrainingArguments) -> str | None:
+    """The folder to go on from; `None`: from the start."""
+    resume = args.resume_from_checkpoint
+    if resume is None or str(resume).lower() in ("false", "no", ""):
+        return None
+    if str(resume).lower() in ("true", "yes"):
+        resume = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+        if resume is None:
+            raise ValueError(f"`resume_from_checkpoint`: `output_dir` {args.output_dir} has no checkpoint")
+    folder = Path(resume)
+    if not (folder / STATE_NAME).is_file():
+        raise ValueError(f"`resume_from_checkpoint` must be a checkpoint of a training: {resume} has no {STATE_NAME}")
+    adapters = folder / "adapter_config.json"
+    if adapters.is_file():
+        if not model_args.use_peft:
+            raise ValueError(f"{resume} has LoRA adapters: go on with `--use_peft`, as it was trained")
+        written = json.loads(adapters.read_text(encoding="utf-8"))
+        for name, argument in (("r", "lora_r"), ("lora_alpha", "lora_alpha")):
+            if written.get(name) != getattr(model_args, argument):
+                given = getattr(model_args, argument)
+                raise ValueError(f"{resume} was trained with `--{argument} {written.get(name)}`, got {given}")
+    elif model_args.use_peft and (folder / "config.json").is_file():
+        raise ValueError(f"{resume} was trained without `--use_peft`: go on so")
+    return str(resume)
 
 
 def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
@@ -152,14 +234,18 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-    if args.model_name_or_path is None:
-        model = DenseMLLMForConditionalGeneration.from_pretrained_parts(*parts, **options)
-        processor = model.get_processor()
-    else:
-        processor = DenseMLLMProcessor.from_pretrained(
-            args.model_name_or_path, trust_remote_code=args.trust_remote_code
-        )
-        model = DenseMLLMForConditionalGeneration.from_pretrained(args.model_name_or_path, **options)
+    try:
+        if args.model_name_or_path is None:
+            model = DenseMLLMForConditionalGeneration.from_pretrained_parts(*parts, **options)
+            processor = model.get_processor()
+        else:
+            processor = DenseMLLMProcessor.from_pretrained(
+                args.model_name_or_path, trust_remote_code=args.trust_remote_code
+            )
+            model = DenseMLLMForConditionalGeneration.from_pretrained(args.model_name_or_path, **options)
+    except Exception as error:  # files that are cut, of other shapes, of another model: each library has its own
+        name = args.model_name_or_path or " and ".join(parts)
+        raise ValueError(f"{name} can't be loaded: {error}") from error
     frozen = (
         (args.freeze_vision_tower, [model.model.vision_tower]),
         (args.freeze_projector, [model.model.multi_modal_projector]),
@@ -195,20 +281,22 @@ def add_adapters(model: DenseMLLMForConditionalGeneration, args: ModelArguments,
     return get_peft_model(model, config)
 
 
+def _one_each(args: DataArguments, name: str) -> list:
+    """An argument that is one, or one a data set, as one a data set."""
+    values = getattr(args, name) or [None]
+    if len(values) not in (1, len(args.dataset)):
+        raise ValueError(f"`{name}` must be one, or one a data set, got {len(values)} for {len(args.dataset)}")
+    return values * (len(args.dataset) // len(values))
+
+
+def _labels(folder: str, file: str | None) -> dict[int, str] | None:
+    beside = Path(folder) / "id2label.json"
+    file = file or (str(beside) if beside.is_file() else None)
+    return None if file is None else load_id2label(file)
+
+
 def make_datasets(args: DataArguments, seed: int):
     """The mixture to train on, and the data set to evaluate on or `None`."""
-
-    def one_each(name, values):
-        values = values or [None]
-        if len(values) not in (1, len(args.dataset)):
-            raise ValueError(f"`{name}` must be one, or one a data set, got {len(values)} for {len(args.dataset)}")
-        return values * (len(args.dataset) // len(values))
-
-    def labels(folder, file):
-        beside = Path(folder) / "id2label.json"
-        file = file or (str(beside) if beside.is_file() else None)
-        return None if file is None else load_id2label(file)
-
     if args.dataset_weights is not None and len(args.dataset_weights) != len(args.dataset):
         raise ValueError(f"`dataset_weights` must be one a data set, got {len(args.dataset_weights)}")
     augmentation = Augmentation(
@@ -217,13 +305,13 @@ def make_datasets(args: DataArguments, seed: int):
         args.flip_probability,
         args.color_jitter,
     )
-    files, ranges = one_each("id2label", args.id2label), one_each("depth_range", args.depth_range)
-    columns = [names and names.split(",") for names in one_each("columns", args.columns)]
+    files, ranges = _one_each(args, "id2label"), _one_each(args, "depth_range")
+    columns = [names and names.split(",") for names in _one_each(args, "columns")]
     sources = [
         DenseSource(
             load_samples(name, args.train_split, args.streaming),
             weight,
-            labels(name, file),
+            _labels(name, file),
             args.depth_scale,
             row,
             own,
@@ -236,8 +324,13 @@ def make_datasets(args: DataArguments, seed: int):
         train = DenseIterableDataset(sources, augmentation, args.max_corrupt_share, seed, repeat=True)
     else:
         train = DenseDataset(sources, augmentation, args.max_corrupt_share, seed)
-    if args.eval_split is None:
-        return train, None
+    return train, None if args.eval_split is None else make_evaluation_dataset(args, args.eval_split, seed)
+
+
+def make_evaluation_dataset(args: DataArguments, split: str, seed: int) -> DenseDataset:
+    """A split of `eval_dataset`, or of the first of `dataset`, with the settings that it is trained with."""
+    files, ranges = _one_each(args, "id2label"), _one_each(args, "depth_range")
+    columns = [names and names.split(",") for names in _one_each(args, "columns")]
     name = args.eval_dataset or args.dataset[0]
     places = [place for place, own in enumerate(args.dataset) if own == name]
     if not places:
@@ -249,9 +342,9 @@ def make_datasets(args: DataArguments, seed: int):
     learned = [columns[place] for place in places]
     learned = None if None in learned else list(dict.fromkeys(column for own in learned for column in own))
     evaluation = DenseSource(
-        load_samples(name, args.eval_split), None, labels(name, files[first]), args.depth_scale, ranges[first], learned
+        load_samples(name, split), None, _labels(name, files[first]), args.depth_scale, ranges[first], learned
     )
-    return train, DenseDataset(evaluation, None, args.max_corrupt_share, seed)
+    return DenseDataset(evaluation, None, args.max_corrupt_share, seed)
 
 
 def hub_name(name: str) -> str | None:
@@ -260,10 +353,29 @@ def hub_name(name: str) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """The script: train, evaluate, save model, processor and card. Returns the metrics."""
+    """The script: train, save model, processor and card, evaluate. Returns the metrics.
+
+    Raises:
+        ValueError, OSError: an argument, a data set or a model that can't be used, each named.
+    """
     model_args, data_args, args = parse_arguments(arguments)
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise ValueError("there is nothing to do: `do_train`, `do_eval` and `do_predict` are all off")
+    for task, split in (("do_eval", "eval_split"), ("do_predict", "test_split")):
+        if getattr(args, task) and getattr(data_args, split) is None:
+            raise ValueError(f"`{task}` needs `{split}`, the split to measure on")
+    check_output(model_args, data_args, args)
+    checkpoint = find_checkpoint(model_args, args) if args.do_train else None
     set_seed(args.seed)
-    train_dataset, eval_dataset = make_datasets(data_args, args.seed)
+    evaluates = args.do_train and args.do_eval is None and data_args.eval_split is not None or args.do_eval
+    train_dataset = eval_dataset = test_dataset = None
+    if args.do_train:
+        train_dataset, eval_dataset = make_datasets(data_args, args.seed)
+    elif evaluates:
+        eval_dataset = make_evaluation_dataset(data_args, data_args.eval_split, args.seed)
+    if args.do_predict:
+        test_dataset = make_evaluation_dataset(data_args, data_args.test_split, args.seed)
+    names = None if data_args.model_id2label is None else load_id2label(data_args.model_id2label)
     model, processor = make_model(model_args)
     trainer = DenseTrainer(
         model=model,
@@ -274,25 +386,54 @@ def main(arguments: list[str] | None = None) -> dict:
             processor, candidates=data_args.candidates, min_label_share=data_args.min_label_share
         ),
         processing_class=processor,
+        id2label=names,
     )
-    resume = args.resume_from_checkpoint
-    metrics = dict(trainer.train(resume_from_checkpoint=resume == "True" or resume).metrics)
-    if eval_dataset is not None:
-        metrics |= trainer.evaluate()
-    if model_args.use_peft:
-        adapters = os.path.join(args.output_dir, "adapters")
-        trainer.model.save_pretrained(adapters, is_main_process=args.should_save)
-        if not model_args.load_in_4bit:  # merged into 4 bits, they would be rounded away
-            trainer.model = trainer.model.merge_and_unload()
-    trainer.save_model()
-    trainer.save_metrics("all", metrics, combined=False)
-    trainer.save_state()
-    base = hub_name(model_args.model_name_or_path or model_args.text_model)
-    trainer.create_model_card(finetuned_from=base, dataset=data_args.dataset)
+    metrics = {}
+
+    def keep(split: str, values: dict) -> None:
+        metrics.update(values)
+        trainer.save_metrics(split, values)
+
+    if args.do_train:
+        keep("train", trainer.train(resume_from_checkpoint=checkpoint).metrics)
+        if model_args.use_peft:
+            adapters = os.path.join(args.output_dir, "adapters")
+            trainer.model.save_pretrained(adapters, is_main_process=args.should_save)
+        else:
+            trainer.save_model()
+        trainer.save_state()
+    if evaluates:
+        keep("eval", trainer.evaluate())
+    if test_dataset is not None:
+        keep("predict", trainer.evaluate(test_dataset, metric_key_prefix="predict"))
+    if args.do_train:
+        if model_args.use_peft:
+            if not model_args.load_in_4bit:  # merged into 4 bits, they would be rounded away
+                trainer.model = trainer.model.merge_and_unload()
+            trainer.save_model()
+        trainer.save_state()
+        base = hub_name(model_args.model_name_or_path or model_args.text_model)
+        trainer.create_model_card(finetuned_from=base, dataset=data_args.dataset)
     if trainer.is_world_process_zero():
         print(json.dumps(metrics, indent=2))
     return metrics
 
 
+def run(arguments: list[str] | None = None) -> int:
+    """[`main`] as a command: 0, or 2 after a line on stderr where something can't be used."""
+    try:
+        main(arguments)
+    except (ValueError, TypeError, OSError, DatasetsError, KeyError) as error:
+        # A metric that no evaluation has is the one KeyError that is a user's.
+        if isinstance(error, KeyError) and "metric_for_best_model" not in str(error):
+            raise
+        message = str(error)
+        if "Original Traceback" in message:  # of a worker that reads data
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        print(f"train_hf.py: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run())

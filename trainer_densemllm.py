@@ -16,23 +16,35 @@
 import os
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
+from .compat_densemllm import CACHE_NAMES
 from .data_densemllm import DenseDataset
-from .evaluation_densemllm import evaluate_dense
-from .loss_densemllm import supervised_tokens
+from .evaluation_densemllm import evaluate_dense, greater_is_better
+from .loss_densemllm import IGNORED, supervised_tokens
 
 
 logger = logging.get_logger(__name__)
+
+# Private parts of `Trainer` that are used here, as there is no public way; a test names one that disappears. Three are
+# there as its checkpoints have no public hook between their first file and their last one.
+# - `_save_checkpoint`: a checkpoint is written under another name, and gets its own when it is whole.
+# - `_get_output_dir`: the folder in which it does so; with a hyperparameter search there is one for each trial.
+# - `_train_batch_size`: what `auto_find_batch_size` has come to.
+# - `_push_from_checkpoint`: an upload in the background must read the folder under the name that it keeps.
+# - the argument `_internal_call` of `save_model`: tells a checkpoint's model from one that a user saves.
 
 PARTS = {
     "vision_tower": "vision_tower_learning_rate",
@@ -42,9 +54,16 @@ PARTS = {
 SETTINGS = (
     "learning_rate", "muon_learning_rate", *PARTS.values(), "lr_scheduler_type", "weight_decay", "seed", "bf16",
 )  # fmt: skip
-UNFINISHED = "unfinished"  # what is being written stands in a folder of this name, beside what is whole
+UNFINISHED = "unfinished"  # what is being written or deleted stands in a folder of this name, beside what is whole
+LOCK_NAME = "_lock"  # of the training that writes into a folder; uploads leave out names that begin so
+# What makes a folder a model, and the weights that it may have: no part of an older model may stay beside a new one.
+CONFIG_NAMES = ("config.json", "adapter_config.json")
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+FIRST_STEPS = 10  # a run in which so many steps supervise nothing is stopped
 STATE_NAME = "trainer_state.json"
 LOGGED = ("text_loss", "ntp_m_loss", "positives", "dense_tokens")  # sums of a step, averaged over the logged steps
+# Outputs that `predict` and `compute_metrics` don't get.
+NO_PREDICTIONS = (*CACHE_NAMES, "hidden_states", "attentions", "image_hidden_states", "text_loss", "ntp_m_loss")
 METRIC_TASKS = {
     "mean_iou": ("image-segmentation", "mIoU"),
     "pixel_accuracy": ("image-segmentation", "pixel accuracy"),
@@ -83,9 +102,25 @@ class DenseTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better `metric_for_best_model`"}
     )
+    # `bool` though they may be `None`, so that `--do_train` alone can stand on a command line.
+    do_train: bool = field(
+        default=None, metadata={"help": "train; left out: unless `do_eval` or `do_predict` is asked for"}
+    )
+    do_eval: bool = field(
+        default=None, metadata={"help": "evaluate; left out: where there is data for it, after a training"}
+    )
 
     def __post_init__(self):
+        if self.do_train is None:
+            self.do_train = not (self.do_eval or self.do_predict)
+        if not self.do_eval and self.eval_strategy != "no":
+            self.do_eval = True  # as `TrainingArguments` has it
+        if self.greater_is_better is None:
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)
+        if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not torch.accelerator.is_available():
+            self.use_cpu = True  # it would be used anyway, but `TrainingArguments` wants to be told so
         super().__post_init__()
+        check_arguments(self)
         self.remove_unused_columns = False
         for name in (*PARTS.values(), "muon_learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
@@ -94,6 +129,24 @@ class DenseTrainingArguments(TrainingArguments):
             raise ValueError(f"`muon_learning_rate` is one for all parts: leave out {', '.join(PARTS.values())}")
         # Packed images can't be cut at the first dimension, as dispatching a stream's batches would.
         self.accelerator_config.dispatch_batches = False
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raise a `ValueError` that names an argument of `TrainingArguments` that can't be used with this model."""
+    if args.torch_compile:
+        raise ValueError(
+            "`torch_compile` must be off: each batch has images of other sizes, and would be compiled anew"
+        )
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"`label_smoothing_factor` must be 0, got {args.label_smoothing_factor}: it would leave out NTP-M"
+        )
+    known = greater_is_better(args.metric_for_best_model)
+    if known is not None and args.greater_is_better is not known:
+        raise ValueError(
+            f"`greater_is_better` must be {known} for `metric_for_best_model` {args.metric_for_best_model!r}, got "
+            f"{args.greater_is_better}"
+        )
 
 
 class SetEpoch(TrainerCallback):
@@ -176,6 +229,94 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
 
+class MuonFactory:
+    """Makes a [`MuonWithAdamW`] for a model: what `Trainer` calls an optimizer factory."""
+
+    def __call__(self, model, decayed: set[str], **kwargs) -> MuonWithAdamW:
+        """`decayed`: names of the parameters with weight decay; the others as for `MuonWithAdamW.of_parameters`."""
+        # What goes in and comes out is no map between hidden states.
+        ends = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                ends += [part.get_input_embeddings(), part.get_output_embeddings()]
+        ends = {id(module.weight) for module in ends if module is not None}
+        groups = {"muon": [], "decayed": [], "others": []}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                inner = parameter.ndim == 2 and name in decayed and id(parameter) not in ends
+                groups["muon" if inner else "decayed" if name in decayed else "others"].append(parameter)
+        return MuonWithAdamW.of_parameters(**groups, **kwargs)
+
+
+def refuse_state_of_muon(optimizer, state_dict: dict) -> None:
+    """Hook of an optimizer's `load_state_dict`: a checkpoint of [`MuonWithAdamW`] is named instead of its keys."""
+    if set(state_dict) == {"muon", "adamw"}:
+        raise ValueError(
+            "the checkpoint has the state of Muon and AdamW: it was trained with `muon_learning_rate`, go on so"
+        )
+
+
+def learned_labels(sources: list, collator) -> dict[int, str] | None:
+    """The classes of all data sets together, id to name; `None` where none has any.
+
+    Ids stay as they are where no two data sets contradict each other. Else the names are numbered from 0, in order.
+
+    Args:
+        sources: [`DenseSource`]s, or the collator alone for samples that have no source.
+        collator: has the names for what brings none.
+    """
+    tables = []
+    for source in sources:
+        columns = getattr(source, "columns", None) or getattr(getattr(source, "data", None), "column_names", None)
+        if columns is None or "segmentation" in columns:
+            own = source.id2label or getattr(collator, "id2label", None) or {}
+            tables.append({int(key): " ".join(name.split()) for key, name in own.items()})
+    pairs = list(dict.fromkeys(pair for table in tables for pair in table.items()))
+    names = list(dict.fromkeys(name for _, name in pairs))
+    if len(names) == len(pairs) == len(dict(pairs)):
+        return dict(sorted(pairs)) or None
+    return dict(enumerate(names))
+
+
+@contextmanager
+def written(folder: Path):
+    """Remove a folder in which something can't be written to its end.
+
+    Raises:
+        OSError: it names the folder; what torch and safetensors say of a full disk names nothing.
+    """
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error):
+            raise OSError(f"{folder} can't be written: {error}") from error
+        raise
+
+
+def replace_model(folder: Path, staged: Path) -> None:
+    """Move the files of a model from `staged`, a folder inside of `folder`, over those of an older model.
+
+    The configs go first and come last: in between, the folder doesn't load. Without its config, an older model's
+    weights can't be taken for the new one's, nor the new weights for the older model's.
+    """
+    new = {path.name for path in staged.iterdir()}
+    is_whole = any(name in new for name in CONFIG_NAMES)
+    if is_whole:
+        for name in CONFIG_NAMES:
+            (folder / name).unlink(missing_ok=True)
+        for pattern in WEIGHT_PATTERNS:
+            for path in folder.glob(pattern):
+                if path.name not in new:
+                    path.unlink()
+    for path in sorted(staged.iterdir(), key=lambda path: path.name in CONFIG_NAMES):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    staged.rmdir()
+
+
 class LikeSizesSampler(torch.utils.data.Sampler):
     """Indices of a [`DenseDataset`] in random order, with samples of like sizes next to each other, so that little of
     a batch is padding. The order depends on seed and epoch alone.
@@ -212,16 +353,25 @@ class DenseTrainer(Trainer):
     - A checkpoint gets its name when it is whole: one that is there can be resumed from.
     - The model card has the results in its model index.
 
-    Takes what `Trainer` takes; `data_collator` is a [`DenseCollator`], `processing_class` its processor.
+    - The model's `config.id2label` becomes what is trained: the classes of all sources of `train_dataset`.
+    - A run whose first steps supervise nothing, or whose loss is not finite, stops with a `ValueError`.
+
+    Takes what `Trainer` takes; `data_collator` is a [`DenseCollator`], `processing_class` its processor. `id2label`
+    names the classes instead of those of the sources; class id to name, or `{}` to leave the config as it is.
     """
 
-    def __init__(self, model=None, args=None, **kwargs):
+    def __init__(self, model=None, args=None, *, id2label: dict[int, str] | None = None, **kwargs):
+        if args is not None and not isinstance(args, DenseTrainingArguments):
+            if greater_is_better(args.metric_for_best_model) is False:
+                args.greater_is_better = False  # `TrainingArguments` takes all but a loss for the contrary
+        if args is not None:
+            check_arguments(args)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("`compute_loss_func` must be left out: it would leave out NTP-M")
         super().__init__(model, args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # here both losses have their counts
         self.args.remove_unused_columns = False  # the collator needs them all
-        if self.args.label_smoothing_factor:
-            raise ValueError(
-                f"`label_smoothing_factor` must be 0, got {self.args.label_smoothing_factor}: it would leave out NTP-M"
-            )
+        self._id2label = id2label
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in evaluated.items():
             sources = getattr(dataset, "sources", [])
@@ -237,52 +387,155 @@ class DenseTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._staging = False
         self._reset_totals()
+        self._locked: set[Path] = set()
+        self._supervised, self._unsupervised_steps = False, 0
         self._logged_step = self._logged_at = None
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
+        """As `Trainer`'s.
+
+        Raises:
+            ValueError: another training writes into the folder, the first steps supervise nothing, or the loss is not
+                finite.
+        """
+        self._supervised, self._unsupervised_steps = False, 0
+        with self._lock(self._get_output_dir(trial)):
+            names = self._id2label
+            if names is None:
+                names = learned_labels(
+                    getattr(self.train_dataset, "sources", [self.data_collator]), self.data_collator
+                )
+            if names:
+                config = self.accelerator.unwrap_model(self.model).config
+                config.id2label, config.label2id = dict(names), {name: key for key, name in names.items()}
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval, **kwargs)
 
     # ---- order ----
 
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, DenseDataset):
-            return super()._get_train_sampler(train_dataset)
+    def get_train_dataloader(self):
+        """As `Trainer`'s, with `group_by_length` for a [`DenseDataset`]."""
+        dataset, args = self.train_dataset, self.args
+        if not self._is_grouped(dataset):
+            return super().get_train_dataloader()
         processor = self.processing_class
         focal_lengths = [
             processor.get_depth_range(source.depth_range or self.data_collator.depth_range).get("focal_length")
             for source in dataset.sources
         ]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LikeSizesSampler(dataset, batch_size, focal_lengths, self.args.seed)
+        batch_size = self._train_batch_size
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size,
+            sampler=LikeSizesSampler(dataset, batch_size * args.gradient_accumulation_steps, focal_lengths, args.seed),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self.accelerator.prepare(loader)
 
-    def _get_eval_sampler(self, eval_dataset):
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(eval_dataset, DenseDataset):
-            return super()._get_eval_sampler(eval_dataset)
-        # In order, as `Trainer` does without that strategy; accelerate shares the batches among processes.
-        return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As `Trainer`'s; in order with `group_by_length`, too."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self._in_order(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """As `Trainer`'s; in order with `group_by_length`, too."""
+        with self._in_order(test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
+    def _is_grouped(self, dataset) -> bool:
+        return self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, DenseDataset)
+
+    @contextmanager
+    def _in_order(self, dataset):
+        # `Trainer` would look for lengths, which samples don't have; with any other strategy it goes in order.
+        strategy = self.args.train_sampling_strategy
+        if self._is_grouped(dataset):
+            self.args.train_sampling_strategy = "sequential"
+        try:
+            yield
+        finally:
+            self.args.train_sampling_strategy = strategy
 
     # ---- losses ----
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        # Both counts travel as one tensor through the Trainer's own code, which only hands it on to `compute_loss`.
-        counts = torch.zeros(2, dtype=torch.long)
-        for batch in batch_samples:
-            if "labels" in batch:
-                labels = batch["labels"][..., 1:]  # forward ignores those at image placeholders
-                counts[0] += ((labels != -100) & (labels != self.model.config.image_token_id)).sum().cpu()
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """As `Trainer`'s; each batch also gets the NTP-M loss's count of all batches of the step."""
+        # Labels at image placeholders are ignored by forward, and must not count.
+        batches = map(self._without_image_labels, epoch_iterator)
+        batches, num_items = super().get_batch_samples(batches, num_batches, device)
+        num_dense_items = self._count_dense(batches, device)
+        if not self._supervised and batches:
+            self._look_for_supervision(num_items, num_dense_items)
+        if num_dense_items is not None:
+            num_dense_items = num_dense_items.clamp(min=1).long()  # DeepSpeed rounds floats to its type
+            if num_items is None:  # `Trainer` takes the mean over batches and processes then
+                num_dense_items = num_dense_items / (len(batches) * self.args.world_size)
+            batches = [{**batch, "num_dense_items_in_batch": num_dense_items} for batch in batches]
+        return batches, num_items
+
+    def _without_image_labels(self, batch: dict) -> dict:
+        labels = batch.get("labels")
+        if labels is None:
+            return batch
+        return {**batch, "labels": labels.masked_fill(labels == self.model.config.image_token_id, IGNORED)}
+
+    def _count_dense(self, batches: list, device: torch.device) -> torch.Tensor | None:
+        # Supervised vision tokens in the place of labels: counted by `Trainer`'s own rule for several processes.
+        rows = []
+        for batch in batches:
             if "dense_targets" in batch:
-                counts[1] += supervised_tokens(batch["dense_targets"], batch["dense_candidates"]).sum().cpu()
-        counts = counts.to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            counts = self.accelerator.gather(counts[None]).sum(dim=0)
-        return counts.clamp(min=1)
+                supervised = supervised_tokens(batch["dense_targets"], batch["dense_candidates"]).flatten()
+            else:
+                supervised = torch.zeros(0, dtype=torch.bool, device=device)
+            labels = torch.where(supervised, 0, IGNORED)
+            rows.append({"labels": torch.nn.functional.pad(labels, (1, 0), value=IGNORED)[None]})
+        return super().get_batch_samples(iter(rows), len(rows), device)[1]
+
+    def _look_for_supervision(self, *counts: torch.Tensor | None) -> None:
+        """Stop a run whose first steps supervise nothing: it would go on to the end with a loss of 0."""
+        count = sum(count.sum() for count in counts if count is not None)
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(torch.as_tensor(count, device=self.args.device)).sum()
+        self._supervised = bool(count > 0)
+        self._unsupervised_steps += not self._supervised
+        is_last = self.state.global_step + 1 >= self.state.max_steps
+        if not self._supervised and (is_last or self._unsupervised_steps == FIRST_STEPS):
+            raise ValueError(
+                f"the first {self._unsupervised_steps} step(s) supervise nothing: no text is learned, and no pixel of "
+                "the maps has a class, a depth in the range of `depth_range`, or a mask. See whether depth is in "
+                "metres (else give `depth_scale`), and whether class ids are ignored"
+            )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As `Trainer`'s, with both losses logged.
+
+        Raises:
+            ValueError: a loss that is not finite while training.
+        """
         if self._logged_at is None and model.training:
             self._logged_at, self._logged_step = time.monotonic(), self.state.global_step
         if num_items_in_batch is not None:
-            inputs = {**inputs, "num_dense_items_in_batch": num_items_in_batch[1]}
-            num_items_in_batch = num_items_in_batch[0]
+            num_items_in_batch = num_items_in_batch.clamp(min=1)
+            if not model.training and "num_dense_items_in_batch" not in inputs:
+                count = self._count_dense([inputs], self.args.device)
+                inputs = {**inputs, "num_dense_items_in_batch": count.clamp(min=1)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
+            if not torch.isfinite(loss):
+                parts = ", ".join(
+                    f"{name} {float(outputs[name]):.4g}" for name in LOGGED[:2] if outputs.get(name) is not None
+                )
+                raise ValueError(
+                    f"the loss of step {self.state.global_step + 1} is not finite ({parts}), and would spoil every "
+                    "weight. Lower `learning_rate`, set `max_grad_norm`, or use `bf16` instead of `fp16`; checkpoints "
+                    "from before are whole"
+                )
             self._count(inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
@@ -308,6 +561,13 @@ class DenseTrainer(Trainer):
         self._totals = [total.to(own.device) + own for total, own in zip(self._totals, added, strict=True)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer`'s, with what was counted since the last time."""
+        best = self.state.best_model_checkpoint
+        if "train_runtime" in logs and self.args.save_total_limit == 1 and self.args.should_save and best is not None:
+            # `Trainer` deletes all checkpoints but the best one next, file by file.
+            for path in sort_checkpoints(str(Path(best).parent)):
+                if not self._is_best(path):
+                    self._delete_checkpoint(Path(path))
         if "loss" in logs and self._logged_at is not None:
             losses, counts = self._totals
             if self.args.world_size > 1:
@@ -325,64 +585,68 @@ class DenseTrainer(Trainer):
     # ---- optimiser ----
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        fresh = self.optimizer is None
-        if fresh and getattr(self.args, "muon_learning_rate", None) is not None:
-            self.optimizer = self._create_muon(self.model if model is None else model)
-        optimizer = super().create_optimizer(model)
-        rates = {part: getattr(self.args, name, None) for part, name in PARTS.items()}
-        if not fresh or all(rate is None for rate in rates.values()):
-            return optimizer
-        names = {id(p): name for name, p in (self.model if model is None else model).named_parameters()}
-        groups = []
-        for group in optimizer.param_groups:
-            by_rate = {}
-            for parameter in group["params"]:
-                # The output embedding belongs to the language model, whether it is tied or not.
-                part = next((part for part in PARTS if part in names[id(parameter)]), "language_model")
-                rate = group["lr"] if rates[part] is None else rates[part]
-                by_rate.setdefault(rate, []).append(parameter)
-            groups += [{**group, "params": params, "lr": rate} for rate, params in by_rate.items()]
-        optimizer.param_groups[:] = groups
+        """As `Trainer`'s, with the learning rates of parts or with Muon."""
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        given = self.optimizer_cls_and_kwargs
+        self.optimizer_cls_and_kwargs = self._own_optimizer(self.model if model is None else model) or given
+        try:
+            optimizer = super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = given
+        if not isinstance(optimizer, MuonWithAdamW):
+            optimizer.register_load_state_dict_pre_hook(refuse_state_of_muon)
         return optimizer
 
-    def _create_muon(self, model) -> MuonWithAdamW:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("`muon_learning_rate` needs whole matrices: not with FSDP or DeepSpeed")
-        # What goes in and comes out is no map between hidden states.
-        ends = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-        for part in model.modules():
-            if isinstance(part, PreTrainedModel):
-                ends += [part.get_input_embeddings(), part.get_output_embeddings()]
-        ends = {id(module.weight) for module in ends if module is not None}
+    def _own_optimizer(self, model) -> tuple | None:
+        """Class and arguments for what [`DenseTrainingArguments`] adds; `None` where nothing of it is used."""
+        args = self.args
         decayed = set(self.get_decay_parameter_names(model))
-        groups = {"muon": [], "decayed": [], "others": []}
+        if getattr(args, "muon_learning_rate", None) is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("`muon_learning_rate` needs whole matrices: not with FSDP or DeepSpeed")
+            return MuonFactory, {
+                "decayed": decayed, "learning_rate": args.learning_rate, "weight_decay": args.weight_decay,
+                "muon_learning_rate": args.muon_learning_rate, "betas": (args.adam_beta1, args.adam_beta2),
+                "eps": args.adam_epsilon,
+            }  # fmt: skip
+        rates = {part: getattr(args, name, None) for part, name in PARTS.items()}
+        if all(rate is None for rate in rates.values()):
+            return None
+        cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+        if not isinstance(cls, type) or {"params", "model", "optimizer_dict"} & set(kwargs):
+            raise ValueError(f"`optim` {args.optim} makes groups of its own: leave out {', '.join(PARTS.values())}")
+        groups: dict[tuple[float, float], list] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                inner = parameter.ndim == 2 and name in decayed and id(parameter) not in ends
-                groups["muon" if inner else "decayed" if name in decayed else "others"].append(parameter)
-        args = self.args
-        return MuonWithAdamW.of_parameters(
-            **groups, learning_rate=args.learning_rate, muon_learning_rate=args.muon_learning_rate,
-            weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon,
-        )  # fmt: skip
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except KeyError as error:  # of AdamW's `load_state_dict`
-            path = os.path.join(checkpoint, "optimizer.pt")
-            if not os.path.isfile(path) or set(torch.load(path, weights_only=True)) != {"muon", "adamw"}:
-                raise
-            raise ValueError(
-                f"{checkpoint} has the state of Muon and AdamW: it was trained with `muon_learning_rate`, go on so"
-            ) from error
+                # The output embedding belongs to the language model, whether it is tied or not.
+                part = next((part for part in PARTS if part in name), "language_model")
+                rate = args.learning_rate if rates[part] is None else rates[part]
+                groups.setdefault((rate, args.weight_decay if name in decayed else 0.0), []).append(parameter)
+        groups = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
+        return cls, {**kwargs, "params": groups}
 
     # ---- evaluation ----
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As `Trainer`'s, but for predictions, which are token ids `int64 [batch_size, sequence_length]`.
+
+        Position i has the id that the model holds most likely to follow it, and -100 where no label follows: logits of
+        the whole vocabulary would be gigabytes an image. With `preprocess_logits_for_metrics`, they are what that
+        makes of all logits.
+        """
         if prediction_loss_only:
-            inputs = {**inputs, "skip_logits": True}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return super().prediction_step(model, {**inputs, "skip_logits": True}, True, ignore_keys)
+        ignore_keys = [*(ignore_keys or ()), *NO_PREDICTIONS]
+        labels = inputs.get("labels")
+        if self.preprocess_logits_for_metrics is not None or labels is None:
+            return super().prediction_step(model, inputs, False, ignore_keys)
+        is_followed = torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+        inputs = {**inputs, "logits_to_keep": is_followed}
+        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        ids = torch.full_like(labels, IGNORED)
+        ids[is_followed.to(ids.device)] = logits.reshape(-1, logits.shape[-1]).argmax(dim=-1).to(ids.dtype)
+        return loss, ids, labels
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         started = time.monotonic()
@@ -425,62 +689,109 @@ class DenseTrainer(Trainer):
         nothing that looks like one of them."""
         folder = self._get_output_dir(trial)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staged, final = os.path.join(folder, UNFINISHED, name), os.path.join(folder, name)
+        unfinished = Path(folder, UNFINISHED)
+        staged, final = unfinished / name, Path(folder, name)
         if self.args.should_save:
-            shutil.rmtree(os.path.join(folder, UNFINISHED), ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)
+            with written(unfinished):
+                super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
         self.accelerator.wait_for_everyone()  # all processes have written their part
         if self.state.best_global_step:
             # By its step, not by its path: that is of the folder's name when it was written.
-            best = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
-            self.state.best_model_checkpoint = best if best == final or os.path.isdir(best) else None
+            best = Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best) if best == final or best.is_dir() else None
         if self.args.should_save:
-            self.state.save_to_json(os.path.join(staged, STATE_NAME))
-            if os.path.isdir(final):  # of a run that was resumed from before it
-                shutil.rmtree(final)
+            self.state.save_to_json(str(staged / STATE_NAME))
+            if final.is_dir():  # of a run that was resumed from before it
+                self._delete_checkpoint(final)
             os.replace(staged, final)
-            os.rmdir(os.path.join(folder, UNFINISHED))
-            rotate_checkpoints(
-                output_dir=folder,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            unfinished.rmdir()
+            self._rotate_checkpoints(folder)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            self._push_from_checkpoint(final)
+            self._push_from_checkpoint(str(final))
+
+    def _rotate_checkpoints(self, folder: str) -> None:
+        """Delete the oldest checkpoints but `save_total_limit`, never the last one nor the best one."""
+        limit = self.args.save_total_limit
+        if not limit or limit < 0:
+            return
+        checkpoints = sort_checkpoints(folder, use_mtime=True)
+        old = [path for path in checkpoints[:-1] if not self._is_best(path)]
+        for path in old[: max(len(checkpoints) - limit, 0)]:
+            self._delete_checkpoint(Path(path))
+
+    def _is_best(self, path: str) -> bool:
+        best = self.state.best_model_checkpoint
+        return best is not None and os.path.isdir(best) and os.path.samefile(path, best)
+
+    @staticmethod
+    def _delete_checkpoint(path: Path) -> None:
+        # Under another name: a kill in the middle of it leaves nothing that looks like a checkpoint.
+        trash = path.parent / UNFINISHED / f"old-{path.name}"
+        trash.parent.mkdir(exist_ok=True)
+        shutil.rmtree(trash, ignore_errors=True)
+        os.replace(path, trash)
+        shutil.rmtree(trash)
+        if not any(trash.parent.iterdir()):
+            trash.parent.rmdir()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._staging:
             super()._push_from_checkpoint(checkpoint_folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model and processor; files get their names in `output_dir` when all of them are whole."""
+        """Save model and processor, over an older model if there is one: whenever this is killed, the folder has the
+        old model, the new one, or none that loads."""
         if _internal_call:
             return super().save_model(output_dir, _internal_call=True)
         output_dir = Path(self.args.output_dir if output_dir is None else output_dir)
-        staged = output_dir / UNFINISHED
-        if self.args.should_save:
-            shutil.rmtree(staged, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        super().save_model(str(staged), _internal_call=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            # What names the others comes last.
-            for path in sorted(staged.iterdir(), key=lambda path: path.name == "config.json"):
-                target = output_dir / path.name
-                if target.is_dir():
-                    shutil.rmtree(target)
-                os.replace(path, target)
-            staged.rmdir()
-        self.accelerator.wait_for_everyone()
+        with self._lock(output_dir):
+            staged = output_dir / UNFINISHED
+            if self.args.should_save:
+                shutil.rmtree(staged, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            with written(staged):
+                super().save_model(str(staged), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                replace_model(output_dir, staged)
+            self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @contextmanager
+    def _lock(self, folder):
+        """Refuse a second training or saving into a folder; `train` has its folder as long as it lasts.
+
+        Raises:
+            ValueError: another process, or another trainer, has it.
+        """
+        path = Path(folder, LOCK_NAME)
+        if path in self._locked or not self.args.should_save:
+            yield
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"`output_dir` {folder} is in use: another training writes into it. Take another folder, or wait for "
+                "its end"
+            ) from error
+        self._locked.add(path)
+        try:
+            yield
+        finally:
+            self._locked.discard(path)
+            path.unlink(missing_ok=True)  # still held: who comes now makes a new one
+            lock.release()
 
     # ---- model card ----
 
@@ -527,6 +838,7 @@ class DenseTrainer(Trainer):
             model_name=model_name,
             eval_results=results or None,
         )
+        classes = getattr(self.accelerator.unwrap_model(self.model).config, "label_names", None)
         base = f", fine-tuned from `{finetuned_from}`" if finetuned_from else ""
         lines = [
             f"---\n{card.to_yaml()}\n---\n\n# {model_name}\n",
@@ -535,6 +847,7 @@ class DenseTrainer(Trainer):
             "```python\nfrom transformers import AutoModel\n",
             f'model = AutoModel.from_pretrained("{model_name}", trust_remote_code=True).eval()',
             'model.predict_dense("photo.jpg", task="depth").predicted_depth  # metres\n```\n',
+            *([f"Its classes: {', '.join(classes.values())}.\n"] if classes else []),
             f"## Evaluation\n\nOn {dataset_name}, after {self.state.global_step} steps:\n",
             "| metric | value |\n|---|---|",
             *[f"| {result.metric_name} | {result.metric_value} |" for result in results],

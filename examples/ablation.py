@@ -45,7 +45,7 @@ class PlainBCETrainer(DenseTrainer):
     """The NTP-M loss replaced by the mean of binary cross entropies over all annotated ids."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = dict(inputs)
+        inputs = {name: value for name, value in inputs.items() if name != "num_dense_items_in_batch"}
         labels, targets, candidates, ranges = (
             inputs.pop(name) for name in ("labels", "dense_targets", "dense_candidates", "dense_candidate_ranges")
         )

@@ -179,9 +179,9 @@ def test_packing_of_micro_batches_does_not_matter(processor):
         rest, batches = iter(samples), []
         for count in cuts:
             batches.append(collator([next(rest) for _ in range(count)]))
-        counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+        batches, count = trainer.get_batch_samples(iter(batches), len(batches), torch.device("cpu"))
         for batch in batches:
-            trainer.compute_loss(model, batch, num_items_in_batch=counts).backward()
+            trainer.compute_loss(model, batch, num_items_in_batch=count).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
@@ -301,7 +301,7 @@ def test_batches_have_pictures_of_like_sizes(processor, tmp_path):
     args = arguments(tmp_path, per_device_train_batch_size=4, train_sampling_strategy="group_by_length")
     trainer = DenseTrainer(make_model(processor), args, train_dataset=DenseDataset(DenseSource(rows)),
                            data_collator=DenseCollator(processor), processing_class=processor)  # fmt: skip
-    sampler = trainer._get_train_sampler()
+    sampler = trainer.get_train_dataloader().batch_sampler.sampler
     orders = []
     for epoch in (0, 0, 1):
         trainer.train_dataset.set_epoch(epoch)
