@@ -13,6 +13,7 @@
 # limitations under the License.
 """Files of commands and scripts: inputs are never written over, outputs are whole, errors name what they are of."""
 
+import argparse
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -69,6 +70,14 @@ def check_outputs(
         folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
         if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
             raise ValueError(f"{argument}: {path} can't be written, {folder} is not a folder that one may write to")
+
+
+def check_outputs_of_script(parser: argparse.ArgumentParser, *args, **kwargs) -> None:
+    """[`check_outputs`] for a script, which ends with a line on stderr where something would be lost."""
+    try:
+        check_outputs(*args, **kwargs)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _identity(path: Path) -> tuple[int, int]:
