@@ -62,6 +62,7 @@ MEANT_FOR = {
 }  # fmt: skip
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
 MILLIMETRES = 1000
+MAX_NUMBER = 65534  # of a class in 16 bits, where 65535 is none
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -253,6 +254,8 @@ def predict(args) -> None:
     model = load_model(args)
     if labels is None and args.task == "segmentation":
         labels = model.config.label_names
+    if args.format == "raw" and isinstance(labels, dict) and max(labels, default=0) > MAX_NUMBER:
+        raise ValueError(f"--format raw is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json")
     options = {
         "labels": labels, "text": args.text, "background": args.background, "threshold": args.threshold,
         "depth_range": args.depth_range, "focal_length": args.focal_length, "refine": args.refine,

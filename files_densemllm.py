@@ -143,6 +143,6 @@ def reading(what: str, error_class: type[Exception] = ValueError) -> Iterator[No
         raise error_class(f"{what} can't be loaded: {said}") from error
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(text: "str | BaseException") -> str:
+    """A text, or what an error says, in one line."""
+    return " ".join(str(text).split()) or type(text).__name__

@@ -35,6 +35,7 @@ import numpy as np
 import PIL.Image
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
+from densemllm.files_densemllm import one_line, reading
 
 
 HINT = "Click into the picture or a map: class and metres at that place."
@@ -93,7 +94,7 @@ class Demo:
         patches = max(max_pixels // processor.patch_size**2, processor.merge_size**2)
         processor.max_num_patches = min(processor.max_num_patches, patches)
         self.names = model.config.label_names
-        self.labels = "\n".join(_one_line(name) for name in (self.names or {}).values())
+        self.labels = "\n".join(one_line(name) for name in (self.names or {}).values())
 
     def read(self, path: str | None) -> tuple[PIL.Image.Image, tuple[int, int]]:
         """The uploaded picture, upright and as large as the model reads it, and its own size (width, height)."""
@@ -123,7 +124,7 @@ class Demo:
         """The class names of the text field, one a line; the checkpoint's own with their numbers."""
         if len(labels) > MAX_CHARACTERS + len(self.labels):
             raise gr.Error(f"The classes have {len(labels)} characters; at most {MAX_CHARACTERS} are taken.")
-        lines = [_one_line(line) for line in labels.splitlines() if line.strip()]
+        lines = [one_line(line) for line in labels.splitlines() if line.strip()]
         if lines == self.labels.splitlines():
             return self.names
         if len(lines) > max(MAX_LABELS, len(self.names or ())):
@@ -198,10 +199,6 @@ class Demo:
         return Demo.probe(state, event)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _upload_field(**kwargs) -> gr.Image:
     """An image field that hands on the uploaded file as it is: what is wrong with it is said by [`Demo.read`], where
     gradio's own reading would end in an error without words."""
@@ -270,9 +267,13 @@ def main() -> None:
     for name in ("max_pixels", "seconds"):
         if not getattr(args, name) > 0:
             parser.error(f"--{name} must be greater than 0, got {getattr(args, name)}")
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model).eval()
-    page = make_page(Demo(model, args.max_pixels, args.seconds))
-    launch(page, server_name=args.host, server_port=args.port)
+    try:
+        with reading(f"--model {args.model}"):
+            model = DenseMLLMForConditionalGeneration.from_pretrained(args.model).eval()
+            demo = Demo(model, args.max_pixels, args.seconds)
+        launch(make_page(demo), server_name=args.host, server_port=args.port)
+    except (ValueError, OSError) as error:  # a port that is taken, too
+        parser.error(one_line(error))
 
 
 if __name__ == "__main__":

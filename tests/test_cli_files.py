@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from densemllm import DenseMLLMForConditionalGeneration
@@ -212,6 +214,19 @@ def test_names_with_commas_come_as_json_or_in_a_file(tmp_path, monkeypatch):
     (tmp_path / "wall").mkdir()  # a folder or a file of that name is nothing to a name
     monkeypatch.chdir(tmp_path)
     assert parse_labels("wall") == ["wall"]
+
+
+def test_a_number_that_a_raw_file_cannot_hold_is_refused(made, source, tmp_path, capsys):
+    arguments = ["segment", source / "a.png", "--format", "raw", "--out", tmp_path / "x.png", "--labels"]
+    assert run(made, *arguments, '{"70000": "wall", "1": "floor"}') == 2
+    assert "65534" in said(capsys) and not (tmp_path / "x.png").exists()
+
+
+@settings(max_examples=50)
+@given(st.lists(st.text(min_size=1)), st.dictionaries(st.integers(0, 10**6), st.text(min_size=1)))
+def test_any_names_come_back_from_json(names, numbered):
+    assert parse_labels(json.dumps(names)) == parse_labels(json.dumps(names, ensure_ascii=False)) == names
+    assert parse_labels(json.dumps(numbered)) == numbered
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from densemllm.files_densemllm import check_outputs, whole_file
 from tiny import make_image, make_model, make_processor
@@ -98,6 +101,46 @@ def test_nothing_is_made_while_outputs_are_checked(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="there already"):
         check_outputs([tmp_path / "dangling"])
+
+
+NAMES = [
+    "a.png",
+    "b.png",
+    "sub/a.png",
+    "sub/../b.png",
+    "link.png",
+    "hard.png",
+    "linked/a.png",
+    "new.png",
+    "sub/new.png",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(NAMES)), st.lists(st.sampled_from(NAMES)), st.booleans())
+def test_what_is_let_through_loses_nothing(inputs, outputs, overwrite):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "sub").mkdir()
+        for file in ("a.png", "b.png", "sub/a.png"):
+            (folder / file).write_text(file)
+        (folder / "link.png").symlink_to(folder / "a.png")
+        (folder / "linked").symlink_to(folder / "sub")
+        (folder / "hard.png").hardlink_to(folder / "b.png")
+        read = {file: (folder / file).read_bytes() for file in inputs if (folder / file).exists()}
+        before = contents(folder)
+        try:
+            check_outputs([folder / file for file in outputs], [folder / file for file in inputs], overwrite)
+        except ValueError:
+            assert contents(folder) == before
+            return
+        for number, file in enumerate(outputs):
+            with whole_file(folder / file, overwrite) as staged:
+                staged.write_text(f"output {number}")
+        assert read == {file: (folder / file).read_bytes() for file in read}
+        assert all((folder / file).read_text() == f"output {number}" for number, file in enumerate(outputs))
+        if not overwrite:
+            assert before.items() <= contents(folder).items()
 
 
 def test_a_file_gets_its_name_at_the_end_or_not_at_all(tmp_path):
