@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from measure import extra_bytes, paired_seconds, relative_error
 from torch import nn
 
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.loss_densemllm import fused_ntp_m_loss
 
 
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way, of which the median counts")
     parser.add_argument("--curve", help="draw 256 to 8,192 tokens into this PNG instead (needs matplotlib)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
     args = parser.parse_args()
     if args.quick:
@@ -176,6 +178,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"device {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if args.curve:
+        check_outputs_of_script(parser, [args.curve], overwrite=args.overwrite, argument="--curve")
         return curve(args, device)
     results = measure(args, torch.float32, device)
     measure(args, torch.bfloat16, device)

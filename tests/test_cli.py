@@ -79,7 +79,7 @@ def test_classes_in_every_form(folder, model, tmp_path):
 
 
 def test_raw_classes_where_there_is_none_and_where_there_are_many(folder, model, tmp_path):
-    options = ["segment", folder / "a.png", "--format", "raw", "--out", tmp_path / "s.png"]
+    options = ["segment", folder / "a.png", "--format", "raw", "--overwrite", "--out", tmp_path / "s.png"]
     score = float(model.predict_dense(folder / "a.png", labels=ID2LABEL).scores.median())
     assert run(folder, *options, "--threshold", score) == 0
     expected = model.predict_dense(folder / "a.png", labels=ID2LABEL, threshold=score).segmentation.numpy()
