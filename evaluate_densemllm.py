@@ -69,6 +69,7 @@ from transformers.hf_argparser import HfArg
 import densemllm
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.data_densemllm import IGNORE_INDEX, draw_expression, load_id2label, load_samples, read_sample
+from densemllm.drawing_densemllm import colorize_depth, label_colors
 from densemllm.evaluation_densemllm import (
     ClassListMetrics,
     DepthMetrics,
@@ -76,7 +77,6 @@ from densemllm.evaluation_densemllm import (
     SegmentationMetrics,
     predict_batch,
 )
-from densemllm.prediction_densemllm import colorize_depth, label_colors
 from densemllm.trainer_densemllm import METRIC_TASKS
 
 

@@ -21,15 +21,35 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 
 from .answers_densemllm import encode_rle, parse_grounding
-from .image_processing_densemllm import DenseMLLMImageProcessor, check_target_sizes, resize_map
+from .checks_densemllm import (
+    check_choice,
+    check_corners,
+    check_count,
+    check_flag,
+    check_positive,
+    check_share,
+    check_target_sizes,
+    check_text,
+    is_flat,
+    one_an_image,
+    plain,
+    shown,
+)
+from .drawing_densemllm import add_names, add_scale, colorize_depth, label_colors
+from .image_processing_densemllm import DenseMLLMImageProcessor, resize_map
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -62,30 +82,33 @@ class DensePrediction:
     logits: "torch.Tensor | dict[str, torch.Tensor] | None" = None
     text: str | None = None
 
-    def to_pil(self, field: str | None = None, legend: bool = False) -> PIL.Image.Image:
+    def to_pil(self, field: str | None = None, legend: bool = False, palette=None) -> PIL.Image.Image:
         """A picture of one field: classes and the mask in colours, depth from near (bright) to far (dark).
 
         Args:
             field: `"segmentation"`, `"predicted_depth"` or `"mask"`; the first that is there where left out.
             legend: add the names of the classes, or a scale in metres, at the right of the map.
+            palette: colours of the classes, as for [`label_colors`]: a fixed table where left out, `"voc"`,
+                `"cityscapes"`, a dict from name or number to colour, or `[n, 3]`.
         """
-        field = self._field(field)
+        field, legend = self._field(field), check_flag("legend", legend)
         values = getattr(self, field).cpu().numpy()
         if field == "predicted_depth":
             picture = PIL.Image.fromarray(colorize_depth(values))
-            return _with_scale(picture, float(values.min()), float(values.max())) if legend else picture
+            return add_scale(picture, float(values.min()), float(values.max())) if legend else picture
         if field == "mask":
             values = np.where(values, 1, -1)  # what is not found is black, as what has no class
-        palette = label_colors(max(int(values.max()) + 1, 2))
-        colors = np.concatenate([np.zeros((1, 3), np.uint8), palette])
-        picture = PIL.Image.fromarray(colors[values.astype(np.int64) + 1])
+        names = {row["id"]: row["label"] for row in self.segments_info or []} if field == "segmentation" else {}
+        numbers, places = np.unique(values, return_inverse=True)
+        colors = np.zeros((len(numbers), 3), np.uint8)
+        colors[numbers >= 0] = label_colors(numbers[numbers >= 0], palette, names)
+        picture = PIL.Image.fromarray(colors[places.reshape(values.shape)])
         if not legend:
             return picture
-        if field == "mask":
-            return _with_names(picture, [("found", colors[2])] if (values > 0).any() else [])
         # A class once, in the order of its number: of an open set, where each object has a colour, each object.
-        rows = [(row["label"], colors[row["id"] + 1]) for row in self.segments_info]
-        return _with_names(picture, rows + [("none of them", colors[0])] * bool((values < 0).any()))
+        names |= {-1: "none of them"} if field == "segmentation" else {1: "found"}
+        own = dict(zip(numbers.tolist(), colors, strict=True))
+        return add_names(picture, [(name, own[number]) for number, name in names.items() if number in own])
 
     def to_rle(self) -> "dict | list[dict]":
         """Masks as COCO's compressed run lengths, `{"size": [height, width], "counts": str}`, as `pycocotools` reads
@@ -107,31 +130,28 @@ class DensePrediction:
             for row in self.segments_info
         ]  # fmt: skip
 
-    def overlay(self, image, field: str | None = None, alpha: float = 0.55) -> PIL.Image.Image:
+    def overlay(self, image, field: str | None = None, alpha: float = 0.55, palette=None) -> PIL.Image.Image:
         """The picture of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
 
         Args:
             image: of the scene, in any form that `predict_dense` takes.
             field: as for [`to_pil`].
             alpha: weight of the map in [0, 1].
+            palette: as for [`to_pil`].
         """
-        field = self._field(field)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"`alpha` must be in [0, 1], got {alpha}")
-        colors = np.asarray(self.to_pil(field), dtype=np.float32)
+        field, alpha = self._field(field), check_share("alpha", alpha)
+        colors = np.asarray(self.to_pil(field, palette=palette), dtype=np.float32)
         picture = DenseMLLMImageProcessor().load_picture(image)  # upright, as it was seen
         picture = picture.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR)
         picture = np.asarray(picture, dtype=np.float32)
         values = getattr(self, field).cpu().numpy()
-        shown = values > 0 if field == "mask" else values >= 0
-        mixed = np.where(shown[..., None], alpha * colors + (1 - alpha) * picture, picture)
+        drawn = values > 0 if field == "mask" else values >= 0
+        mixed = np.where(drawn[..., None], alpha * colors + (1 - alpha) * picture, picture)
         return PIL.Image.fromarray(mixed.round().astype(np.uint8))
 
     def _field(self, field: str | None) -> str:
         there = [name for name in ("segmentation", "predicted_depth", "mask") if getattr(self, name) is not None]
-        if not there or (field is not None and field not in there):
-            raise ValueError(f"`field` must be one of {there}, got {field!r}")
-        return field or there[0]
+        return there[0] if field is None and there else check_choice("field", field, there)
 
 
 @dataclass
@@ -829,66 +849,6 @@ def _length_groups(lengths: list[int], waste: float) -> list[list[int]]:
                 continue
         groups.append([index])
     return groups
-
-
-def label_colors(count: int) -> np.ndarray:
-    """`uint8 [count, 3]` colours that differ well from their neighbours, the same in every call."""
-    hue = (np.arange(count) * 0.61803398875) % 1
-    value = 0.95 - 0.35 * ((np.arange(count) // 8) % 2)
-    saturation = 0.75 - 0.3 * ((np.arange(count) // 4) % 2)
-    channels = (hue[:, None] * 6 + np.array([0, 4, 2])) % 6
-    rgb = np.clip(np.abs(channels - 3) - 1, 0, 1)
-    return np.round(255 * value[:, None] * (1 - saturation[:, None] * (1 - rgb))).astype(np.uint8)
-
-
-def colorize_depth(depth: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Metres `[height, width]` to `uint8 [height, width, 3]`: near is bright yellow, far is dark violet.
-
-    Args:
-        depth: metres.
-        low, high: ends of the scale; the map's own where left out.
-    """
-    low = float(depth.min()) if low is None else low
-    high = float(depth.max()) if high is None else high
-    position = np.clip((high - depth) / max(high - low, 1e-6), 0, 1)
-    anchors = np.array([[10, 7, 34], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
-    at = np.linspace(0, 1, len(anchors))
-    return np.stack([np.interp(position, at, anchors[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
-
-
-def _with_names(picture: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:
-    """The picture with a legend at its right, in as many columns as its height asks for."""
-    step = 18
-    per_column = max(1, picture.height // step)
-    columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
-    font = PIL.ImageFont.load_default()
-    widths = [28 + max(int(font.getlength(name)) for name, _ in column) for column in columns]
-    sheet = PIL.Image.new("RGB", (picture.width + sum(widths), max(picture.height, step)), "white")
-    sheet.paste(picture)
-    draw, left = PIL.ImageDraw.Draw(sheet), picture.width + 6
-    for column, width in zip(columns, widths, strict=True):
-        for place, (name, color) in enumerate(column):
-            top = place * step + 2
-            draw.rectangle([left, top, left + 12, top + 12], fill=tuple(int(c) for c in color), outline="black")
-            draw.text((left + 18, top + 1), name, fill="black", font=font)
-        left += width
-    return sheet
-
-
-def _with_scale(picture: PIL.Image.Image, low: float, high: float) -> PIL.Image.Image:
-    """The picture of a depth map with its scale in metres at the right."""
-    height = max(picture.height, 14)
-    sheet = PIL.Image.new("RGB", (picture.width + 74, height), "white")
-    sheet.paste(picture)
-    ramp = np.linspace(low, high, height)[:, None].repeat(16, axis=1)
-    sheet.paste(PIL.Image.fromarray(colorize_depth(ramp, low, high)), (picture.width + 6, 0))
-    draw = PIL.ImageDraw.Draw(sheet)
-    count = max(2, min(6, height // 24))
-    for place in range(count):
-        top = place * (height - 1) / (count - 1)
-        metres = low + (high - low) * place / (count - 1)
-        draw.text((picture.width + 27, min(max(0, top - 6), height - 12)), f"{metres:.2f} m", fill="black")
-    return sheet
 
 
 __all__ = ["DensePrediction", "DensePredictionMixin", "EncodedImage"]

@@ -31,7 +31,7 @@ import torch
 from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration
-from densemllm.prediction_densemllm import label_colors
+from densemllm.drawing_densemllm import label_colors
 
 
 def draw_answer(image: PIL.Image.Image, answer: dict) -> PIL.Image.Image:
