@@ -32,7 +32,14 @@ AUTO_MAP = {
 }
 CUSTOM_PIPELINES = {
     "dense-prediction": {"impl": "pipeline_densemllm.DensePredictionPipeline", "pt": ["AutoModel"]},
-}
+    # Under transformers' own names, whose pipelines drop all arguments that they don't know without a word.
+    "depth-estimation": {
+        "impl": "pipeline_densemllm.DenseDepthEstimationPipeline", "pt": ["AutoModelForDepthEstimation"],
+    },
+    "image-segmentation": {
+        "impl": "pipeline_densemllm.DenseImageSegmentationPipeline", "pt": ["AutoModelForSemanticSegmentation"],
+    },
+}  # fmt: skip
 
 # Youtu-LLM at the dimensions of the released 4B checkpoint (`YoutuConfig`'s own defaults are a smaller model's).
 RELEASED_TEXT_CONFIG = {
