@@ -37,7 +37,14 @@ AUTO_MAP = {
 }
 CUSTOM_PIPELINES = {
     "dense-prediction": {"impl": "pipeline_densemllm.DensePredictionPipeline", "pt": ["AutoModel"]},
-}
+    # Under transformers' own names, whose pipelines drop all arguments that they don't know without a word.
+    "depth-estimation": {
+        "impl": "pipeline_densemllm.DenseDepthEstimationPipeline", "pt": ["AutoModelForDepthEstimation"],
+    },
+    "image-segmentation": {
+        "impl": "pipeline_densemllm.DenseImageSegmentationPipeline", "pt": ["AutoModelForSemanticSegmentation"],
+    },
+}  # fmt: skip
 
 
 class CustomPipelines(dict):

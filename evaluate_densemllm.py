@@ -69,6 +69,7 @@ from transformers.hf_argparser import HfArg
 import densemllm
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.data_densemllm import IGNORE_INDEX, draw_expression, load_id2label, load_samples, read_sample
+from densemllm.drawing_densemllm import colorize_depth, label_colors
 from densemllm.evaluation_densemllm import (
     ClassListMetrics,
     DepthMetrics,
@@ -77,7 +78,6 @@ from densemllm.evaluation_densemllm import (
     predict_batch,
 )
 from densemllm.files_densemllm import USER_ERRORS, check_outputs, one_line, reading, whole_file
-from densemllm.prediction_densemllm import colorize_depth, label_colors
 from densemllm.trainer_densemllm import METRIC_TASKS
 
 

@@ -33,6 +33,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
+from .checks_densemllm import check_target_sizes
 from .compat_densemllm import httpx
 
 
@@ -220,14 +221,6 @@ def resize_map(values: torch.Tensor, size: tuple[int, int], mode: str = "bilinea
     """Resize a floating-point map `[height, width]` to `size`, (height, width) in pixels."""
     align_corners = False if mode == "bilinear" else None
     return F.interpolate(values[None, None], size=tuple(size), mode=mode, align_corners=align_corners)[0, 0]
-
-
-def check_target_sizes(target_sizes, count: int) -> list[tuple[int, int]]:
-    """`target_sizes` as a list of `count` pairs (height, width), or a `ValueError` that names what was given."""
-    sizes = [tuple(int(edge) for edge in size) for size in target_sizes]
-    if len(sizes) != count or any(len(size) != 2 or min(size) < 1 for size in sizes):
-        raise ValueError(f"`target_sizes` must be {count} pairs (height, width) of at least 1, got {sizes}")
-    return sizes
 
 
 class DenseMLLMImageProcessor(PilBackend):

@@ -37,13 +37,13 @@ from .answers_densemllm import (
     parse_run_length,
     plain_name,
 )
+from .checks_densemllm import check_target_sizes, check_text
 from .compat_densemllm import ProcessorDefaults
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
     MAX_SCALE,
     MIN_SCALE,
     DenseMLLMImageProcessor,
-    check_target_sizes,
     class_chances,
     decode_depth_bins,
     decode_segmentation,
@@ -333,7 +333,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         for key, name in items:
             if not isinstance(name, str):
                 raise TypeError(f"`labels` must have names that are strings, got {name!r}")
-            if not isinstance(key, (int, np.integer)) or key < 0:
+            check_text("labels", name, "names")
+            if not isinstance(key, (int, np.integer)) or not 0 <= key < 2**63:
                 raise ValueError(f"`labels` must have keys that are integers >= 0, got {key!r} for {name!r}")
             name = plain_name(name)
             names[int(key)] = name if name in self._added_token_names else normalize_name(name)
@@ -720,7 +721,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         Raises:
             ValueError: an unknown task, or a `text` that is missing.
         """
-        if task not in ANSWER_TASKS:
+        if not isinstance(task, str) or task not in ANSWER_TASKS:
             raise ValueError(f"`task` must be one of {sorted(ANSWER_TASKS)}, got {task!r}")
         row = ANSWER_TASKS[task]
         names = [text] if isinstance(text, str) else list(text or [])

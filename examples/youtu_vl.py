@@ -31,8 +31,8 @@ import torch
 from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
+from densemllm.drawing_densemllm import label_colors
 from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
-from densemllm.prediction_densemllm import label_colors
 
 
 def draw_answer(image: PIL.Image.Image, answer: dict) -> PIL.Image.Image:
