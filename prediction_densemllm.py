@@ -423,30 +423,30 @@ class DensePredictionMixin:
         Raises:
             ValueError: an argument that isn't taken, or more tokens than the language model has positions for.
         """
-        processor = self._choose_processor(processor)
-        if isinstance(image, (list, tuple)):
-            texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(image)
-            if len(texts) != len(image):
-                raise ValueError(f"`text` must be one, or one an image, got {len(texts)} for {len(image)} images")
-            rows = zip(
-                image, texts, one_an_image("focal_length", focal_length, len(image), _check_focal_length), strict=True
-            )
+        processor = self._choose_processor(_check_processor(processor))
+        single = not isinstance(image, (list, tuple))
+        count = 1 if single else len(image)
+        accepted = "a question, or one an image"
+        texts = one_an_image("text", text, count, lambda own: check_text("text", own, accepted))
+        if None in texts:
+            raise TypeError(f"`text` must be {accepted}, got {shown(text)}")
+        focal_lengths = one_an_image("focal_length", focal_length, count, _check_focal_length)
+        if not single:
+            rows = zip(image, texts, focal_lengths, strict=True)
             return [
                 self.query(own, own_text, processor, max_new_tokens, stop_at, focal, depth_range, **kwargs)
                 for own, own_text, focal in rows
             ]
-        if not isinstance(text, str):
-            raise TypeError(f"`text` must be a string, got {type(text).__name__}")
         config, kwargs = generation_options(self.generation_config, kwargs, max_new_tokens)
         start_from_cache = can_start_from_cache(config, kwargs)
         if isinstance(image, EncodedImage):
             encoded = image
         else:
-            picture = processor.image_processor.load_picture(image)
-            own = with_focal_scale({}, processor, focal_length, depth_range)
-            self._check_prompt_lengths([picture], "", text, processor, [own])
+            picture = load_image(image, processor, "`image`")
+            own = with_focal_scale({}, processor, focal_lengths[0], depth_range)
+            self._check_prompt_lengths([picture], "", texts[0], processor, [own])
             encoded = self._encode([picture], "", processor, 1, start_from_cache, [own])[0]
-        _, tail = self._prompt_ids(processor, encoded.prompt, text)
+        _, tail = self._prompt_ids(processor, encoded.prompt, texts[0])
         input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
         length = input_ids.shape[1]
         check_prompt_length(length, self.config)
