@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .answers_densemllm import encode_rle, parse_grounding
 from .compat_densemllm import cache_argument, get_cache
 from .configuration_densemllm import check_prompt_length
-from .generation_densemllm import can_start_from_cache, copy_cache, generation_options
+from .generation_densemllm import can_start_from_cache, check_assistant, copy_cache, generation_options
 from .image_processing_densemllm import DenseMLLMImageProcessor, check_target_sizes, resize_map
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
 
@@ -355,6 +355,7 @@ class DensePredictionMixin:
         if not isinstance(text, str):
             raise TypeError(f"`text` must be a string, got {type(text).__name__}")
         config, kwargs = generation_options(self.generation_config, kwargs, max_new_tokens)
+        check_assistant(kwargs.get("assistant_model"), self)
         start_from_cache = can_start_from_cache(config, kwargs)
         if isinstance(image, EncodedImage):
             encoded = image
