@@ -48,7 +48,7 @@ from .checks_densemllm import (
 from .compat_densemllm import cache_argument, get_cache
 from .configuration_densemllm import check_prompt_length
 from .drawing_densemllm import add_names, add_scale, colorize_depth, label_colors
-from .generation_densemllm import can_start_from_cache, copy_cache, generation_options
+from .generation_densemllm import can_start_from_cache, check_assistant, copy_cache, generation_options
 from .image_processing_densemllm import DenseMLLMImageProcessor, resize_map
 from .loading_densemllm import CheckpointFiles
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
@@ -438,6 +438,7 @@ class DensePredictionMixin:
                 for own, own_text, focal in rows
             ]
         config, kwargs = generation_options(self.generation_config, kwargs, max_new_tokens)
+        check_assistant(kwargs.get("assistant_model"), self)
         start_from_cache = can_start_from_cache(config, kwargs)
         if isinstance(image, EncodedImage):
             encoded = image
