@@ -31,11 +31,15 @@ from .answers_densemllm import encode_rle, parse_grounding
 from .image_processing_densemllm import DenseMLLMImageProcessor, check_target_sizes, resize_map
 from .loading_densemllm import CheckpointFiles
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
+from .records_densemllm import Record
 
 
 @dataclass
-class DensePrediction:
+class DensePrediction(Record):
     """Maps of one image, at its own size unless asked otherwise. Fields that the task does not fill in are `None`.
+
+    A prediction goes from process to process as a pickle, or as [`to_dict`] and [`from_dict`]; where a checkpoint's
+    own code is not loaded, a pickle of it is read as a `types.SimpleNamespace` of the fields.
 
     Attributes:
         segmentation (`torch.LongTensor [height, width]`): positions in `labels`, or its keys where a dict was given;
@@ -136,8 +140,11 @@ class DensePrediction:
 
 
 @dataclass
-class EncodedImage:
+class EncodedImage(Record):
     """An image that the model has read: start any number of label sets, maps and questions from it.
+
+    It goes from process to process as a [`DensePrediction`] does. `to_dict` leaves the cache out, the largest part by
+    far: [`query`] fills a new one from the image's features.
 
     Attributes:
         hidden_states: `[n_vision_tokens, hidden_size]`, of the vision tokens after the language model.
@@ -148,6 +155,8 @@ class EncodedImage:
         input_ids: `int64 [1, length]`, the prompt up to the last vision token.
         past_key_values: the key-value cache of `input_ids`, or `None`.
     """
+
+    _left_out = ("past_key_values",)
 
     hidden_states: torch.Tensor
     image_features: torch.Tensor
@@ -376,7 +385,7 @@ class DensePredictionMixin:
             encoded = self._prefill_images([encoded.image], [encoded.image_features], [encoded.grid], encoded.prompt,
                                     processor, use_cache=True)[0]  # fmt: skip
         _, tail = self._prompt_ids(processor, encoded.prompt, text)
-        input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
+        input_ids = torch.cat([encoded.input_ids.to(tail.device), tail[None]], dim=1)
         stop_id = None if stop_at is None else processor.tokenizer.convert_tokens_to_ids(stop_at)
         if stop_id is not None and stop_id != processor.tokenizer.unk_token_id:
             ends = self.generation_config.eos_token_id
@@ -406,7 +415,10 @@ class DensePredictionMixin:
         Raises:
             ValueError: an id that the vocabulary lacks.
         """
-        device = hidden_states.device
+        head = self.get_output_embeddings()
+        is_plain = type(head) is nn.Linear and type(head.weight.data) is torch.Tensor and not head.weight.is_meta
+        device = head.weight.device if is_plain else self._input_device
+        hidden_states = hidden_states.to(device)
         flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
         label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
         vocab_size = self.config.get_text_config().vocab_size
@@ -416,16 +428,18 @@ class DensePredictionMixin:
                 f"has {vocab_size}"
             )
         counts = torch.bincount(label, minlength=len(label_ids))[:, None]
-        head = self.get_output_embeddings()
-        is_plain = type(head) is nn.Linear and type(head.weight.data) is torch.Tensor
-        if is_plain and head.weight.device == device:
+        if is_plain:
             # The mean of logits is the logit of the mean column.
             columns = head.weight[flat].float()
             if len(flat) > len(label_ids):
                 columns = columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns) / counts
             return hidden_states.float() @ columns.T
         # An adapter, a quantised or an offloaded layer: only its own forward knows the logits.
-        logits = torch.cat([head(chunk)[:, flat].float() for chunk in hidden_states.split(256)])
+        chunks = []
+        for chunk in hidden_states.split(256):
+            logits = head(chunk)
+            chunks.append(logits[:, flat.to(logits.device)].float().to(device))
+        logits = torch.cat(chunks)
         return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
 
     @torch.no_grad()
