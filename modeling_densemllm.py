@@ -312,7 +312,14 @@ class DenseMLLMPreTrainedModel(PreTrainedModel):
             **kwargs,
         )
         strict = not wants_info if strict is None else strict
-        info = check_loaded_weights(model, info, pretrained_model_name_or_path, strict, takes_mismatched)
+        refused = ("missing", "unexpected", "non_finite") if strict else ()
+        if not takes_mismatched:
+            refused += ("mismatched",)
+        info = check_loaded_weights(
+            model, info, pretrained_model_name_or_path, refused,
+            "`strict=False` loads what is there all the same, `ignore_mismatched_sizes=True` replaces what has "
+            "another shape",
+        )  # fmt: skip
         return (model, info) if wants_info else model
 
 

@@ -52,14 +52,18 @@ from .generation_densemllm import can_start_from_cache, check_assistant, copy_ca
 from .image_processing_densemllm import DenseMLLMImageProcessor, resize_map
 from .loading_densemllm import CheckpointFiles
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
+from .records_densemllm import Record
 
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class DensePrediction:
+class DensePrediction(Record):
     """Maps of one image, at its own size unless asked otherwise. Fields that the task does not fill in are `None`.
+
+    A prediction goes from process to process as a pickle, or as [`to_dict`] and [`from_dict`]; where a checkpoint's
+    own code is not loaded, a pickle of it is read as a `types.SimpleNamespace` of the fields.
 
     Attributes:
         segmentation (`torch.LongTensor [height, width]`): positions in `labels`, or its keys where a dict was given;
@@ -162,8 +166,11 @@ class DensePrediction:
 
 
 @dataclass
-class EncodedImage:
+class EncodedImage(Record):
     """An image that the model has read: start any number of label sets, maps and questions from it.
+
+    It goes from process to process as a [`DensePrediction`] does. `to_dict` leaves the cache out, the largest part by
+    far: [`query`] fills a new one from the image's features.
 
     Attributes:
         hidden_states: `[n_vision_tokens, hidden_size]`, of the vision tokens after the language model.
@@ -174,6 +181,8 @@ class EncodedImage:
         input_ids: `int64 [1, length]`, the prompt up to the last vision token.
         past_key_values: the key-value cache of `input_ids`, or `None`.
     """
+
+    _left_out = ("past_key_values",)
 
     hidden_states: torch.Tensor
     image_features: torch.Tensor
@@ -448,7 +457,7 @@ class DensePredictionMixin:
             self._check_prompt_lengths([picture], "", texts[0], processor, [own])
             encoded = self._encode([picture], "", processor, 1, start_from_cache, [own])[0]
         _, tail = self._prompt_ids(processor, encoded.prompt, texts[0])
-        input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
+        input_ids = torch.cat([encoded.input_ids.to(tail.device), tail[None]], dim=1)
         length = input_ids.shape[1]
         check_prompt_length(length, self.config)
         if self.config.num_positions is not None and config.max_new_tokens is not None:
@@ -492,7 +501,10 @@ class DensePredictionMixin:
         Raises:
             ValueError: an id that the vocabulary lacks.
         """
-        device = hidden_states.device
+        head = self.get_output_embeddings()
+        is_plain = type(head) is nn.Linear and type(head.weight.data) is torch.Tensor and not head.weight.is_meta
+        device = head.weight.device if is_plain else self._input_device
+        hidden_states = hidden_states.to(device)
         flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
         label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
         vocab_size = self.config.get_text_config().vocab_size
@@ -502,9 +514,8 @@ class DensePredictionMixin:
                 f"has {vocab_size}"
             )
         counts = torch.bincount(label, minlength=len(label_ids))[:, None]
-        head = self.get_output_embeddings()
         with _without_autocast(device):
-            if type(head) is nn.Linear and head.weight.device == device:
+            if is_plain:
                 # The mean of logits is the logit of the mean column.
                 columns = head.weight[flat].float()
                 if len(flat) > len(label_ids):
@@ -513,8 +524,11 @@ class DensePredictionMixin:
                 return hidden_states.float() @ columns.T
             # An adapter, a quantised or an offloaded layer: only its own forward knows the logits, in its own type.
             dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), hidden_states.dtype)
-            chunks = hidden_states.to(dtype).split(256)
-            logits = torch.cat([head(chunk)[:, flat].float() for chunk in chunks])
+            chunks = []
+            for chunk in hidden_states.to(dtype).split(256):
+                logits = head(chunk)
+                chunks.append(logits[:, flat.to(logits.device)].float().to(device))
+            logits = torch.cat(chunks)
             return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
 
     @torch.no_grad()
