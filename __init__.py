@@ -1,5 +1,7 @@
 """DenseMLLM (arXiv 2602.14134) for Hugging Face Transformers: a multimodal LLM that predicts dense maps by itself."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -31,7 +33,10 @@ from .prediction_densemllm import DensePrediction, EncodedImage
 from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
 
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("densemllm")
+except PackageNotFoundError:  # a folder on the path, not installed
+    from .configuration_densemllm import __version__ as __version__
 
 # With the package imported, the Auto classes know these without `trust_remote_code`.
 AutoConfig.register(DenseMLLMConfig.model_type, DenseMLLMConfig, exist_ok=True)

@@ -31,25 +31,26 @@ What is written is up to the name of `--out`, and to `--format`; it has the imag
     .npy                 the array: depth in metres float32, class numbers int64 (-1: none), masks bool
     .json                classes or the mask as COCO run lengths, with names and scores
 
-A class number is the name's place in --labels, from 0, or its number in the checkpoint's `id2label`. With --task
-open_set each object has a number of its own. Training and evaluation read raw PNGs as `segmentation` and, with a depth
-scale of 0.001, as `depth`.
+An input is never written over, and a file that is there already only with --overwrite.
+
+A class number is the name's place in --labels, from 0, or its number in a JSON object of --labels or in the
+checkpoint's `id2label`. With --task open_set each object has a number of its own. Training and evaluation read raw
+PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`.
 """
 
 import argparse
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration
+from densemllm.files_densemllm import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
 from densemllm.image_processing_densemllm import open_image
 
 
@@ -61,6 +62,7 @@ MEANT_FOR = {
 }  # fmt: skip
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
 MILLIMETRES = 1000
+MAX_NUMBER = 65534  # of a class in 16 bits, where 65535 is none
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -84,12 +86,16 @@ def make_parser() -> argparse.ArgumentParser:
     dense.add_argument(
         "--out", required=True, type=Path, help="file to write; a folder for several images, with a file for each"
     )
+    dense.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     dense.add_argument("--suffix", default=".png", choices=SUFFIXES, help="of the files in a folder")
     dense.add_argument(
         "--format", choices=("picture", "overlay", "raw"), default="picture", help="of PNG and JPEG files; see below"
     )
     dense.add_argument(
-        "--labels", help="class names, joined by commas; else the checkpoint's `id2label`, else the model names them"
+        "--labels",
+        help="class names: joined by commas; JSON, a list or an object from number to name; or a file, .json or .txt "
+        "with a name a line (names with commas need one of these). Else the checkpoint's `id2label`, else the model "
+        "names them",
     )
     dense.add_argument("--text", help="expression of the object to find")
     dense.add_argument("--threshold", type=float, help="pixels with a lower score, in [0, 1], get no class")
@@ -116,34 +122,23 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write_prediction(prediction, task: str, image: PIL.Image.Image, path: Path, form: str) -> None:
+def write_prediction(
+    prediction, task: str, image: PIL.Image.Image, path: Path, form: str, overwrite: bool = False
+) -> None:
     """Write one map in the form that the file's name and `form` ask for; a file is there whole or not at all."""
     field, suffix = FIELDS[task], path.suffix.lower()
-    # The temporary file has the same suffix: it decides the form.
-    handle, name = tempfile.mkstemp(suffix=suffix, dir=path.parent)
-    os.close(handle)
-    try:
+    with whole_file(path, overwrite) as staged:
         if suffix == ".npy":
-            np.save(name, getattr(prediction, field).numpy())
+            with open(staged, "wb") as file:  # given a name, numpy would add a suffix to `.NPY`
+                np.save(file, getattr(prediction, field).numpy())
         elif suffix == ".json":
-            Path(name).write_text(json.dumps(prediction.to_rle()), encoding="utf-8")
+            staged.write_text(json.dumps(prediction.to_rle()), encoding="utf-8")
         elif form == "raw":
-            PIL.Image.fromarray(numbers(prediction, task)).save(name)
+            PIL.Image.fromarray(numbers(prediction, task)).save(staged)
         elif form == "overlay":
-            prediction.overlay(image, field).save(name)
+            prediction.overlay(image, field).save(staged)
         else:
-            prediction.to_pil(field, legend=True).save(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            prediction.to_pil(field, legend=True).save(staged)
 
 
 def numbers(prediction, task: str) -> np.ndarray:
@@ -158,6 +153,38 @@ def numbers(prediction, task: str) -> np.ndarray:
     highest = int(values.max()) if task == "open_set" else max(prediction.labels, default=0)
     kind = np.uint8 if highest < 255 else np.uint16
     return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
+
+
+def parse_labels(text: str) -> list[str] | dict[int, str]:
+    """The class names of `--labels`: a list, or a dict where they have numbers.
+
+    Args:
+        text: names joined by commas; JSON, a list of names or an object from number to name; or the name of a file,
+            `.json` of that form or `.txt` with a name a line.
+
+    Raises:
+        ValueError: neither.
+    """
+    source, suffix = "--labels", Path(text).suffix.lower()
+    if suffix in (".json", ".txt"):
+        source = f"--labels {text}"
+        try:
+            text = Path(text).read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{source} can't be read: {error}") from error
+        if suffix == ".txt":
+            return [line for line in text.splitlines() if line.strip()]
+    elif not text.lstrip().startswith(("[", "{")):
+        return [name for name in text.split(",") if name.strip()]
+    try:
+        names = json.loads(text)
+        names = {int(key): name for key, name in names.items()} if isinstance(names, dict) else names
+        kept = names.values() if isinstance(names, dict) else names
+        if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in kept):
+            raise ValueError(f"it has {json.dumps(names)[:80]}")
+    except ValueError as error:
+        raise ValueError(f"{source} must be a JSON list of names or an object from number to name: {error}") from error
+    return names
 
 
 def check_images(names: list[str]) -> None:
@@ -182,11 +209,15 @@ def check_arguments(args) -> list[Path]:
     if len(args.images) > 1 or args.out.is_dir() or not args.out.suffix:
         if args.out.suffix and not args.out.is_dir():
             raise ValueError(f"--out must be a folder for several images, got {args.out}")
-        stems = [Path(name).stem for name in args.images]
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        if twice:
-            raise ValueError(f"IMAGE: several files would be written to {twice[0]}{args.suffix}")
-        paths = [args.out / f"{stem}{args.suffix}" for stem in stems]
+        sources: dict[str, str] = {}
+        for name in args.images:
+            stem = Path(name).stem
+            if stem in sources:
+                raise ValueError(
+                    f"IMAGE: several files would be written to {stem}{args.suffix}, of {sources[stem]} and {name}"
+                )
+            sources[stem] = name
+        paths = [args.out / f"{stem}{args.suffix}" for stem in sources]
     else:
         paths = [args.out]
     suffix = paths[0].suffix.lower()
@@ -198,42 +229,44 @@ def check_arguments(args) -> list[Path]:
         raise ValueError(f"--format overlay is for pictures, not for {suffix}")
     if suffix == ".json" and args.task == "depth":
         raise ValueError("--out .json is for classes and masks; depth is written as .npy or .png")
+    inputs = [*args.images, args.model]
+    if args.labels is not None and Path(args.labels).suffix.lower() in (".json", ".txt"):
+        inputs.append(args.labels)
+    check_outputs(paths, inputs, args.overwrite)
     return paths
 
 
 def load_model(args) -> DenseMLLMForConditionalGeneration:
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(1, device=args.device).item()  # of a device without memory, too
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device} can't be used here: {error}") from error
-    try:
+    with reading(f"--model {args.model}"):
         model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"--model {args.model} can't be loaded: {error}") from error
+        model.get_processor()
     return model.eval().to(args.device)
 
 
 def predict(args) -> None:
     paths = check_arguments(args)
+    labels = None if args.labels is None else parse_labels(args.labels)
     check_images(args.images)
     model = load_model(args)
-    labels = None
-    if args.labels is not None:
-        labels = [name for name in args.labels.split(",") if name.strip()]
-    elif args.task == "segmentation":
+    if labels is None and args.task == "segmentation":
         labels = model.config.label_names
+    if args.format == "raw" and isinstance(labels, dict) and max(labels, default=0) > MAX_NUMBER:
+        raise ValueError(f"--format raw is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json")
     options = {
         "labels": labels, "text": args.text, "background": args.background, "threshold": args.threshold,
         "depth_range": args.depth_range, "focal_length": args.focal_length, "refine": args.refine,
         "scale": args.scale,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
     pairs = list(zip(args.images, paths, strict=True))
     for name, path in tqdm(pairs, desc=args.task, disable=len(pairs) == 1):
         image = model.get_processor().image_processor.load_picture(name)
         prediction = model.predict_dense(image, task=args.task, **options)
-        write_prediction(prediction, args.task, image, path, args.format)
+        write_prediction(prediction, args.task, image, path, args.format, args.overwrite)
         tqdm.write(f"{path}: {describe(prediction, FIELDS[args.task])}")
 
 
@@ -268,8 +301,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         args = parser.parse_args(arguments)
         (ask if args.command == "ask" else predict)(args)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"{parser.prog} {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+    except USER_ERRORS as error:
+        print(f"{parser.prog} {arguments[0]}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

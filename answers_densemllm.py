@@ -17,8 +17,10 @@ Every function reads the text once, from left to right; what is malformed or cut
 and returned as `unparsed`.
 """
 
+import operator
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import PIL.Image
@@ -37,11 +39,22 @@ NUMBER_WORDS = (
 TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 LARGER_WORDS = ("hundred", "hundreds", "thousand", "thousands", "million", "millions", "dozen", "dozens")
 
-# Digits are bounded: Python's conversion of very long numbers is not linear.
 _TOKEN = re.compile(r"<(/?)(ref|box|ins|poly|person|kpt)>|<(x|y)_(\d{1,6})>|<v_([01])\.0>")
-_RUN = re.compile(r"\((\d{1,9}),(\d{1,9})\)")
-_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,9}|[a-z]+")
+_RUN = re.compile(r"[\s,]*\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+|[a-z]+")
+_MOST_DIGITS = 18  # of a number that is read: Python's conversion of very long ones is not linear, and it has a limit
+_MOST_POINTS = 4096  # of a polygon: the time to draw one is not linear in them
 _MOST_UNPARSED = 1000
+
+
+def plain_name(name: str) -> str:
+    """A name in Unicode's composed form (NFC: é is one character, however it was typed), its words a blank apart."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def normalize_name(name: str) -> str:
+    """[`plain_name`] in lower case: the form in which names are compared, and in which classes are tokenised."""
+    return unicodedata.normalize("NFC", plain_name(name).lower())
 
 
 def _items(text: str) -> tuple[list[tuple], str | None]:
@@ -90,14 +103,14 @@ def _items(text: str) -> tuple[list[tuple], str | None]:
             leaf, x, visible = (name, match.start(), []), None, None
         elif leaf is not None and leaf[0] == name:
             if name == "ref":
-                piece = (name, " ".join(text[leaf[1] + len("<ref>") : match.start()].split()))
+                piece = (name, plain_name(text[leaf[1] + len("<ref>") : match.start()]))
                 complete = bool(piece[1])
             elif name == "kpt":
                 piece = (name, (*leaf[2][0], visible)) if len(leaf[2]) == 1 and visible is not None else None
                 complete = piece is not None
             else:
                 piece = (name, leaf[2])
-                complete = _has_area(leaf[2]) if name == "box" else len(leaf[2]) > 2
+                complete = _has_area(leaf[2]) if name == "box" else 2 < len(leaf[2]) <= _MOST_POINTS
             if not complete:
                 leave(leaf, match.end())
             elif outer is not None and name != "ref":
@@ -196,8 +209,41 @@ def parse_detection(text: str, image_size: tuple[int, int], resized_size: tuple[
     """
     items, rest = _items(text)
     found = list(_labelled_boxes(items, _Scale(image_size, resized_size)))
-    labels = [(name or "").lower() for name, _ in found]
+    labels = [normalize_name(name or "") for name, _ in found]
     return {"boxes": _boxes([box for _, box in found]), "labels": labels, "unparsed": rest}
+
+
+class PolygonMasks(Sequence):
+    """The masks of objects with outlines, each drawn when it is asked for: an answer may name more objects than there
+    is memory for their masks. `torch.stack(list(masks))` is all of them, where there are some.
+
+    Args:
+        objects: for each object a list of `float [k, 2]` arrays, (x, y) in pixels of the image.
+        image_size: `(height, width)` of the image in pixels.
+
+    An item is `bool [height, width]`, true within any polygon of its object; a slice is a [`PolygonMasks`].
+    """
+
+    def __init__(self, objects: list[list[np.ndarray]], image_size: tuple[int, int]):
+        self.objects = objects
+        self.image_size = tuple(image_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(objects, height, width)`."""
+        return len(self.objects), *self.image_size
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return PolygonMasks(self.objects[index], self.image_size)
+        mask = PIL.Image.new("1", self.image_size[::-1])
+        draw = PIL.ImageDraw.Draw(mask)
+        for polygon in self.objects[index]:
+            draw.polygon([tuple(point) for point in polygon.tolist()], fill=1)
+        return torch.from_numpy(np.array(mask))
 
 
 def parse_polygons(text: str, image_size: tuple[int, int], resized_size: tuple[int, int]) -> dict:
@@ -208,8 +254,8 @@ def parse_polygons(text: str, image_size: tuple[int, int], resized_size: tuple[i
 
     Returns:
         `polygons`: for each object a list of `float32 [k, 2]` arrays, (x, y) in pixels of the image. `labels`: the
-        name before it, or `None`. `boxes`: `float32 [n, 4]` around the objects. `masks`: `bool [n, height, width]`.
-        `unparsed`: see [`parse_grounding`].
+        name before it, or `None`. `boxes`: `float32 [n, 4]` around the objects. `masks`: a [`PolygonMasks`] of
+        `bool [height, width]` masks. `unparsed`: see [`parse_grounding`]; a polygon of more than 4096 points, too.
     """
     items, rest = _items(text)
     scale = _Scale(image_size, resized_size)
@@ -222,14 +268,10 @@ def parse_polygons(text: str, image_size: tuple[int, int], resized_size: tuple[i
             objects.append([np.array([scale.point(point) for point in points], np.float32) for points in polygons])
             labels.append(name)
     boxes = []
-    masks = torch.zeros((len(objects), *image_size), dtype=torch.bool)
-    for polygons, mask in zip(objects, masks, strict=True):
+    for polygons in objects:
         points = np.concatenate(polygons)
         boxes.append([*points.min(axis=0).tolist(), *points.max(axis=0).tolist()])
-        picture = PIL.Image.new("1", (image_size[1], image_size[0]))
-        for polygon in polygons:
-            PIL.ImageDraw.Draw(picture).polygon([tuple(point) for point in polygon.tolist()], fill=1)
-        mask |= torch.from_numpy(np.array(picture))
+    masks = PolygonMasks(objects, image_size)
     return {"polygons": objects, "labels": labels, "boxes": _boxes(boxes), "masks": masks, "unparsed": rest}
 
 
@@ -254,21 +296,21 @@ def parse_pose(text: str, image_size: tuple[int, int], resized_size: tuple[int, 
     }
 
 
-def _first_number(words: list[str]) -> int | None:
-    for place, word in enumerate(words):
-        digits = word.replace(",", "")
-        rest = words[place + 1 :]
-        if digits.isdigit():
-            number = int(digits)
+def _first_number(text: str) -> int | None:
+    words = (match.group() for match in _NUMBER.finditer(text.lower()))
+    for word in words:
+        if word[0].isdigit():
+            digits = word.replace(",", "")
+            number, after = int(digits) if len(digits) <= _MOST_DIGITS else None, next(words, "")
         elif word in NUMBER_WORDS:
-            number = NUMBER_WORDS.index(word)
+            number, after = NUMBER_WORDS.index(word), next(words, "")
         elif word in TENS_WORDS:
-            number = 20 + 10 * TENS_WORDS.index(word)
-            if rest and rest[0] in NUMBER_WORDS[1:10]:
-                number += NUMBER_WORDS.index(rest.pop(0))
+            number, after = 20 + 10 * TENS_WORDS.index(word), next(words, "")
+            if after in NUMBER_WORDS[1:10]:
+                number, after = number + NUMBER_WORDS.index(after), next(words, "")
         else:
             continue
-        return None if rest and rest[0] in LARGER_WORDS else number  # three hundred is not three
+        return None if after in LARGER_WORDS else number  # three hundred is not three
     return None
 
 
@@ -279,8 +321,8 @@ def parse_counting(text: str, image_size: tuple[int, int], resized_size: tuple[i
     Args and errors as for [`parse_grounding`].
 
     Returns:
-        `count`: `int`, or `None` where the text has none of these. `boxes`: `float32 [n, 4]`. `points`:
-        `float32 [n, 2]`. `unparsed`: see [`parse_grounding`].
+        `count`: `int`, or `None` where the text has none of these, or a number of more than 18 digits. `boxes`:
+        `float32 [n, 4]`. `points`: `float32 [n, 2]`. `unparsed`: see [`parse_grounding`].
     """
     items, rest = _items(text)
     scale = _Scale(image_size, resized_size)
@@ -288,7 +330,7 @@ def parse_counting(text: str, image_size: tuple[int, int], resized_size: tuple[i
     points = [scale.point(item[1]) for item in items if item[0] == "point"]
     count = len(boxes) or len(points)
     if not count:
-        count = _first_number(_NUMBER.findall(_TOKEN.sub(" ", text).lower()))
+        count = _first_number(_TOKEN.sub(" ", text))
     points = torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
     return {"count": count, "boxes": _boxes(boxes), "points": points, "unparsed": rest}
 
@@ -320,14 +362,13 @@ def parse_run_length(text: str, image_size: tuple[int, int]) -> dict:
         return {"segmentation": torch.from_numpy(flat.reshape(image_size)), "labels": names, "unparsed": rest}
     end = text.find("</mask>", start)
     values, lengths, filled, position = [], [], 0, start + len("<mask>")
-    for match in _RUN.finditer(text, position, len(text) if end < 0 else end):
-        value, length = int(match.group(1)), min(int(match.group(2)), total - filled)
+    # The place of a run is the sum of those before it: after one that can't be read, no place is known.
+    while filled < total and (match := _RUN.match(text, position, len(text) if end < 0 else end)):
+        value, length = (int(digits) if len(digits) <= _MOST_DIGITS else None for digits in match.groups())
         values.append(value if value in names else -1)
-        lengths.append(length)
-        filled += length
+        lengths.append(total - filled if length is None else min(length, total - filled))
+        filled += lengths[-1]
         position = match.end()
-        if filled == total:
-            break
     flat[:filled] = np.repeat(np.array(values, dtype=np.int64), lengths)
     if end < 0 or filled < total:
         left = text[position : (len(text) if end < 0 else end)].lstrip(",")[:_MOST_UNPARSED]
@@ -368,29 +409,47 @@ def encode_rle(mask: np.ndarray) -> dict:
     return {"size": list(mask.shape), "counts": characters.tobytes().decode("ascii")}
 
 
-def decode_rle(rle: dict) -> np.ndarray:
-    """The inverse of [`encode_rle`]: `bool [height, width]`.
+def decode_rle(rle: dict, max_pixels: int = 178_956_970) -> np.ndarray:
+    """The inverse of [`encode_rle`]: `bool [height, width]`. Every run is checked before the mask is made.
+
+    Args:
+        rle: `size`, `(height, width)`, and `counts`, `str` or `bytes`; see [`encode_rle`].
+        max_pixels: a larger mask is refused, as the image processor refuses a larger image.
 
     Raises:
-        ValueError: run lengths that are no such text, or don't fill the mask.
+        TypeError: `rle` has no such entries.
+        ValueError: a size below 0 or above `max_pixels`; run lengths that are not such a text, or don't fill the mask.
     """
-    height, width = rle["size"]
-    counts = rle["counts"].encode("ascii") if isinstance(rle["counts"], str) else rle["counts"]
+    if not (isinstance(rle, dict) and {"size", "counts"} <= set(rle) and isinstance(rle["counts"], (str, bytes))):
+        raise TypeError("`rle` must be a dict with `size`, (height, width), and `counts`, COCO's compressed run "
+                        f"lengths as a string, got {str(rle)[:80]}")  # fmt: skip
+    try:
+        height, width = (operator.index(edge) for edge in rle["size"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`size` must be two integers (height, width), got {str(rle['size'])[:80]}") from error
+    if min(height, width) < 0 or height * width > max_pixels:
+        raise ValueError(
+            f"`size` must be (height, width) of at least 0 and at most `max_pixels` = {max_pixels} pixels in all, got "
+            f"{height}x{width}"
+        )
+    counts = rle["counts"].encode(errors="replace") if isinstance(rle["counts"], str) else rle["counts"]
     digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if not len(digits) and height * width == 0:
+        return np.zeros((height, width), dtype=bool)
     last = (digits & 32) == 0
-    if len(digits) and (digits.min() < 0 or digits.max() > 63 or not last[-1]):
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or not last[-1]:
         raise ValueError(f"`counts` must be COCO's compressed run lengths, got {counts[:40]!r}")
-    group = np.cumsum(last) - last
     ends = np.flatnonzero(last)
-    place = np.arange(len(digits)) - np.concatenate([[0], ends[:-1] + 1])[group] if len(digits) else digits
-    if len(digits) and place.max() > 12:
-        raise ValueError("`counts` has a number that is longer than any mask")
-    values = np.bincount(group, weights=None, minlength=len(ends)) * 0
-    np.add.at(values, group, (digits & 31) << (5 * place))
-    negative = (digits[ends] & 16) != 0
-    values -= np.where(negative, 1 << (5 * (place[ends] + 1)), 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    # 12 groups are 60 bits, which int64 holds.
+    values = np.add.reduceat((digits & 31) << (5 * place.clip(max=11)), starts)
+    values -= np.where((digits[ends] & 16) != 0, 1 << (5 * (place[ends].clip(max=11) + 1)), 0)
+    if place.max() > 11 or abs(values).max() > height * width:
+        raise ValueError(f"`counts` has a number that is larger than a mask of `size` {height}x{width}")
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
-    if (values < 0).any() or values.sum() != height * width:
-        raise ValueError(f"`counts` fills {values.sum()} pixels, but `size` is {height}x{width}")
+    # Sums of int64 wrap, those of float64 don't, and are exact up to 2**53.
+    if values.min() < 0 or values.max() > height * width or values.sum(dtype=np.float64) != height * width:
+        raise ValueError(f"`counts` must have runs of at least 0 pixels that fill `size`, {height}x{width}")
     return np.repeat(np.arange(len(values)) % 2 == 1, values).reshape(width, height).T

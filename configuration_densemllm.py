@@ -15,10 +15,13 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, YoutuConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .compat_densemllm import CACHE_NAMES
 
+
+__version__ = "0.2.0"  # of the package, and of this code where it travels with a checkpoint
 
 # The auto classes that a saved checkpoint answers to: one table, as `register_for_auto_class` keeps a single name.
 AUTO_MAP = {
@@ -34,7 +37,14 @@ AUTO_MAP = {
 }
 CUSTOM_PIPELINES = {
     "dense-prediction": {"impl": "pipeline_densemllm.DensePredictionPipeline", "pt": ["AutoModel"]},
-}
+    # Under transformers' own names, whose pipelines drop all arguments that they don't know without a word.
+    "depth-estimation": {
+        "impl": "pipeline_densemllm.DenseDepthEstimationPipeline", "pt": ["AutoModelForDepthEstimation"],
+    },
+    "image-segmentation": {
+        "impl": "pipeline_densemllm.DenseImageSegmentationPipeline", "pt": ["AutoModelForSemanticSegmentation"],
+    },
+}  # fmt: skip
 
 
 class CustomPipelines(dict):
@@ -126,8 +136,9 @@ def check_depth_ranges(depth_ranges: dict, default_depth_range: str) -> None:
         if row.get("prompt") is not None and not isinstance(row["prompt"], str):
             raise ValueError(f"{where} needs `prompt` as a string, got {row['prompt']!r}")
         focal_length = row.get("focal_length")
-        if focal_length is not None and not (isinstance(focal_length, (int, float)) and focal_length > 0):
-            raise ValueError(f"{where} needs `focal_length` > 0 pixels, got {focal_length!r}")
+        is_length = isinstance(focal_length, (int, float)) and 0 < focal_length < float("inf")
+        if focal_length is not None and not is_length:
+            raise ValueError(f"{where} needs `focal_length` as a finite number > 0 of pixels, got {focal_length!r}")
     if default_depth_range not in depth_ranges:
         raise ValueError(f"`default_depth_range` must be one of {sorted(depth_ranges)}, got {default_depth_range!r}")
 
@@ -212,10 +223,50 @@ def _check_choice(config: PreTrainedConfig, name: str, accepted: tuple[str, ...]
         raise ValueError(f"`{name}` must be one of {accepted}, got {getattr(config, name)!r}")
 
 
+# What the sizes of a config may be at most: far above any model, and low enough that a number of a broken or hostile
+# file is named before something is built of it.
+MAX_SIZES = {
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "q_lora_rank": 2**17,
+    "kv_lora_rank": 2**17,
+    "qk_nope_head_dim": 2**14,
+    "qk_rope_head_dim": 2**14,
+    "v_head_dim": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 10**8,
+    "num_channels": 2**10,
+    "patch_size": 2**10,
+    "spatial_merge_size": 2**6,
+    "num_patches": 2**20,
+    "window_size": 2**12,
+    "num_depth_bins": 2**16,
+    "ntp_m_top_k": 2**24,
+}
+
+
+def _check_sizes(config: PreTrainedConfig | dict, prefix: str = "") -> None:
+    """Raise a `ValueError` that names the field if one of [`MAX_SIZES`] that `config` has is out of its range."""
+    for name, limit in MAX_SIZES.items():
+        value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+        for size in value if isinstance(value, (list, tuple)) else [value]:  # some models have one a layer
+            if isinstance(size, (int, float)) and not 1 <= size <= limit:
+                raise ValueError(f"`{prefix}{name}` must be in 1..{limit}, got {value!r}")
+
+
 def _check_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"`{name}` must be greater than 0, got {getattr(config, name)!r}")
+        if not 0 < getattr(config, name) < float("inf"):
+            raise ValueError(f"`{name}` must be a finite number greater than 0, got {getattr(config, name)!r}")
+
+
+def _check_activation(config: PreTrainedConfig, name: str) -> None:
+    if getattr(config, name) not in ACT2FN:
+        raise ValueError(f"`{name}` must be one of {sorted(ACT2FN)}, got {getattr(config, name)!r}")
 
 
 @strict
@@ -248,6 +299,7 @@ class DenseMLLMVisionConfig(PreTrainedConfig):
 
     model_type = "densemllm_vision"
     base_config_key = "vision_config"
+    base_model_fsdp_plan = {"encoder.layers.*": "free_full_weight"}
 
     hidden_size: int = 1152
     intermediate_size: int = 4304
@@ -276,10 +328,11 @@ class DenseMLLMVisionConfig(PreTrainedConfig):
 
     def validate_fields(self):
         _check_choice(self, "position_embedding", ("rope", "table"))
-        _check_positive(
-            self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
-            "patch_size", "spatial_merge_size", "layer_norm_eps", "rope_theta",
-        )  # fmt: skip
+        _check_sizes(self)
+        _check_positive(self, "layer_norm_eps", "rope_theta")
+        _check_activation(self, "hidden_act")
+        if not 0 <= self.initializer_range < float("inf"):
+            raise ValueError(f"`initializer_range` must be a finite number >= 0, got {self.initializer_range}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
@@ -295,9 +348,9 @@ class DenseMLLMVisionConfig(PreTrainedConfig):
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(f"`attention_dropout` must be in [0, 1), got {self.attention_dropout}")
         cell = self.patch_size * self.spatial_merge_size
-        if self.window_size is not None and (self.window_size <= 0 or self.window_size % cell):
+        if self.window_size is not None and self.window_size % cell:
             raise ValueError(
-                "`window_size` must be None or a positive multiple of `patch_size * spatial_merge_size` = "
+                "`window_size` must be None or a multiple of `patch_size * spatial_merge_size` = "
                 f"{cell} pixels, got {self.window_size}"
             )
         outside = [index for index in self.fullatt_block_indexes if not 0 <= index < self.num_hidden_layers]
@@ -342,6 +395,7 @@ class DenseMLLMConfig(PreTrainedConfig):
     """
 
     model_type = "densemllm"
+    base_model_fsdp_plan = {"multi_modal_projector": "free_full_weight"}  # tower and language model add their own
     sub_configs = {"vision_config": DenseMLLMVisionConfig, "text_config": AutoConfig}
     keys_to_ignore_at_inference = list(CACHE_NAMES)
 
@@ -368,6 +422,7 @@ class DenseMLLMConfig(PreTrainedConfig):
             self.vision_config = DenseMLLMVisionConfig(**vision)
         if self.text_config is None or isinstance(self.text_config, dict):
             text = RELEASED_TEXT_CONFIG if self.text_config is None else self.text_config
+            _check_sizes(text, "text_config.")  # before the text model's own config divides by one of them
             self.text_config = AutoConfig.for_model(**{"model_type": "youtu", **text})
         if self.depth_ranges is None:
             self.depth_ranges = {name: dict(row) for name, row in RELEASED_DEPTH_RANGES.items()}
@@ -403,6 +458,19 @@ class DenseMLLMConfig(PreTrainedConfig):
         names = {int(key): name for key, name in (self.id2label or {}).items()}
         return None if all(name == f"LABEL_{key}" for key, name in names.items()) else names
 
+    @property
+    def num_positions(self) -> int | None:
+        """Length of the longest prompt that the language model has positions for; `None` where there is no bound."""
+        text = self.get_text_config()
+        length = getattr(text, "max_position_embeddings", None)
+        if length is None:
+            return None
+        rope = getattr(text, "rope_parameters", None) or {}
+        # One scaling of rotary positions, or one for each type of layer.
+        scalings = [row for row in (rope, *rope.values()) if isinstance(row, dict) and row.get("factor")]
+        stretched = [(row.get("original_max_position_embeddings") or length) * row["factor"] for row in scalings]
+        return int(max([length, *stretched]))
+
     def validate_fields(self):
         _check_choice(self, "vision_attention", ("causal", "bidirectional"))
         # `model_type` and not the class: a checkpoint's own code is a second copy of this module.
@@ -416,7 +484,9 @@ class DenseMLLMConfig(PreTrainedConfig):
                 f"`spatial_merge_size` ({self.spatial_merge_size}) and `vision_config.spatial_merge_size` "
                 f"({self.vision_config.spatial_merge_size}) must be the same"
             )
-        _check_positive(self, "ntp_m_top_k", "num_depth_bins")
+        _check_sizes(self)
+        _check_sizes(self.get_text_config(), "text_config.")
+        _check_activation(self, "projector_hidden_act")
         if not 0 <= self.ntp_m_weight < float("inf"):
             raise ValueError(f"`ntp_m_weight` must be a finite number >= 0, got {self.ntp_m_weight}")
         vocab_size = self.get_text_config().vocab_size
@@ -432,6 +502,16 @@ class DenseMLLMConfig(PreTrainedConfig):
                     f"{getattr(self, name)}"
                 )
         check_depth_ranges(self.depth_ranges, self.default_depth_range)
+
+
+def check_prompt_length(length: int, config: DenseMLLMConfig) -> None:
+    """`ValueError` where a prompt of `length` tokens, those of its images among them, has too few positions."""
+    if config.num_positions is not None and length > config.num_positions:
+        raise ValueError(
+            f"the prompt and its images have {length} tokens, more than the {config.num_positions} positions of the "
+            "language model (`max_position_embeddings`); a lower `scale` or `max_num_patches` makes fewer tokens of "
+            "an image"
+        )
 
 
 DenseMLLMConfig.register_for_auto_class()

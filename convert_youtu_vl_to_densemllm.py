@@ -18,21 +18,26 @@ r"""Turn a checkpoint in the layout of `tencent/Youtu-VL-4B-Instruct` into a Den
 
 Weights keep their type and are read and written a shard at a time. Every weight of the source has to be used and every
 weight of the model to be there in the right shape, every field of the config has to be known, and the tokenizer has to
-have every token: whatever differs is listed, and nothing is written. The folder gets its name when it is whole.
+have every token: whatever differs is listed, and nothing is written. The folder gets its name when it is whole; of two
+runs for one folder, the second ends with a sentence.
 """
 
 import argparse
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
@@ -45,6 +50,7 @@ from densemllm import (
     DenseMLLMProcessor,
 )
 from densemllm.configuration_densemllm import RELEASED_MODEL_TYPE, translate_released_config
+from densemllm.files_densemllm import USER_ERRORS, reading
 from densemllm.modeling_densemllm import RELEASED_KEYS
 
 
@@ -78,8 +84,10 @@ def source_folder(source: str) -> Path:
 def read_config(source: Path, ignored: list[str]) -> DenseMLLMConfig:
     try:
         values = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConversionError(f"{source / 'config.json'} can't be read ({error})") from error
+    if not isinstance(values, dict):
+        raise ConversionError(f"{source / 'config.json'} must be a JSON object, got a {type(values).__name__}")
     if values.get("model_type") != RELEASED_MODEL_TYPE:
         raise ConversionError(
             f"{source / 'config.json'} is of type {values.get('model_type')!r}, expected {RELEASED_MODEL_TYPE!r}"
@@ -103,7 +111,7 @@ def read_headers(source: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         raise ConversionError(f"{source} has no safetensors files")
     headers = {}
     for file in files:
-        with safe_open(file, framework="pt") as shard:
+        with reading(str(file), ConversionError), safe_open(file, framework="pt") as shard:
             for key in shard.keys():
                 headers[key] = (file, tuple(shard.get_slice(key).get_shape()))
     return headers
@@ -180,7 +188,10 @@ def write_weights(headers: dict, out: Path, tied: bool) -> None:
             tensors = {rename(key): shard.get_tensor(key) for key in shard.keys() if not (tied and key == HEAD)}
         if not tensors:
             continue
-        save_file(tensors, out / name, metadata={"format": "pt"})
+        try:
+            save_file(tensors, out / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk is one of them
+            raise OSError(f"{name}: {error}") from error
         weight_map |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
         del tensors
@@ -227,6 +238,57 @@ model.predict_dense("photo.jpg", task="segmentation", labels=["sky", "tree"]).se
 """
 
 
+def check_target(target: Path) -> None:
+    """Raise a `FileExistsError` where there is something under the name of the folder to write."""
+    if (target / "config.json").is_file():
+        raise FileExistsError(f"{target} is finished already; remove it to convert again")
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is there and is no converted checkpoint; give another name")
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that gets its name at the end of the block, and is removed where the block fails. One
+    process at a time has one for a target; what a process that was killed left there is removed by the next.
+
+    Raises:
+        FileExistsError: another process has one, or `target` is there.
+        OSError: it can't be written.
+    """
+    # Hidden, and with a part by chance: no folder of the user's is taken for one of these.
+    named = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{12}}\.unfinished")
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(6)}.unfinished")
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FileExistsError(
+            f"{target} is being written by another process: wait for it, or give another name"
+        ) from error
+    except OSError as error:
+        raise OSError(f"{target} can't be written: {error}") from error
+    try:
+        check_target(target)  # since the first look, another process may have come to its end
+        for path in target.parent.iterdir():
+            if named.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        unfinished.mkdir()
+        yield unfinished
+        if target.exists():
+            target.rmdir()  # fails where there are files by now
+        os.replace(unfinished, target)
+    except FileExistsError:
+        raise
+    except Exception as error:  # of a full disk, tokenizers raises one of no class of its own
+        raise OSError(f"{target} can't be written: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):  # still locked: who waits for it looks at the target again
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
 def convert(source: str, out: str, ignored: list[str] = ()) -> Path:
     """Convert a checkpoint.
 
@@ -239,48 +301,43 @@ def convert(source: str, out: str, ignored: list[str] = ()) -> Path:
         the folder.
 
     Raises:
-        FileExistsError: `out` is there.
-        ConversionError: the source differs from what is known; nothing is written.
+        FileExistsError: `out` is there, or is being written by another process.
+        ConversionError: the source can't be read, or differs from what is known; nothing is written.
+        OSError: `out` can't be written; nothing of it is left.
     """
     target = Path(out)
-    if (target / "config.json").is_file():
-        raise FileExistsError(f"{target} is finished already; remove it to convert again")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} is there and is no converted checkpoint; give another name")
+    check_target(target)
     folder = source_folder(source)
-    config = read_config(folder, ignored)
-    with torch.device("meta"):
-        model = DenseMLLMForConditionalGeneration(config)
-    headers = read_headers(folder)
-    tied = config.tie_word_embeddings
-    problems = check_weights(headers, model, tied)
-    if not problems and tied and HEAD in headers:
-        problems = check_head(headers)
-    processor, more = make_processor(folder, config)
-    problems += more
-    if problems:
-        raise ConversionError("\n  ".join([f"{source} differs in {len(problems)} places:", *problems]))
+    with reading(source, ConversionError):
+        config = read_config(folder, ignored)
+        with torch.device("meta"):
+            model = DenseMLLMForConditionalGeneration(config)
+        headers = read_headers(folder)
+        tied = config.tie_word_embeddings
+        problems = check_weights(headers, model, tied)
+        if not problems and tied and HEAD in headers:
+            problems = check_head(headers)
+        processor, more = make_processor(folder, config)
+        problems += more
+        if problems:
+            raise ConversionError("\n  ".join([f"{source} differs in {len(problems)} places:", *problems]))
+        if (folder / "generation_config.json").is_file():
+            generation = GenerationConfig.from_pretrained(folder)
+        else:
+            generation = GenerationConfig.from_model_config(config)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        card = model_card(source, folder, target, count)
 
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    config.architectures = [DenseMLLMForConditionalGeneration.__name__]
-    config.save_pretrained(unfinished)
-    custom_object_save(model, unfinished, config=config)
-    processor.save_pretrained(unfinished)
-    if (folder / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(folder)
-    else:
-        generation = GenerationConfig.from_model_config(config)
-    generation.save_pretrained(unfinished)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    (unfinished / "README.md").write_text(model_card(source, folder, target, count), encoding="utf-8")
-    for file in folder.glob("LICENSE*"):
-        shutil.copyfile(file, unfinished / file.name)
-    write_weights(headers, unfinished, tied)
-    if target.exists():
-        target.rmdir()
-    os.replace(unfinished, target)
+    with staged_folder(target) as unfinished:
+        config.architectures = [DenseMLLMForConditionalGeneration.__name__]
+        config.save_pretrained(unfinished)
+        custom_object_save(model, unfinished, config=config)
+        processor.save_pretrained(unfinished)
+        generation.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        for file in folder.glob("LICENSE*"):
+            shutil.copyfile(file, unfinished / file.name)
+        write_weights(headers, unfinished, tied)
     return target
 
 
@@ -295,7 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         folder = convert(args.source, args.out, args.ignore_config_fields)
-    except (ConversionError, FileExistsError) as error:
+    except USER_ERRORS as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     print(f"{folder} is ready: AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)")

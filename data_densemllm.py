@@ -52,7 +52,7 @@ from transformers.utils import logging
 
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .prediction_densemllm import crop_box
-from .processing_densemllm import TASKS, DenseMLLMProcessor, nearest_resize, present_values
+from .processing_densemllm import TASKS, DenseMLLMProcessor, nearest_resize, present_values, read_parts
 
 
 logger = logging.get_logger(__name__)
@@ -241,6 +241,10 @@ def read_sample(
             raise ValueError(f"{where} has an `expression` but no `mask` of what it names")
     if "messages" in sample:
         _check_messages(sample["messages"], f"{where}, column `messages`")
+        try:
+            sample["messages"] = read_parts(sample["messages"])
+        except ValueError as error:
+            raise ValueError(f"{where}, column `messages`: {error}") from None
     focal_length = sample.get("focal_length")
     if focal_length is not None and not (isinstance(focal_length, (int, float)) and 0 < focal_length < float("inf")):
         raise ValueError(f"{where}, column `focal_length`: it must be a number of pixels > 0, got {focal_length!r}")
@@ -779,7 +783,7 @@ class DenseCollator:
     def _texts(self, messages: list[dict], before: str | None = None) -> list[str]:
         """A chat as prompt, answer, next prompt, ...; the first user message gets the picture if none is there, and
         the text before it."""
-        messages = [dict(message) for message in messages]
+        messages = read_parts([dict(message) for message in messages])
         user = next(message for message in messages if message["role"] == "user")
         if isinstance(user["content"], str):
             user["content"] = [{"type": "text", "text": user["content"]}] if user["content"] else []
@@ -792,6 +796,9 @@ class DenseCollator:
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
+            kinds = set() if isinstance(message["content"], str) else {part["type"] for part in message["content"]}
+            if kinds - {"text"}:
+                raise ValueError(f"`messages` must have answers that are text, got parts of type {sorted(kinds)}")
             prompt = template(messages[:turn], add_generation_prompt=True)
             texts += [prompt.removeprefix(done).removeprefix(eos if texts else ""), _text_of(message["content"])]
             done = prompt + texts[-1]

@@ -32,7 +32,8 @@ In the output folder:
     state/         what is done: a run that was stopped goes on from there, in any number of processes
 
 A configuration file (YAML or JSON) has the options by name; what stands after it on the command line wins. A folder
-that has the state of other options, data or weights is refused unless `--overwrite` is given.
+that has the state of other options, data or weights, or files of these names that no such state belongs to, is refused
+unless `--overwrite` is given; then, too, files of the data stay.
 """
 
 import hashlib
@@ -40,7 +41,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -69,6 +69,7 @@ from transformers.hf_argparser import HfArg
 import densemllm
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.data_densemllm import IGNORE_INDEX, draw_expression, load_id2label, load_samples, read_sample
+from densemllm.drawing_densemllm import colorize_depth, label_colors
 from densemllm.evaluation_densemllm import (
     ClassListMetrics,
     DepthMetrics,
@@ -76,7 +77,7 @@ from densemllm.evaluation_densemllm import (
     SegmentationMetrics,
     predict_batch,
 )
-from densemllm.prediction_densemllm import colorize_depth, label_colors
+from densemllm.files_densemllm import USER_ERRORS, check_outputs, one_line, reading, whole_file
 from densemllm.trainer_densemllm import METRIC_TASKS
 
 
@@ -153,7 +154,9 @@ class EvaluationArguments:
     cases: int = HfArg(default=3, help="best, median and worst images to draw of each task, so many of each; 0: none")
     update_card: bool = HfArg(default=False, help="put the results into the model index of the model folder's card")
     data_name: str | None = HfArg(default=None, help="what the card calls the data; as `data` does where left out")
-    overwrite: bool = HfArg(default=False, help="start anew in a folder that has the state of an evaluation")
+    overwrite: bool = HfArg(
+        default=False, help="start anew in a folder that has an evaluation's files, which are replaced"
+    )
 
     def __post_init__(self):
         self.task = [self.task] if isinstance(self.task, str) else list(self.task)
@@ -199,15 +202,24 @@ def parse_arguments(arguments: list[str] | None = None) -> EvaluationArguments:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
         name = arguments.pop(0)
-        with open(name, encoding="utf-8") as file:
-            values = json.load(file) if name.endswith(".json") else yaml.safe_load(file)
+        try:
+            text = Path(name).read_text(encoding="utf-8-sig")
+            values = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{name} is not a configuration file in {Path(name).suffix[1:]}: {error}") from error
         actions = {option.lstrip("-"): action for action in parser._actions for option in action.option_strings}
         if not isinstance(values, dict) or set(values) - set(actions):
             unknown = sorted(set(values) - set(actions)) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"{name} must have options by name; unknown: {unknown}")
-        for option in values:
-            actions[option].required = False
-        parser.set_defaults(**{actions[option].dest: value for option, value in values.items()})
+        words = []  # in front of the others, and as these they are checked
+        for option, value in values.items():
+            if isinstance(value, dict):
+                raise ValueError(f"{name}: `{option}` must be one value or a list, got {value}")
+            if isinstance(value, list):
+                words += [f"--{option}", *map(str, value)]
+            elif value is not None:
+                words.append(f"--{option}={value}")
+        arguments = [*words, *arguments]
     return parser.parse_args_into_dataclasses(arguments)[0]
 
 
@@ -220,7 +232,8 @@ def _columns_of(task: str) -> str:
 
 def open_data(args: EvaluationArguments) -> tuple[datasets.Dataset, dict[int, str] | None]:
     """The rows to evaluate on, with the columns that the tasks need, and the names of the classes."""
-    data = load_samples(args.data, args.split, whole=True)
+    with reading(f"`data` {args.data}"):
+        data = load_samples(args.data, args.split, whole=True)
     columns = {"image"}
     for task in args.task:
         there = [names for names in COLUMNS[task] if {"image", *names} <= set(data.column_names)]
@@ -250,12 +263,8 @@ def open_data(args: EvaluationArguments) -> tuple[datasets.Dataset, dict[int, st
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is whole as soon as it has its name."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(staged, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    with whole_file(path, overwrite=True) as staged:
+        staged.write_bytes(content)
 
 
 def data_digest(data: datasets.Dataset) -> str:
@@ -298,13 +307,18 @@ class State:
         self.folder = folder
         self.overwrite = overwrite
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something done to go on from."""
+        return not self.overwrite and any(self.folder.glob("piece-*.json"))
+
     def check(self, fingerprint: dict) -> None:
         """Refuse to go on with something else.
 
         Raises:
             ValueError: an entry of `fingerprint` differs from the one that the state was begun with.
         """
-        if self.overwrite or not any(self.folder.glob("piece-*.json")):
+        if not self.goes_on:
             return
         path = self.folder / "run.json"
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -323,12 +337,11 @@ class State:
     def open(self, fingerprint: dict) -> list[dict]:
         """Begin, or go on: the pieces that are there."""
         self.check(fingerprint)
-        if self.overwrite:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            for name in OUTPUTS:
-                (self.folder.parent / name).unlink(missing_ok=True)
+        if self.overwrite:  # the files of an evaluation, and nothing else that may be beside them
+            for path in [*self.folder.glob("piece-*.json"), *(self.folder.parent / name for name in OUTPUTS)]:
+                path.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(".*.tmp"):  # of a run that was killed
+        for path in self.folder.glob(".*.tmp*"):  # of a run that was killed
             path.unlink()
         write_atomically(self.folder / "run.json", json.dumps(fingerprint, indent=2).encode())
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("piece-*.json"))]
@@ -707,6 +720,21 @@ def draw_sheet(args, predict, read, id2label, scores: dict) -> PIL.Image.Image |
     return whole
 
 
+def check_output_dir(args: EvaluationArguments, state: State) -> None:
+    """Refuse to begin where files would be lost that are not an evaluation's, or that the data has.
+
+    Raises:
+        ValueError: there is such a file, or the folder can't be written to.
+    """
+    outputs = [state.folder.parent / name for name in OUTPUTS]
+    if state.goes_on:
+        return
+    data = Path(args.data).resolve()
+    inputs = [path for path in outputs if data in path.resolve().parents]  # a data set may have too many to list
+    check_outputs(outputs, [*inputs, *filter(os.path.isfile, [args.data, args.id2label or ""])], args.overwrite,
+                  "`output_dir`")  # fmt: skip
+
+
 def _png(picture: PIL.Image.Image) -> bytes:
     buffer = BytesIO()
     picture.save(buffer, "PNG")
@@ -735,6 +763,8 @@ def main(arguments: list[str] | None = None) -> dict:
         load_card(args.model)
     folder = Path(args.output_dir)
     state = State(folder / "state", args.overwrite)
+    if process.is_main_process:
+        check_output_dir(args, state)
     fingerprint = {name: value for name, value in asdict(args).items() if name not in FREE_OPTIONS}
     fingerprint |= {"task": sorted(args.task), "device": device.type, "samples": len(data), "id2label": id2label}
     fingerprint["densemllm"] = densemllm.__version__
@@ -742,14 +772,16 @@ def main(arguments: list[str] | None = None) -> dict:
         fingerprint["data_digest"] = data_digest(data)
         state.check(fingerprint)
 
-    processor = DenseMLLMProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    with reading(f"`model` {args.model}"):
+        processor = DenseMLLMProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     if "depth" in args.task:
         processor.get_depth_range(args.depth_range)
     if id2label is not None:
         processor.label_token_ids(id2label)
-    model = DenseMLLMForConditionalGeneration.from_pretrained(
-        args.model, dtype=args.dtype, attn_implementation=args.attn_implementation
-    )
+    with reading(f"`model` {args.model}"):
+        model = DenseMLLMForConditionalGeneration.from_pretrained(
+            args.model, dtype=args.dtype, attn_implementation=args.attn_implementation
+        )
     model = model.to(device).eval()
     before: list = [None]
     if process.is_main_process:
@@ -832,6 +864,18 @@ def main(arguments: list[str] | None = None) -> dict:
     return results
 
 
+def run(arguments: list[str] | None = None) -> int:
+    """[`main`] for a shell: 0, or 2 after a line on stderr where something can't be used."""
+    try:
+        main(arguments)
+    except USER_ERRORS as error:
+        print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
-    PartialState().destroy_process_group()
+    code = run()
+    if code == 0:  # or else the other processes may wait for this one, and it for them
+        PartialState().destroy_process_group()
+    sys.exit(code)

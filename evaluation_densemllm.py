@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .answers_densemllm import normalize_name
 from .processing_densemllm import BACKGROUND_LABEL, TASKS, DenseMLLMProcessor, parse_refs, present_values
 
 
@@ -107,7 +108,7 @@ class SegmentationMetrics(_Metrics):
 
     def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """What one image adds: class ids `[height, width]`; negative predictions are none of the classes."""
-        prediction, reference = torch.as_tensor(prediction).long(), torch.as_tensor(reference).long()
+        prediction, reference = (torch.as_tensor(values).cpu().long() for values in (prediction, reference))
         _check_shapes(prediction, reference)
         counted = reference != self.ignore_index
         prediction = prediction.masked_fill(prediction < 0, self.num_labels)
@@ -135,11 +136,11 @@ class SegmentationMetrics(_Metrics):
         totals = self.totals if totals is None else totals
         confusion, boundaries = totals[:, : self.num_labels + 1], totals[:, self.num_labels + 1 :]
         hits = confusion[:, :-1].diagonal()
-        iou = hits / (confusion.sum(dim=1) + confusion[:, :-1].sum(dim=0) - hits).double()  # 0 / 0 is NaN
-        boundary_iou = boundaries[:, 0] / (boundaries[:, 1] + boundaries[:, 2] - boundaries[:, 0]).double()
+        iou = hits / (confusion.sum(dim=1) + confusion[:, :-1].sum(dim=0) - hits).cpu().double()  # 0 / 0 is NaN
+        boundary_iou = boundaries[:, 0] / (boundaries[:, 1] + boundaries[:, 2] - boundaries[:, 0]).cpu().double()
         return {
             "mean_iou": float(iou.nanmean()),
-            "pixel_accuracy": float(hits.sum() / confusion.sum().double()),
+            "pixel_accuracy": float(hits.sum() / confusion.sum().cpu().double()),
             "mean_boundary_iou": float(boundary_iou.nanmean()),
             "per_label_iou": iou.tolist(),
             "per_label_boundary_iou": boundary_iou.tolist(),
@@ -185,12 +186,13 @@ class DepthMetrics(_Metrics):
             raise ValueError(f"`align` must be 'none' or 'median', got {align!r}")
         self.min_depth, self.max_depth, self.crop, self.average, self.align = low, high, crop, average, align
         # Images, the sum of their SILogs, weights, and the weighted sums of the other metrics.
-        self.totals = torch.zeros(8, dtype=torch.float64)
+        self.totals = torch.zeros(8, dtype=torch.float64, device="cpu")
 
     def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """What one image adds: metres `[height, width]`; reference pixels that are not finite and above 0 don't
         count."""
-        prediction, reference = torch.as_tensor(prediction).double(), torch.as_tensor(reference).double()
+        # Sums over many pixels; on the CPU, as MPS has no float64.
+        prediction, reference = (torch.as_tensor(values).cpu().double() for values in (prediction, reference))
         _check_shapes(prediction, reference)
         top, bottom, left, right = (
             math.floor(share * edge + 1e-6)
@@ -210,7 +212,7 @@ class DepthMetrics(_Metrics):
         sums = [(ratio < 1.25**power).sum() for power in (1, 2, 3)]
         sums = torch.stack([*sums, (difference / reference).sum(), difference.square().sum()])
         silog = 100 * (prediction.log() - reference.log()).std(correction=0)
-        weight = torch.tensor(pixels, dtype=torch.float64)
+        weight = torch.tensor(pixels, dtype=torch.float64, device="cpu")
         if self.average == "images":
             sums, weight = sums / pixels, torch.ones_like(weight)
             sums[-1] = sums[-1].sqrt()
@@ -235,11 +237,11 @@ class ReferringMetrics(_Metrics):
     image's IoU, and the mean of each image's IoU of the two [`boundary_region`]s."""
 
     def __init__(self):
-        self.totals = torch.zeros(5, dtype=torch.float64)
+        self.totals = torch.zeros(5, dtype=torch.float64, device="cpu")
 
     def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """What one image adds: booleans `[height, width]`. Two empty masks agree."""
-        prediction, reference = torch.as_tensor(prediction).bool(), torch.as_tensor(reference).bool()
+        prediction, reference = (torch.as_tensor(values).cpu().bool() for values in (prediction, reference))
         _check_shapes(prediction, reference)
 
         def overlap(one, other):
@@ -247,7 +249,8 @@ class ReferringMetrics(_Metrics):
             return intersection, union, intersection / union if union else 1.0
 
         edges = [mask & boundary_region(mask) for mask in (prediction, reference)]
-        return torch.tensor([1, *overlap(prediction, reference), overlap(*edges)[2]], dtype=torch.float64)
+        counts = [1, *overlap(prediction, reference), overlap(*edges)[2]]
+        return torch.tensor(counts, dtype=torch.float64, device="cpu")
 
     def compute(self, totals: torch.Tensor | None = None) -> dict:
         """`ciou`, `giou` and `boundary_iou`; NaN without an image."""
@@ -264,16 +267,16 @@ class ClassListMetrics(_Metrics):
         self.totals = torch.zeros(4, dtype=torch.long)
 
     def count(self, prediction, reference) -> torch.Tensor:
-        """What one image adds: names, in any order; upper and lower case and the width of blanks don't matter."""
+        """What one image adds: names, in any order; compared as [`normalize_name`] makes them."""
         for name, names in (("prediction", prediction), ("reference", reference)):
             if isinstance(names, str):
                 raise ValueError(f"`{name}` must be a list of names, got the string {names!r}")
-        given, true = ({" ".join(name.lower().split()) for name in names} for names in (prediction, reference))
+        given, true = ({normalize_name(name) for name in names} for names in (prediction, reference))
         return torch.tensor([1, len(given & true), len(given - true), len(true - given)])
 
     def compute(self, totals: torch.Tensor | None = None) -> dict:
         """`precision`, `recall` and `f1`; NaN where there is nothing to divide by."""
-        _, hits, false, missed = (self.totals if totals is None else totals).double()
+        _, hits, false, missed = (self.totals if totals is None else totals).cpu().double()
         return {
             "precision": float(hits / (hits + false)),
             "recall": float(hits / (hits + missed)),

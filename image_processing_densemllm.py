@@ -15,7 +15,9 @@
 
 import base64
 import binascii
+import bisect
 import math
+import numbers
 import os
 from io import BytesIO
 
@@ -31,7 +33,11 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
+from .checks_densemllm import check_target_sizes
 from .compat_densemllm import httpx
+
+
+MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # far beyond what any image needs
 
 
 class DenseMLLMImageProcessorKwargs(ImagesKwargs, total=False):
@@ -55,6 +61,12 @@ class DenseMLLMImageProcessorKwargs(ImagesKwargs, total=False):
     max_image_pixels: int
 
 
+def check_scale(scale: float) -> None:
+    """`ValueError` for a factor on the edges of an image that is not a number from `MIN_SCALE` to `MAX_SCALE`."""
+    if not (isinstance(scale, numbers.Real) and MIN_SCALE <= scale <= MAX_SCALE):
+        raise ValueError(f"`scale` must be a number from {MIN_SCALE:g} to {MAX_SCALE:g}, got {scale!r}")
+
+
 def get_resized_size(
     height: int, width: int, factor: int, patch_size: int, max_num_patches: int, scale: float = 1.0
 ) -> tuple[int, int]:
@@ -69,28 +81,34 @@ def get_resized_size(
         factor: edge of a vision token's cell in pixels, `patch_size * merge_size`.
         patch_size: edge of a patch in pixels.
         max_num_patches: the cap; at least one cell's patches.
-        scale: factor on both edges, greater than 0.
+        scale: factor on both edges, from 1e-6 to 1e6.
 
     Returns:
         `(height, width)` in pixels, multiples of `factor`.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image must have at least 1x1 pixels, got height {height} and width {width}")
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"`scale` must be a finite number greater than 0, got {scale}")
+    check_scale(scale)
     if max_num_patches < (factor // patch_size) ** 2:
         raise ValueError(
             f"`max_num_patches` must be at least {(factor // patch_size) ** 2} (one vision token), got "
             f"{max_num_patches}"
         )
-    first, step = scale, 0
-    while True:
-        resized = tuple(max(1, math.ceil(edge * scale / factor)) * factor for edge in (height, width))
-        if (resized[0] // patch_size) * (resized[1] // patch_size) <= max_num_patches:
-            return resized
-        step += 1
-        lowered = first - 0.02 * step
-        scale = lowered if lowered > 0.01 else scale * 0.98
+
+    def resized(scale: float) -> tuple[int, int]:
+        return tuple(max(1, math.ceil(edge * scale / factor)) * factor for edge in (height, width))
+
+    def fits(scale: float) -> bool:
+        return math.prod(edge // patch_size for edge in resized(scale)) <= max_num_patches
+
+    steps = math.floor(scale / 0.02) + 1
+    while steps > 0 and scale - 0.02 * steps <= 0.01:
+        steps -= 1  # twice at most
+    # Once a scale fits, all lower ones do: the first step that fits is found without trying all before it.
+    scale -= 0.02 * bisect.bisect_left(range(steps), True, key=lambda step: fits(scale - 0.02 * step))
+    while not fits(scale):
+        scale *= 0.98  # from at most 0.03, until a long thin image fits
+    return resized(scale)
 
 
 def open_image(source: "str | os.PathLike | PIL.Image.Image") -> PIL.Image.Image:
@@ -132,7 +150,7 @@ def upsample_argmax(
     best, value = [], []
     rows_per_strip = max(1, 2**20 // (maps.shape[0] * width))
     for top in range(0, height, rows_per_strip):
-        rows = torch.arange(top, min(top + rows_per_strip, height), device=maps.device)
+        rows = torch.arange(top, min(top + rows_per_strip, height), dtype=torch.float32, device=maps.device)
         source = ((rows + 0.5) * (grid_height / height) - 0.5).clamp(min=0)
         low = source.floor().long()
         high = (low + 1).clamp(max=grid_height - 1)
@@ -203,14 +221,6 @@ def resize_map(values: torch.Tensor, size: tuple[int, int], mode: str = "bilinea
     """Resize a floating-point map `[height, width]` to `size`, (height, width) in pixels."""
     align_corners = False if mode == "bilinear" else None
     return F.interpolate(values[None, None], size=tuple(size), mode=mode, align_corners=align_corners)[0, 0]
-
-
-def check_target_sizes(target_sizes, count: int) -> list[tuple[int, int]]:
-    """`target_sizes` as a list of `count` pairs (height, width), or a `ValueError` that names what was given."""
-    sizes = [tuple(int(edge) for edge in size) for size in target_sizes]
-    if len(sizes) != count or any(len(size) != 2 or min(size) < 1 for size in sizes):
-        raise ValueError(f"`target_sizes` must be {count} pairs (height, width) of at least 1, got {sizes}")
-    return sizes
 
 
 class DenseMLLMImageProcessor(PilBackend):

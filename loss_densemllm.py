@@ -16,6 +16,7 @@
 import itertools
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 IGNORED = -100
 CHUNK_ELEMENTS = 2**24  # scores at a time: 64 MB in float32
 CHUNK_ROWS = 1024  # tokens at a time; with fewer, a matrix product spends its time on reading the embedding
+HEAD_CALL_ROWS = 256  # tokens in a call of a layer of which only the forward is known: 290 MB of released logits
 GROUP = 32  # scores whose maximum is looked at first; any number gives the same result
 LONG_RANGE = 1024  # ids; a shorter range of an embedding is copied
 
@@ -235,6 +237,7 @@ class _FusedNTPM(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items, n_factors, *factors):
         states, weights = factors[:n_factors], factors[n_factors:]
+        weights = [weight.to(states[0].dtype) for weight in weights]  # under autocast a copy, for as long as this runs
         device = states[0].device
         # Ids of a token in order, so that one that is named twice stands next to itself.
         targets = dense_targets.sort(dim=1).values
@@ -308,7 +311,8 @@ class _FusedNTPM(torch.autograd.Function):
         for index in range(n):
             if needed[index]:
                 grads[index] = torch.zeros_like(states[index])
-                grads[index][tokens] = _weighted_rows(weights[index], ids, slopes)
+                rows = _weighted_rows(weights[index], ids, slopes)
+                grads[index][tokens] = rows.to(states[index].dtype)
         if any(needed[n:]):
             used = slopes != 0
             order = ids[used].argsort()
@@ -316,7 +320,8 @@ class _FusedNTPM(torch.autograd.Function):
             counts = torch.bincount(ids, minlength=len(weights[0]))
             for index in range(n):
                 if needed[n + index]:
-                    grads[n + index] = _weighted_rows(states[index], tokens, slopes, counts.cumsum(dim=0) - counts)
+                    table = states[index].to(weights[index].dtype)  # the gradient's type: summed and rounded once
+                    grads[n + index] = _weighted_rows(table, tokens, slopes, counts.cumsum(dim=0) - counts)
         return *[None] * 6, *grads
 
 
@@ -346,8 +351,10 @@ def fused_ntp_m_loss(
     Args:
         hidden_states: `[n_tokens, hidden_size]`, any floating-point type; scores have this type, sums are in float32
             (or `float64`).
-        head: the output embedding: a `nn.Linear`, or one with a LoRA adapter; for anything else its own forward is
-            called on a few tokens at a time, and again in the backward pass.
+        head: the output embedding: a `nn.Linear`, or one with a LoRA adapter; for anything else (quantised, sharded)
+            its own forward is called on a few tokens at a time, and again in the backward pass, and the gradients of
+            its weights are summed by autograd, in their own type. Several processes call it equally often, so that all
+            of them have to compute the loss, as sharded weights ask for anyway.
         dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items: see [`ntp_m_loss`].
 
     Returns:
@@ -374,8 +381,8 @@ def fused_ntp_m_loss(
         targets = (dense_targets[chunk], dense_candidates[chunk], dense_candidate_ranges)
         return ntp_m_loss(head(states).to(states.device), *targets, top_k, num_items=1)
 
-    chunks = rows.split(256) if len(rows) else (rows,)
-    total = sum(checkpoint(chunk_loss, hidden_states[chunk], chunk, use_reentrant=False) for chunk in chunks)
+    pieces = [rows[piece] for piece in _equally_many_pieces(len(rows), hidden_states.device)]
+    total = sum(checkpoint(chunk_loss, hidden_states[piece], piece, use_reentrant=False) for piece in pieces)
     if num_items is None:
         candidates = dense_candidate_ranges[dense_candidates[rows]]  # [n, n_ranges, 2]
         targets = dense_targets[rows][:, :, None]
@@ -385,54 +392,73 @@ def fused_ntp_m_loss(
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
-    """Sum of cross entropies, the logits of a few positions at a time, computed again in the backward pass."""
+    """Sum of cross entropies over all positions and a block of the vocabulary at a time; the logits are computed again
+    in the backward pass.
+
+    A block's rows of the embedding's gradient are one product over all positions, which the hardware sums in float32
+    and rounds once, as it does with plain logits: no sum of rounded parts, and no float32 copy of that gradient.
+    Weights are cast to the states' type a block at a time, so that nothing of their size is kept.
+    """
 
     @staticmethod
     def forward(ctx, labels, n_factors, *factors):
         states, weights = factors[:n_factors], factors[n_factors:]
         wide = torch.float64 if states[0].dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=wide, device=labels.device)
-        normalizers = []
-        for chunk in _position_chunks(labels, weights[0]):
-            logits = _logits([state[chunk] for state in states], weights).to(wide)
-            normalizers.append(logits.logsumexp(dim=1))
-            total += (normalizers[-1] - logits.gather(1, labels[chunk, None])[:, 0]).sum()
+        normalizer = torch.full(labels.shape, float("-inf"), dtype=wide, device=labels.device)
+        own = torch.zeros_like(normalizer)
+        for block in _vocabulary_blocks(states[0], weights[0]):
+            logits = _logits(states, weights, block).to(wide)
+            normalizer = torch.logaddexp(normalizer, logits.logsumexp(dim=1))
+            column, is_here = _columns_of(labels, block)
+            own = torch.where(is_here, logits.gather(1, column[:, None])[:, 0], own)
         ctx.n_factors = n_factors
-        ctx.save_for_backward(labels, *factors, *normalizers)
-        return total
+        ctx.save_for_backward(labels, normalizer, *factors)
+        return (normalizer - own).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
         n = ctx.n_factors
-        labels, *saved = ctx.saved_tensors  # once: a checkpoint lets them go
-        factors, normalizers = saved[: 2 * n], saved[2 * n :]
+        labels, normalizer, *factors = ctx.saved_tensors  # once: a checkpoint lets them go
         states, weights = factors[:n], factors[n:]
-        grads = [
-            torch.zeros_like(t) if need else None for t, need in zip(factors, ctx.needs_input_grad[2:], strict=True)
+        needed = ctx.needs_input_grad[2:]
+        sums = [
+            torch.zeros_like(t, dtype=normalizer.dtype) if need else None
+            for t, need in zip(states, needed[:n], strict=True)
         ]
-        for chunk, normalizer in zip(_position_chunks(labels, weights[0]), normalizers, strict=True):
-            parts = [state[chunk] for state in states]
-            slopes = _logits(parts, weights).to(normalizer.dtype).sub_(normalizer[:, None]).exp_()
-            slopes.scatter_add_(1, labels[chunk, None], -torch.ones_like(slopes[:, :1]))
+        grads = [torch.empty_like(t) if need else None for t, need in zip(weights, needed[n:], strict=True)]
+        for block in _vocabulary_blocks(states[0], weights[0]):
+            slopes = _logits(states, weights, block).to(normalizer.dtype).sub_(normalizer[:, None]).exp_()
+            column, is_here = _columns_of(labels, block)
+            slopes.scatter_add_(1, column[:, None], -is_here[:, None].to(slopes.dtype))
             slopes = slopes.mul_(grad_output).to(states[0].dtype)
-            for index in range(n):
-                if grads[index] is not None:
-                    grads[index][chunk] = slopes @ weights[index]
-                if grads[n + index] is not None:
-                    grads[n + index].addmm_(slopes.T, parts[index])
-        return None, None, *grads
+            for state, weight, state_sum, grad in zip(states, weights, sums, grads, strict=True):
+                if state_sum is not None:
+                    state_sum += slopes @ weight[block].to(slopes.dtype)
+                if grad is not None:
+                    grad[block] = slopes.T @ state
+        sums = [None if own is None else own.to(state.dtype) for own, state in zip(sums, states, strict=True)]
+        return None, None, *sums, *grads
 
 
-def _position_chunks(labels: torch.Tensor, weight: torch.Tensor) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // len(weight))
-    return [slice(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
+def _vocabulary_blocks(states: torch.Tensor, weight: torch.Tensor) -> list[slice]:
+    """So many ids that neither their logits at all positions nor their rows of the embedding exceed
+    `CHUNK_ELEMENTS`."""
+    size = max(1, CHUNK_ELEMENTS // max(1, *states.shape))
+    return [slice(start, min(start + size, len(weight))) for start in range(0, len(weight), size)]
 
 
-def _logits(states, weights) -> torch.Tensor:
-    logits = states[0] @ weights[0].T
+def _columns_of(labels: torch.Tensor, block: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Column of each label in a block of the vocabulary (an arbitrary one where it lies outside), and whether it is
+    there."""
+    is_here = (labels >= block.start) & (labels < block.stop)
+    return torch.where(is_here, labels - block.start, 0), is_here
+
+
+def _logits(states, weights, block: slice) -> torch.Tensor:
+    logits = states[0] @ weights[0][block].to(states[0].dtype).T
     for state, weight in zip(states[1:], weights[1:], strict=True):
-        logits.addmm_(state, weight.T)
+        logits.addmm_(state, weight[block].to(state.dtype).T)
     return logits
 
 
@@ -440,7 +466,12 @@ def _logits(states, weights) -> torch.Tensor:
 def fused_cross_entropy(
     hidden_states: torch.Tensor, head: nn.Module, labels: torch.Tensor, num_items: "torch.Tensor | int | None" = None
 ) -> torch.Tensor:
-    """Cross entropy of `head(hidden_states)`, computed only where there is a label, a few positions at a time.
+    """Cross entropy of `head(hidden_states)`, computed only where there is a label, a part of the vocabulary at a
+    time.
+
+    Beyond the gradients it holds two or three blocks of `CHUNK_ELEMENTS` (64 MB in float32; 170 MB were measured), the
+    gradient of the states in float32, and one number a position. Each row of the embedding's gradient is summed over
+    all positions in float32 and rounded once.
 
     Args:
         hidden_states: `[n_positions, hidden_size]`.
@@ -468,14 +499,30 @@ def fused_cross_entropy(
         def chunk_loss(states, chunk):
             return F.cross_entropy(head(states).to(states.device, wide), chunk, reduction="sum")
 
-        chunks = zip(hidden_states.split(256), labels.split(256), strict=True)
-        total = sum(checkpoint(chunk_loss, *pair, use_reentrant=False) for pair in chunks)
+        pieces = _equally_many_pieces(len(labels), hidden_states.device)
+        total = sum(
+            checkpoint(chunk_loss, hidden_states[piece], labels[piece], use_reentrant=False) for piece in pieces
+        )
     return total / (max(len(labels), 1) if num_items is None else num_items)
 
 
+def _equally_many_pieces(count: int, device: torch.device) -> list[slice]:
+    """`count` rows in pieces of `HEAD_CALL_ROWS`, as many on each process: who has fewer rows gets empty ones. The
+    weights of a layer of which only the forward is known may be sharded, and each call of it a collective."""
+    number = max(1, -(-count // HEAD_CALL_ROWS))
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        most = torch.tensor(number, device=device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        number = int(most)
+    return [slice(index * HEAD_CALL_ROWS, (index + 1) * HEAD_CALL_ROWS) for index in range(number)]
+
+
 def head_factors(head: nn.Module, hidden_states: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-    """An output embedding as a sum of products: pairs of states `[n, d]` and weights `[vocab_size, d]`, in the type in
-    which the layer computes; `None` for a layer that is more than that (quantised, offloaded, partitioned...).
+    """An output embedding as a sum of products: pairs of states `[n, d]`, in the type in which the layer computes, and
+    weights `[vocab_size, d]` in their own; `None` for a layer that is more than that (quantised, offloaded,
+    partitioned...).
+
+    Under autocast the losses cast the weights themselves, so that no copy of them is kept for the backward pass.
 
     A bias is a product with states of one, a LoRA adapter one with the states that its first matrix gives.
     """
@@ -507,7 +554,7 @@ def head_factors(head: nn.Module, hidden_states: torch.Tensor) -> list[tuple[tor
         dtype = torch.get_autocast_dtype(device_type)
     else:
         dtype = hidden_states.dtype
-    return [(states.to(dtype), weight.to(dtype)) for states, weight in pairs]
+    return [(states.to(dtype), weight) for states, weight in pairs]
 
 
 def check_dense_targets(

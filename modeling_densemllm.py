@@ -42,7 +42,8 @@ from transformers.utils.output_capturing import capture_outputs
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from .compat_densemllm import CACHE_NAMES, cache_argument, either_cache, get_cache, select_positions
-from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
+from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig, check_prompt_length
+from .loading_densemllm import check_loaded_weights
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
 
@@ -119,23 +120,24 @@ class DenseMLLMVisionEmbeddings(nn.Module):
 
     def __init__(self, config: DenseMLLMVisionConfig):
         super().__init__()
-        self.merge_size = config.spatial_merge_size
+        self.merge_size, self.num_patches = config.spatial_merge_size, config.num_patches
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
         has_table = config.position_embedding == "table"
         self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size) if has_table else None
 
     def forward(self, pixel_values: torch.Tensor, grids: list[tuple[int, int]]) -> torch.Tensor:
-        weight = self.patch_embedding.weight
-        hidden_states = self.patch_embedding(pixel_values.to(weight.dtype))  # [n_patches, hidden_size]
+        hidden_states = self.patch_embedding(pixel_values)  # [n_patches, hidden_size]
         if self.position_embedding is None:
             return hidden_states
-        positions = {grid: self.resized_positions(*grid) for grid in dict.fromkeys(grids)}
+        device = hidden_states.device
+        positions = {grid: self.resized_positions(*grid, device) for grid in dict.fromkeys(grids)}
         return hidden_states + torch.cat([positions[grid] for grid in grids])
 
-    def resized_positions(self, height: int, width: int) -> torch.Tensor:
+    def resized_positions(self, height: int, width: int, device: torch.device) -> torch.Tensor:
         """The table resized to a grid, merge-block-major: `[height * width, hidden_size]`."""
-        table = self.position_embedding.weight
-        side, merge = math.isqrt(table.shape[0]), self.merge_size
+        # Through the layer, as its weight may be quantised, or offloaded until the layer is called.
+        table = self.position_embedding(torch.arange(self.num_patches, device=device))
+        side, merge = math.isqrt(self.num_patches), self.merge_size
         table_2d = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
         # Antialiased resizing is not there for half precision on every device.
         resized = F.interpolate(
@@ -227,6 +229,7 @@ class DenseMLLMVisionAttention(nn.Module):
 class DenseMLLMVisionMLP(nn.Module):
     def __init__(self, config: DenseMLLMVisionConfig):
         super().__init__()
+        self.intermediate_size = config.intermediate_size
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -235,7 +238,7 @@ class DenseMLLMVisionMLP(nn.Module):
         if torch.is_grad_enabled():
             return self.feed_forward(hidden_states)
         # Patches by the ten thousands: the wide intermediate states would be the peak of a forward pass.
-        rows = max(1, MLP_CHUNK_ELEMENTS // self.fc1.out_features)
+        rows = max(1, MLP_CHUNK_ELEMENTS // self.intermediate_size)
         chunks = [self.feed_forward(chunk) for chunk in hidden_states.split(rows)]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
@@ -276,7 +279,34 @@ class DenseMLLMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = False  # the tower's segments depend on the images' sizes
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, strict: bool | None = None, **kwargs):
+        """As for every model, but a checkpoint whose weights are not all those of the model is refused: it would
+        predict with random ones.
+
+        Args:
+            strict (`bool`, *optional*): whether weights that are missing, unexpected or not finite raise an error.
+                `False` loads the rest, as for training with new weights. Where left out, it is `True`, but `False`
+                with `output_loading_info=True`, which lists them for the caller to look at (`non_finite_keys` beside
+                the others). Weights of another shape are a matter of `ignore_mismatched_sizes`.
+
+        Raises:
+            ValueError: with the names of those weights.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        takes_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed beside the others
+            **kwargs,
+        )
+        strict = not wants_info if strict is None else strict
+        info = check_loaded_weights(model, info, pretrained_model_name_or_path, strict, takes_mismatched)
+        return (model, info) if wants_info else model
 
 
 class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
@@ -354,8 +384,9 @@ class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
         if pixel_values.ndim != 2 or pixel_values.shape[-1] != features:
             raise ValueError(f"`pixel_values` must be [n_patches, {features}], got {tuple(pixel_values.shape)}")
         grids = check_image_grid(image_grid_thw, pixel_values.shape[0], self.config.spatial_merge_size)
-        image_grid_thw = image_grid_thw.to(pixel_values.device)
-        hidden_states = self.embeddings(pixel_values, grids)
+        # Quantised layers have weights of another type than they compute in; norms are never quantised.
+        hidden_states = self.embeddings(pixel_values.to(self.post_layernorm.weight.dtype), grids)
+        image_grid_thw = image_grid_thw.to(hidden_states.device)
         full, windows = self.attention_segments(image_grid_thw)
         for index, layer in enumerate(self.encoder.layers):
             segments = full if index in self.config.fullatt_block_indexes else windows
@@ -368,15 +399,15 @@ class DenseMLLMMultiModalProjector(nn.Module):
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__()
-        width = config.vision_config.hidden_size * config.spatial_merge_size**2
+        self.width = config.vision_config.hidden_size * config.spatial_merge_size**2
         self.norm = nn.RMSNorm(config.vision_config.hidden_size, eps=1e-6)
-        self.linear_1 = nn.Linear(width, width)
+        self.linear_1 = nn.Linear(self.width, self.width)
         self.act = ACT2FN[config.projector_hidden_act]
-        self.linear_2 = nn.Linear(width, config.get_text_config().hidden_size)
+        self.linear_2 = nn.Linear(self.width, config.get_text_config().hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # [n_patches, vision width] -> [n_vision_tokens, merge_size**2 * vision width] -> [.., text width]
-        hidden_states = self.norm(hidden_states).reshape(-1, self.linear_1.in_features)
+        hidden_states = self.norm(hidden_states).reshape(-1, self.width)
         return self.linear_2(self.act(self.linear_1(hidden_states)))
 
 
@@ -461,6 +492,8 @@ def vision_block_ids(is_image: torch.Tensor, past_length: int) -> torch.Tensor:
 
 class DenseMLLMModel(DenseMLLMPreTrainedModel):
     """Vision tower, projector and the backbone of the language model."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__(config)
@@ -557,7 +590,8 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, both of `pixel_values` and
-                `mm_encoder_outputs`, both names of the cache, or images that don't match their placeholders.
+                `mm_encoder_outputs`, both names of the cache, images that don't match their placeholders, or more
+                positions than the language model has.
         """
         cache = either_cache(cache, past_key_values)
         if (input_ids is None) ^ (inputs_embeds is not None):
@@ -569,6 +603,8 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
                 "with `DenseTrainer` or `transformers.Trainer`, or add the loss of `fused_ntp_m_loss` and leave "
                 "`dense_targets` out here"
             )
+        if position_ids is None:
+            check_prompt_length((input_ids if inputs_embeds is None else inputs_embeds).shape[1], self.config)
         image_outputs = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None and image_outputs is not None:
             raise ValueError("You cannot specify both `pixel_values` and `mm_encoder_outputs` at the same time")
@@ -577,13 +613,15 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         if pixel_values is not None:
             image_outputs = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
 
-        if self.config.vision_attention == "bidirectional" and (attention_mask is None or attention_mask.ndim == 2):
+        # A mask of more dimensions, or one for each type of layer, was made before: that of a static cache.
+        is_padding = attention_mask is None or getattr(attention_mask, "ndim", None) == 2
+        if self.config.vision_attention == "bidirectional" and is_padding:
             is_image = mm_token_type_ids == 1 if mm_token_type_ids is not None else None
             if is_image is None:
                 is_image = self.get_image_token_mask(input_ids, inputs_embeds)
             # One new position can't see a later one: decoding needs no mask of its own.
             if inputs_embeds.shape[1] > 1 and bool(is_image.any()):
-                past_length = cache.get_seq_length() if cache is not None else 0
+                past_length = int(cache.get_seq_length()) if cache is not None else 0
                 attention_mask = create_masks_for_generate(
                     config=self.config.get_text_config(),
                     inputs_embeds=inputs_embeds,
@@ -643,8 +681,10 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         """As for every model; a checkpoint in the layout of `tencent/Youtu-VL-4B-Instruct` loads as it is."""
         kwargs.setdefault("key_mapping", RELEASED_KEYS)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Saving would give the weights their old names back, under a config of the new type.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        model._weight_conversions = None
+        model._keep_checkpoint_files(pretrained_model_name_or_path, kwargs)
         return loaded
 
     @classmethod
@@ -690,7 +730,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
         if getattr(self, "hf_device_map", None) is None:
             kwargs.setdefault("device", self.device)
-        return DensePredictionPipeline(model=self, processor=self.get_processor(processor), **kwargs)
+        return DensePredictionPipeline(model=self, processor=self._choose_processor(processor), **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -738,7 +778,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             input_ids, pixel_values, image_grid_thw, mm_token_type_ids, mm_encoder_outputs, cache, past_key_values:
                 see [`DenseMLLMModel.forward`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): next-token targets, -100
-                where ignored.
+                where ignored. Those at image placeholders are ignored whatever they are.
             dense_targets (`torch.LongTensor` of shape `(n_vision_tokens, max_targets)`, *optional*): vocabulary ids
                 that are true of each vision token, filled up with -100; see [`ntp_m_loss`] and
                 `DenseMLLMProcessor.encode_annotations`, which also explain the next two.
@@ -792,6 +832,10 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             shift_labels = kwargs.get("shift_labels")
             if shift_labels is None:
                 shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
+            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds).to(shift_labels.device)
+            is_image = F.pad(is_image[:, 1:], (0, 1)) | (shift_labels == self.config.image_token_id)
+            shift_labels = shift_labels.masked_fill(is_image, -100)
             text_loss = fused_cross_entropy(
                 hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), kwargs.get("num_items_in_batch")
             )
@@ -819,12 +863,52 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             **cache_argument(get_cache(outputs)),
         )
 
+    def generate(self, inputs=None, generation_config=None, **kwargs):
+        """As for every model that generates.
+
+        Raises:
+            ValueError: also where the prompt is longer than the language model's positions, or where
+                `prefill_chunk_size` would cut an image whose tokens see each other.
+        """
+        self._check_prompt(inputs, generation_config, kwargs)
+        return super().generate(inputs, generation_config=generation_config, **kwargs)
+
+    def _check_prompt(self, inputs, generation_config, kwargs: dict) -> None:
+        input_ids, embeds, mask = inputs, kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        if input_ids is None:
+            input_ids = kwargs.get("input_ids")
+        prompt = embeds if embeds is not None else input_ids
+        if not isinstance(prompt, torch.Tensor) or prompt.ndim < 2:
+            return
+        length = prompt.shape[1]
+        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        if kwargs.get("position_ids") is None:
+            check_prompt_length(length if mask is None else int(mask.sum(dim=1).max()), self.config)
+        chunk = kwargs.get("prefill_chunk_size") or getattr(
+            self.generation_config if generation_config is None else generation_config, "prefill_chunk_size", None
+        )
+        if not chunk or self.config.vision_attention != "bidirectional":
+            return
+        cache = either_cache(kwargs.get("cache"), kwargs.get("past_key_values"))
+        # `input_ids` go on from the cache, or hold what is in it, too.
+        is_whole = mask is None or mask.shape[1] == length
+        start = int(cache.get_seq_length()) if cache is not None and is_whole else 0
+        is_image = self.model.get_image_token_mask(None if embeds is not None else input_ids, embeds)
+        edges = range(start + chunk, length, chunk)
+        if any(bool((is_image[:, edge - 1] & is_image[:, edge]).any()) for edge in edges):
+            raise ValueError(
+                f"`prefill_chunk_size` {chunk} would cut an image, whose tokens see each other with the config's "
+                "`vision_attention` 'bidirectional'; leave it out, or take one whose chunks end between images"
+            )
+
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
         # With a static cache the mask is made before forward, from `mm_token_type_ids` alone.
         if self.config.vision_attention == "bidirectional" and kwargs.get("mm_token_type_ids") is None:
             use_embeds = inputs_embeds is not None and kwargs.get("is_first_iteration")
             is_image = self.model.get_image_token_mask(None if use_embeds else input_ids, inputs_embeds)
             kwargs["mm_token_type_ids"] = is_image.long()
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
+            kwargs.pop("mm_encoder_outputs", None)  # of the prompt's images; not every version leaves them out itself
         return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     @staticmethod
@@ -854,6 +938,14 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
 
 DenseMLLMForConditionalGeneration.register_for_auto_class("AutoModel")
+
+try:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
+except ImportError:
+    pass
+else:
+    # peft knows the model types that are part of transformers. Language models differ in the names of their layers.
+    LORA_TARGETS.setdefault(DenseMLLMConfig.model_type, "all-linear")
 
 __all__ = [
     "DenseMLLMForConditionalGeneration",

@@ -244,5 +244,5 @@ def make_from_parts(
     start_projector(model.model.multi_modal_projector, model.get_input_embeddings()(rows))
     model.generation_config = text.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.get_processor(processor)
+    model.set_processor(processor)
     return model.eval()

@@ -11,19 +11,51 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pipelines: `dense-prediction`, and the models behind `depth-estimation` and `image-segmentation`."""
+"""Pipelines: `dense-prediction`, `depth-estimation` and `image-segmentation`, and the models of the last two."""
 
-from dataclasses import dataclass
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
+import PIL.Image
 import torch
+from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
 from transformers.pipelines.base import GenericTensor
+from transformers.utils import logging
 
+from .checks_densemllm import check_choice, check_corners, check_count, check_text, is_flat, plain
+from .drawing_densemllm import depth_to_gray
 from .modeling_densemllm import DenseMLLMForConditionalGeneration
-from .prediction_densemllm import EncodedImage
+from .prediction_densemllm import EncodedImage, load_image
 from .processing_densemllm import BACKGROUND_LABEL
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One input of a call, with its place in a list of them and what lists among the call's arguments give it."""
+
+    value: object
+    place: int | None = None
+    own: dict = field(default_factory=dict)
+
+
+class _Inputs(Dataset):
+    """A data set's entries as [`_Input`]."""
+
+    def __init__(self, inputs, lists: dict[str, list]):
+        self.inputs, self.lists = inputs, lists
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, place: int) -> _Input:
+        return _Input(self.inputs[place], place, {name: values[place] for name, values in self.lists.items()})
 
 
 class DensePredictionPipeline(Pipeline):
@@ -31,11 +63,13 @@ class DensePredictionPipeline(Pipeline):
 
     The arguments of `predict_dense` in `OPTIONS` can be given with each call; all but `task`, which is `pipeline`'s
     own, when the pipeline is made, too. An input is an image (PIL, path, URL, array, tensor), or a dict with `image`
-    and any of `text`, `box` and `focal_length`, which differ between images.
+    and any of `text`, `box`, `focal_length` and `target_sizes` (one `(height, width)`), which differ between images.
+    Lists of these among the arguments of a call have one entry for each of its inputs, whatever the batches are.
 
     Returns for every image a dict of what the tasks fill in: `segmentation`, `segments_info`, `labels`,
-    `predicted_depth` (metres), `depth` (PIL picture of it, near is bright), `mask`, `box`, `scores`, `logits`, `text`;
-    shapes and types are those of [`DensePrediction`].
+    `predicted_depth` (metres), `depth` (PIL image of it, mode `L`, far is bright, as in transformers' own
+    `depth-estimation`), `mask`, `box`, `scores`, `logits`, `text`; shapes and types are those of [`DensePrediction`].
+    With `on_error="skip"`, `None` for an image that can't be read.
     """
 
     _load_processor = True
@@ -43,16 +77,35 @@ class DensePredictionPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    NAME = "dense-prediction"
     OPTIONS = (
         "task", "labels", "text", "box", "background", "threshold", "depth_range", "focal_length", "refine",
-        "return_logits", "target_sizes", "scale", "max_num_patches",
+        "return_logits", "target_sizes", "scale", "max_num_patches", "on_error",
     )  # fmt: skip
-    OWN = ("text", "box", "focal_length")
+    OWN = ("text", "box", "focal_length", "target_sizes")
 
-    def __init__(self, *args, task: str = "dense-prediction", **kwargs):
-        if task != "dense-prediction":
+    def __init__(self, *args, task: str | None = None, **kwargs):
+        if task not in (None, self.NAME):
             raise ValueError(f"`task` {task!r} has to be given with each call: pipe(images, task={task!r})")
-        super().__init__(*args, task=task, **kwargs)
+        super().__init__(*args, task=self.NAME, **kwargs)
+        if self.device.type == "meta":  # of a model whose weights are offloaded
+            self.device = self.model._input_device
+
+    def __call__(self, inputs, *args, num_workers: int | None = None, batch_size: int | None = None, **kwargs):
+        batch_size = None if batch_size is None else check_count("batch_size", batch_size)
+        lists = {name: plain(kwargs.pop(name)) for name in self.OWN if _is_list(name, kwargs.get(name))}
+        if isinstance(inputs, types.GeneratorType) or (isinstance(inputs, Dataset) and not hasattr(inputs, "__len__")):
+            inputs = _number_inputs(inputs, lists)
+        elif isinstance(inputs, (list, tuple, Dataset)):
+            _check_lengths(lists, len(inputs))
+            numbered = _Inputs(inputs, lists)
+            inputs = numbered if isinstance(inputs, Dataset) else [numbered[place] for place in range(len(inputs))]
+            if not numbered:
+                return []
+        else:
+            _check_lengths(lists, 1)
+            inputs = _Input(inputs, own={name: values[0] for name, values in lists.items()})
+        return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model and processor, as a checkpoint that works alone."""
@@ -63,44 +116,152 @@ class DensePredictionPipeline(Pipeline):
         unknown = sorted(set(kwargs) - set(self.OPTIONS))
         if unknown:
             raise TypeError(f"{unknown} can't be given to this pipeline; it takes {list(self.OPTIONS)}")
-        _check_text(kwargs.get("text"))
-        return {}, kwargs, {}
+        for name in self.OWN:  # when the pipeline is made
+            if _is_list(name, kwargs.get(name)):
+                raise ValueError(f"`{name}` must be one value here; a list, one an image, goes with the images' call")
+        on_error = kwargs.pop("on_error", None)
+        return {} if on_error is None else {"on_error": on_error}, kwargs, {}
 
-    def preprocess(self, inputs) -> dict:
-        own = dict(inputs) if isinstance(inputs, dict) else {"image": inputs}
-        unknown = sorted(set(own) - {"image", *self.OWN})
-        if unknown or own.get("image") is None:
-            raise ValueError(f"an input must have `image` and may have {list(self.OWN)}, got {sorted(own)}")
-        _check_text(own.get("text"))
-        if own.get("box") is not None and np.ndim(own["box"]) != 1:
-            raise ValueError(f"`box` must be one box (x0, y0, x1, y1) in pixels an input, got {own['box']!r}")
-        picture = self.processor.image_processor.load_picture(own.pop("image"))
+    def preprocess(self, inputs: _Input, on_error: str = "raise") -> dict:
+        check_choice("on_error", on_error, ("raise", "skip"))
+        value, name = inputs.value, "`images`" if inputs.place is None else f"`images[{inputs.place}]`"
+        own = dict(value) if isinstance(value, dict) else {"image": value}
+        accepted = [option for option in self.OWN if option in self.OPTIONS]
+        unknown = sorted(set(own) - {"image", *accepted}, key=str)
+        if unknown or "image" not in own:
+            raise ValueError(f"{name} must have `image` and may have {accepted}, got {sorted(own, key=str)}")
+        image = own.pop("image")
+        own = {option: entry for option, entry in {**inputs.own, **own}.items() if entry is not None}
+        if "text" in own:
+            check_text("text", own["text"], "one expression for an input")
+        if "box" in own:
+            own["box"] = check_corners("box", own["box"])
+        try:
+            picture = load_image(image, self.processor, name)
+        except (TypeError, ValueError) as error:
+            if on_error == "raise":
+                raise
+            logger.warning(f"skipped: {error}")
+            picture = None
         # In lists, so that batches of them are lists as well.
         return {"images": [picture], "own": [own]}
 
     def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:
         images, own = (_flat(model_inputs[name]) for name in ("images", "own"))
+        places = [place for place, image in enumerate(images) if image is not None]
+        images, own = ([values[place] for place in places] for values in (images, own))
         options = {"task": "segmentation", "processor": self.processor, **options}
-        if len({frozenset(row) for row in own}) > 1:  # no one call has what only some of them have
-            found = [self.model.predict_dense(image, **options | row) for image, row in zip(images, own, strict=True)]
-        else:
-            options |= {name: [row[name] for row in own] for name in own[0]}
+        for name in {name: None for row in own for name in row}:
+            shared = [options.get(name)] * len(images)
+            if name == "target_sizes" and shared[0] is None:
+                shared = [(image.height, image.width) for image in images]
+            options[name] = [row.get(name, default) for row, default in zip(own, shared, strict=True)]
+        predictions: list = [None] * len(_flat(model_inputs["images"]))
+        if images:
             found = self.model.predict_dense(images, batch_size=len(images), **options)
-        return {"predictions": found}
+            for place, prediction in zip(places, found, strict=True):
+                predictions[place] = prediction
+        return {"predictions": predictions}
 
-    def postprocess(self, model_outputs: dict) -> dict:
+    def postprocess(self, model_outputs: dict) -> dict | None:
         (prediction,) = _flat(model_outputs["predictions"])
+        return None if prediction is None else self._result(prediction)
+
+    def _result(self, prediction):
         fields = {name: value for name, value in vars(prediction).items() if value is not None}
         if prediction.predicted_depth is not None:
-            fields["depth"] = prediction.to_pil("predicted_depth")
+            fields["depth"] = depth_to_gray(prediction.predicted_depth.numpy())
         return fields
 
 
-def _check_text(text) -> None:
-    if not isinstance(text, (str, type(None))):
+class DenseDepthEstimationPipeline(DensePredictionPipeline):
+    """`pipeline("depth-estimation")` with the arguments of `predict_dense` that tell about depth: those in `OPTIONS`,
+    for the call or for an input (see [`DensePredictionPipeline`]). Others are refused, not ignored.
+
+    Returns for every image what transformers' own pipeline does: a dict of `predicted_depth`, `float32 [height,
+    width]` in metres, and `depth`, a PIL image of it, mode `L`, far is bright.
+    """
+
+    NAME = "depth-estimation"
+    OPTIONS = ("depth_range", "focal_length", "target_sizes", "scale", "max_num_patches", "on_error")
+
+    def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:
+        return super()._forward(model_inputs, task="depth", **options)
+
+    def _result(self, prediction):
+        fields = super()._result(prediction)
+        return {name: fields[name] for name in ("predicted_depth", "depth")}
+
+
+class DenseImageSegmentationPipeline(DensePredictionPipeline):
+    """`pipeline("image-segmentation")` with the arguments of `predict_dense` for a segmentation: those in `OPTIONS`,
+    for the call or for an input (see [`DensePredictionPipeline`]). Others are refused, not ignored. `labels` are those
+    of `config.id2label` where left out.
+
+    Returns for every image what transformers' own pipeline does: a list of a dict for each class that is there, with
+    `label`, `mask` (PIL image of mode `L`, 255 inside) and `score`, which is `None`: a class of a semantic
+    segmentation is not one object with one score.
+    """
+
+    NAME = "image-segmentation"
+    OPTIONS = (
+        "labels", "background", "threshold", "depth_range", "focal_length", "refine", "target_sizes", "scale",
+        "max_num_patches", "on_error", "subtask",
+    )  # fmt: skip
+
+    def _sanitize_parameters(self, **kwargs):
+        subtask = kwargs.pop("subtask", None)
+        if subtask not in (None, "semantic"):
+            raise ValueError(f"`subtask` must be 'semantic', got {subtask!r}: panoptic and instance are not supported")
+        preprocess, forward, _ = super()._sanitize_parameters(**kwargs)
+        return preprocess, forward, {"labels": kwargs["labels"]} if "labels" in kwargs else {}
+
+    def _forward(self, model_inputs: dict, labels=None, **options) -> dict[str, GenericTensor]:
+        labels = _class_names(self.model.config) if labels is None else labels
+        return super()._forward(model_inputs, task="segmentation", labels=labels, **options)
+
+    def postprocess(self, model_outputs: dict, labels=None) -> list[dict] | None:
+        found = super().postprocess(model_outputs)
+        labels = _class_names(self.model.config) if labels is None else labels
+        if found is None:
+            return None
+        rows = []
+        for row in found["segments_info"]:
+            mask = (found["segmentation"] == row["id"]).numpy().astype(np.uint8) * 255
+            rows.append({"score": None, "label": labels[row["id"]], "mask": PIL.Image.fromarray(mask)})
+        return rows
+
+
+def _class_names(config) -> dict[int, str]:
+    if config.label_names is None:
         raise ValueError(
-            f"`text` must be one expression; inputs {{'image': ..., 'text': ...}} have one each, got {text!r}"
+            "`config.id2label` names no classes; set it (`model.config.id2label = {0: 'wall', ...}`), or give "
+            "`labels` to `predict_dense` or to the call of the pipeline"
         )
+    return config.label_names
+
+
+def _is_list(name: str, value) -> bool:
+    """Whether an argument of a call has one entry for each image."""
+    values = plain(value)
+    return isinstance(values, list) and not (name in ("box", "target_sizes") and is_flat(values))
+
+
+def _check_lengths(lists: dict[str, list], count: int) -> None:
+    for name, values in lists.items():
+        if len(values) != count:
+            raise ValueError(f"`{name}` must be one, or one an image, got {len(values)} for {count} images")
+
+
+def _number_inputs(inputs: Iterable, lists: dict[str, list]) -> Iterator[_Input]:
+    """[`_Inputs`] of a stream, whose length shows at its end, or where a list ends before it."""
+    place = -1
+    for place, value in enumerate(inputs):
+        for name, values in lists.items():
+            if place >= len(values):
+                raise ValueError(f"`{name}` must be one, or one an image, got {len(values)} for more images than that")
+        yield _Input(value, place, {name: values[place] for name, values in lists.items()})
+    _check_lengths(lists, place + 1)
 
 
 def _flat(values) -> list:
@@ -115,8 +276,9 @@ class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
 
     def save_pretrained(self, save_directory, **kwargs):
         """The model, and the processor without which it can't tell what to look for."""
+        processor = self.get_processor()  # nothing is written where there is none
         super().save_pretrained(save_directory, **kwargs)
-        self.get_processor().save_pretrained(save_directory, **kwargs)
+        processor.save_pretrained(save_directory, **kwargs)
 
     def _label_logits(self, pixel_values, image_grid_thw, prompt: str, label_ids: list[list[int]]):
         """Label logits of each image, `float32 [num_labels, grid_height, grid_width]`."""
@@ -132,7 +294,7 @@ class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
 class DenseMLLMForDepthEstimation(_DenseMLLMForImage):
     """Depth in the checkpoint's default range, for `pipeline("depth-estimation")`."""
 
-    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs) -> DepthEstimatorOutput:
+    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> DepthEstimatorOutput:
         """
         Args:
             pixel_values: `[n_patches, features]`, packed.
@@ -161,7 +323,7 @@ class DenseSegmenterOutput(SemanticSegmenterOutput):
 class DenseMLLMForSemanticSegmentation(_DenseMLLMForImage):
     """The classes of `config.id2label`, for `pipeline("image-segmentation")`."""
 
-    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs) -> DenseSegmenterOutput:
+    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> DenseSegmenterOutput:
         """
         Args:
             pixel_values: `[n_patches, features]`, packed.
@@ -173,13 +335,8 @@ class DenseMLLMForSemanticSegmentation(_DenseMLLMForImage):
         Raises:
             ValueError: `config.id2label` has no names.
         """
-        if self.config.label_names is None:
-            raise ValueError(
-                "`config.id2label` names no classes; set it (`model.config.id2label = {0: 'wall', ...}`), or give "
-                "`labels` to `predict_dense` or pipeline('dense-prediction')"
-            )
         processor = self.get_processor()
-        names = processor.normalize_labels(self.config.label_names)
+        names = processor.normalize_labels(_class_names(self.config))
         rest = next((key for key, name in names.items() if name == BACKGROUND_LABEL), -1)
         # What stands for the background is not read, as in `predict_dense`.
         read = {key: name for key, name in names.items() if key != rest}
@@ -197,4 +354,10 @@ class DenseMLLMForSemanticSegmentation(_DenseMLLMForImage):
 DenseMLLMForDepthEstimation.register_for_auto_class("AutoModelForDepthEstimation")
 DenseMLLMForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
-__all__ = ["DenseMLLMForDepthEstimation", "DenseMLLMForSemanticSegmentation", "DensePredictionPipeline"]
+__all__ = [
+    "DenseDepthEstimationPipeline",
+    "DenseImageSegmentationPipeline",
+    "DenseMLLMForDepthEstimation",
+    "DenseMLLMForSemanticSegmentation",
+    "DensePredictionPipeline",
+]

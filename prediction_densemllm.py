@@ -13,7 +13,8 @@
 # limitations under the License.
 """Dense prediction with a DenseMLLM: read an image once, then labels, depth, masks and questions from there."""
 
-import copy
+import contextlib
+import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,16 +22,39 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 
 from .answers_densemllm import encode_rle, parse_grounding
+from .checks_densemllm import (
+    check_choice,
+    check_corners,
+    check_count,
+    check_flag,
+    check_positive,
+    check_share,
+    check_target_sizes,
+    check_text,
+    is_flat,
+    one_an_image,
+    plain,
+    shown,
+)
 from .compat_densemllm import cache_argument, get_cache
-from .image_processing_densemllm import DenseMLLMImageProcessor, check_target_sizes, resize_map
+from .configuration_densemllm import check_prompt_length
+from .drawing_densemllm import add_names, add_scale, colorize_depth, label_colors
+from .generation_densemllm import can_start_from_cache, copy_cache, generation_options
+from .image_processing_densemllm import DenseMLLMImageProcessor, resize_map
+from .loading_densemllm import CheckpointFiles
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -47,7 +71,9 @@ class DensePrediction:
         mask (`torch.BoolTensor [height, width]`): the referred object.
         box (`tuple[float, float, float, float]`): of the referred object: x0, y0, x1, y1 in pixels of the image.
         scores (`torch.FloatTensor [height, width]`): confidence in [0, 1]: of the chosen label, of the depth bin, or
-            of the foreground. With several tasks in one call a dict from task to map.
+            of the foreground. With several tasks in one call a dict from task to map. That of a label compares it with
+            the other labels of the call: it is not the probability that such a thing is in the image. A label alone
+            has 1 everywhere, unless `background` or `<OTHERS>` gives it something to compete with.
         logits (`torch.FloatTensor [num_labels, grid_height, grid_width]`): label logits, with `return_logits=True`
             only. With several tasks in one call a dict from task to tensor.
         text (`str`): what the model answered where it was asked for a class list or a box.
@@ -63,30 +89,33 @@ class DensePrediction:
     logits: "torch.Tensor | dict[str, torch.Tensor] | None" = None
     text: str | None = None
 
-    def to_pil(self, field: str | None = None, legend: bool = False) -> PIL.Image.Image:
+    def to_pil(self, field: str | None = None, legend: bool = False, palette=None) -> PIL.Image.Image:
         """A picture of one field: classes and the mask in colours, depth from near (bright) to far (dark).
 
         Args:
             field: `"segmentation"`, `"predicted_depth"` or `"mask"`; the first that is there where left out.
             legend: add the names of the classes, or a scale in metres, at the right of the map.
+            palette: colours of the classes, as for [`label_colors`]: a fixed table where left out, `"voc"`,
+                `"cityscapes"`, a dict from name or number to colour, or `[n, 3]`.
         """
-        field = self._field(field)
+        field, legend = self._field(field), check_flag("legend", legend)
         values = getattr(self, field).cpu().numpy()
         if field == "predicted_depth":
             picture = PIL.Image.fromarray(colorize_depth(values))
-            return _with_scale(picture, float(values.min()), float(values.max())) if legend else picture
+            return add_scale(picture, float(values.min()), float(values.max())) if legend else picture
         if field == "mask":
             values = np.where(values, 1, -1)  # what is not found is black, as what has no class
-        palette = label_colors(max(int(values.max()) + 1, 2))
-        colors = np.concatenate([np.zeros((1, 3), np.uint8), palette])
-        picture = PIL.Image.fromarray(colors[values.astype(np.int64) + 1])
+        names = {row["id"]: row["label"] for row in self.segments_info or []} if field == "segmentation" else {}
+        numbers, places = np.unique(values, return_inverse=True)
+        colors = np.zeros((len(numbers), 3), np.uint8)
+        colors[numbers >= 0] = label_colors(numbers[numbers >= 0], palette, names)
+        picture = PIL.Image.fromarray(colors[places.reshape(values.shape)])
         if not legend:
             return picture
-        if field == "mask":
-            return _with_names(picture, [("found", colors[2])] if (values > 0).any() else [])
         # A class once, in the order of its number: of an open set, where each object has a colour, each object.
-        rows = [(row["label"], colors[row["id"] + 1]) for row in self.segments_info]
-        return _with_names(picture, rows + [("none of them", colors[0])] * bool((values < 0).any()))
+        names |= {-1: "none of them"} if field == "segmentation" else {1: "found"}
+        own = dict(zip(numbers.tolist(), colors, strict=True))
+        return add_names(picture, [(name, own[number]) for number, name in names.items() if number in own])
 
     def to_rle(self) -> "dict | list[dict]":
         """Masks as COCO's compressed run lengths, `{"size": [height, width], "counts": str}`, as `pycocotools` reads
@@ -108,31 +137,28 @@ class DensePrediction:
             for row in self.segments_info
         ]  # fmt: skip
 
-    def overlay(self, image, field: str | None = None, alpha: float = 0.55) -> PIL.Image.Image:
+    def overlay(self, image, field: str | None = None, alpha: float = 0.55, palette=None) -> PIL.Image.Image:
         """The picture of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
 
         Args:
             image: of the scene, in any form that `predict_dense` takes.
             field: as for [`to_pil`].
             alpha: weight of the map in [0, 1].
+            palette: as for [`to_pil`].
         """
-        field = self._field(field)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"`alpha` must be in [0, 1], got {alpha}")
-        colors = np.asarray(self.to_pil(field), dtype=np.float32)
+        field, alpha = self._field(field), check_share("alpha", alpha)
+        colors = np.asarray(self.to_pil(field, palette=palette), dtype=np.float32)
         picture = DenseMLLMImageProcessor().load_picture(image)  # upright, as it was seen
         picture = picture.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR)
         picture = np.asarray(picture, dtype=np.float32)
         values = getattr(self, field).cpu().numpy()
-        shown = values > 0 if field == "mask" else values >= 0
-        mixed = np.where(shown[..., None], alpha * colors + (1 - alpha) * picture, picture)
+        drawn = values > 0 if field == "mask" else values >= 0
+        mixed = np.where(drawn[..., None], alpha * colors + (1 - alpha) * picture, picture)
         return PIL.Image.fromarray(mixed.round().astype(np.uint8))
 
     def _field(self, field: str | None) -> str:
         there = [name for name in ("segmentation", "predicted_depth", "mask") if getattr(self, name) is not None]
-        if not there or (field is not None and field not in there):
-            raise ValueError(f"`field` must be one of {there}, got {field!r}")
-        return field or there[0]
+        return there[0] if field is None and there else check_choice("field", field, there)
 
 
 @dataclass
@@ -168,18 +194,49 @@ class DensePredictionMixin:
     `query`. It needs nothing of the model but its backbone and its output embedding."""
 
     def get_processor(self, processor: DenseMLLMProcessor | None = None) -> DenseMLLMProcessor:
-        """`processor`, or the one that was saved with this checkpoint.
+        """The processor of this model: the one that was set, or that was saved with its checkpoint.
+
+        Args:
+            processor: returned instead where it is given, after a check. A model that has none of its own keeps it.
 
         Raises:
-            ValueError: the model comes from no checkpoint, or the processor is another model's.
+            ValueError: the model has no processor, or the processor is another model's.
         """
-        kept = self.__dict__.get("_processor")
+        if processor is not None and not self._has_processor():
+            self.set_processor(processor)
+        return self._choose_processor(processor)
+
+    def set_processor(self, processor: DenseMLLMProcessor) -> None:
+        """Make `processor` that of this model, for all calls that are given none.
+
+        Raises:
+            ValueError: it is another model's.
+        """
+        self.__dict__["_processor"] = self._choose_processor(processor)
+
+    @property
+    def _input_device(self) -> torch.device:
+        """Where inputs go. While weights are offloaded, `device` is "meta", and accelerate's hooks know where the
+        layers compute."""
+        if self.device.type != "meta":
+            return self.device
+        for module in self.modules():
+            hook = getattr(module, "_hf_hook", None)
+            for own in getattr(hook, "hooks", [hook]):
+                device = getattr(own, "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
+        return torch.device("cpu")
+
+    def _has_processor(self) -> bool:
+        return self.__dict__.get("_processor") is not None or bool(self.name_or_path)
+
+    def _choose_processor(self, processor: DenseMLLMProcessor | None) -> DenseMLLMProcessor:
+        """That of one call: `processor`, or the model's own."""
         if processor is None:
-            processor = kept
-            if processor is None and not self.name_or_path:
-                raise ValueError("`processor` is needed: this model was not loaded from a checkpoint that has one")
-            if processor is None:
-                processor = DenseMLLMProcessor.from_pretrained(self.name_or_path)
+            processor = self.__dict__.get("_processor")
+        if processor is None:
+            processor = self.__dict__["_processor"] = self._load_processor()
         for name, own, given in (
             ("image_token_id", self.config.image_token_id, processor.image_token_id),
             ("spatial_merge_size", self.config.spatial_merge_size, processor.image_processor.merge_size),
@@ -190,9 +247,28 @@ class DensePredictionMixin:
         ):
             if own != given:
                 raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {own}")
-        if kept is None:  # that of one call is not that of the next
-            self.__dict__["_processor"] = processor
         return processor
+
+    def _keep_checkpoint_files(self, path, options: dict) -> None:
+        """Remember what `from_pretrained` was told, so that the processor is looked up in the same place."""
+        if not self.name_or_path:
+            return
+        if self.name_or_path != str(path):  # an adapter's folder: the base model is what was loaded
+            options = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
+        self.__dict__["_checkpoint_files"] = CheckpointFiles.of_call(self.name_or_path, options)
+
+    def _load_processor(self) -> DenseMLLMProcessor:
+        if not self.name_or_path:
+            raise ValueError("`processor` is needed: this model was not loaded from a checkpoint that has one")
+        files = self.__dict__.get("_checkpoint_files") or CheckpointFiles.of_call(self.name_or_path, {})
+        try:
+            return DenseMLLMProcessor.from_pretrained(files.path, **files.options)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`processor` is needed: none can be loaded from {files.path}, where the model comes from; save it "
+                "beside the model (`processor.save_pretrained(folder)`), set it (`model.set_processor(processor)`), "
+                f"or give it to the call ({error})"
+            ) from error
 
     @torch.no_grad()
     def encode_image(
@@ -204,6 +280,7 @@ class DensePredictionMixin:
         use_cache: bool = True,
         focal_length: "float | list[float | None] | None" = None,
         depth_range: str | None = None,
+        on_error: str = "raise",
         **images_kwargs,
     ) -> "EncodedImage | list[EncodedImage]":
         """Read images once, to predict and ask often.
@@ -216,26 +293,32 @@ class DensePredictionMixin:
             processor: found from the checkpoint where left out.
             batch_size: images a forward pass.
             use_cache: keep the key-value cache, which [`query`] and class lists start from.
-            focal_length, depth_range: as for [`predict_dense`].
+            focal_length, depth_range, on_error: as for [`predict_dense`].
             images_kwargs: for the image processor (`scale`, `max_num_patches`...).
 
         Returns:
             one [`EncodedImage`], or a list for a list.
+
+        Raises:
+            ValueError, TypeError: an argument that can't be used, named; before anything is computed.
         """
-        processor = self.get_processor(processor)
+        processor = self._choose_processor(_check_processor(processor))
+        prompt, use_cache = check_text("prompt", prompt), check_flag("use_cache", use_cache)
+        batch_size = check_count("batch_size", batch_size)
+        images_kwargs = _check_images_kwargs(images_kwargs, processor)
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
-        focal_lengths = _one_an_image(focal_length, len(images))
+        focal_lengths = one_an_image("focal_length", focal_length, len(images), _check_focal_length)
         scaled = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
-        pictures = [processor.image_processor.load_picture(image) for image in images]
+        pictures, places = _load_images(images, processor, single, on_error)
+        scaled = [scaled[place] for place in places]
         encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, scaled)
-        return encoded[0] if single else encoded
+        return _at_places(encoded, places, len(images), single)
 
     def _encode(self, pictures, prompt, processor, batch_size, use_cache, images_kwargs) -> list[EncodedImage]:
         """[`encode_image`] of pictures with `images_kwargs`, one dict a picture."""
         encoded = []
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        self._check_prompt_lengths(pictures, prompt, "", processor, images_kwargs)
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
             inputs = [
@@ -246,7 +329,7 @@ class DensePredictionMixin:
                 torch.cat([own[name] for own in inputs]) for name in ("pixel_values", "image_grid_thw")
             )
             features = self.model.get_image_features(
-                pixel_values.to(self.device), grid.to(self.device), return_dict=True
+                pixel_values.to(self._input_device), grid.to(self._input_device), return_dict=True
             ).pooler_output
             merge_size = self.config.spatial_merge_size
             grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
@@ -285,12 +368,26 @@ class DensePredictionMixin:
                 )
         return encoded
 
+    def _check_prompt_lengths(self, pictures, prompt, question, processor, images_kwargs) -> None:
+        """`ValueError` for a picture whose tokens, with the text around it, are more than there are positions."""
+        if self.config.num_positions is None or not pictures:
+            return
+        head, tail = self._prompt_ids(processor, prompt, question)
+        around = len(head) + (len(tail) if question else 0)
+        cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
+        for picture, own in zip(pictures, images_kwargs, strict=True):
+            own = {name: value for name, value in own.items() if value is not None}
+            height, width = picture.height, picture.width
+            if own.get("do_resize", processor.image_processor.do_resize):
+                height, width = processor.image_processor.get_resized_size(height, width, own)
+            check_prompt_length(around + (height // cell) * (width // cell), self.config)
+
     def _prompt_ids(self, processor, prompt: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The chat prompt's ids before and after the vision tokens."""
         content = [{"type": "text", "text": prompt}] if prompt else []
         content += [{"type": "image"}] + ([{"type": "text", "text": question}] if question else [])
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self.device)
+        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self._input_device)
         at = (ids == self.config.image_token_id).nonzero()[:, 0]
         if len(at) != 1:
             raise ValueError(
@@ -301,50 +398,88 @@ class DensePredictionMixin:
 
     @torch.no_grad()
     def query(
-        self, image, text: str, processor: DenseMLLMProcessor | None = None, max_new_tokens: int = 256,
-        stop_at: str | None = None, focal_length: float | None = None, depth_range: str | None = None, **kwargs,
-    ) -> str:  # fmt: skip
-        """Ask about one image in words.
+        self, image, text: "str | list[str]", processor: DenseMLLMProcessor | None = None,
+        max_new_tokens: int | None = None, stop_at: str | None = None,
+        focal_length: "float | list[float | None] | None" = None, depth_range: str | None = None, **kwargs,
+    ) -> "str | list[str] | list[list[str]]":  # fmt: skip
+        """Ask about images in words.
 
         Args:
-            image: an image, as for [`predict_dense`], or an [`EncodedImage`].
-            text: the question.
+            image: an image, as for [`predict_dense`], or an [`EncodedImage`], or a list of these, each of which is
+                asked about by itself.
+            text: the question; of a list of images one, or one an image.
             processor: found from the checkpoint where left out.
-            max_new_tokens: length of the answer, at most.
+            max_new_tokens: length of the answer, at most; 256 where `kwargs` don't say it either. It ends, too, where
+                the language model's positions do.
             stop_at: a token of the vocabulary that ends the answer, as the end of the text does.
             focal_length, depth_range: of an image that isn't encoded yet, as for [`predict_dense`].
-            kwargs: for `generate`; greedy decoding unless told otherwise.
+            kwargs: for `generate`, `generation_config` among them; greedy decoding unless told otherwise. Not taken
+                are the model's inputs, and what asks for more than text (`return_dict_in_generate`...).
 
         Returns:
-            the answer; structural tokens such as `<ref>` stay, special ones don't.
+            the answer, or a list for a list; a list of answers for each image with `num_return_sequences`. Structural
+            tokens such as `<ref>` stay, special ones don't.
+
+        Raises:
+            ValueError: an argument that isn't taken, or more tokens than the language model has positions for.
         """
-        processor = self.get_processor(processor)
-        camera = {"focal_length": focal_length, "depth_range": depth_range}
-        is_encoded = isinstance(image, EncodedImage)
-        encoded = image if is_encoded else self.encode_image(image, processor=processor, **camera)
-        if encoded.past_key_values is None:
-            encoded = self._prefill_images([encoded.image], [encoded.image_features], [encoded.grid], encoded.prompt,
-                                    processor, use_cache=True)[0]  # fmt: skip
+        processor = self._choose_processor(processor)
+        if isinstance(image, (list, tuple)):
+            texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(image)
+            if len(texts) != len(image):
+                raise ValueError(f"`text` must be one, or one an image, got {len(texts)} for {len(image)} images")
+            rows = zip(
+                image, texts, one_an_image("focal_length", focal_length, len(image), _check_focal_length), strict=True
+            )
+            return [
+                self.query(own, own_text, processor, max_new_tokens, stop_at, focal, depth_range, **kwargs)
+                for own, own_text, focal in rows
+            ]
+        if not isinstance(text, str):
+            raise TypeError(f"`text` must be a string, got {type(text).__name__}")
+        config, kwargs = generation_options(self.generation_config, kwargs, max_new_tokens)
+        start_from_cache = can_start_from_cache(config, kwargs)
+        if isinstance(image, EncodedImage):
+            encoded = image
+        else:
+            picture = processor.image_processor.load_picture(image)
+            own = with_focal_scale({}, processor, focal_length, depth_range)
+            self._check_prompt_lengths([picture], "", text, processor, [own])
+            encoded = self._encode([picture], "", processor, 1, start_from_cache, [own])[0]
         _, tail = self._prompt_ids(processor, encoded.prompt, text)
         input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
+        length = input_ids.shape[1]
+        check_prompt_length(length, self.config)
+        if self.config.num_positions is not None and config.max_new_tokens is not None:
+            config.max_new_tokens = min(config.max_new_tokens, self.config.num_positions - length + 1)
         stop_id = None if stop_at is None else processor.tokenizer.convert_tokens_to_ids(stop_at)
         if stop_id is not None and stop_id != processor.tokenizer.unk_token_id:
-            ends = self.generation_config.eos_token_id
-            ends = [ends] if isinstance(ends, int) else list(ends or [])
-            kwargs = {"eos_token_id": [*ends, stop_id], **kwargs}
+            ends = config.eos_token_id
+            config.eos_token_id = [*([ends] if isinstance(ends, int) else ends or []), stop_id]
+        if start_from_cache:
+            if encoded.past_key_values is None:
+                encoded = self._prefill_images([encoded.image], [encoded.image_features], [encoded.grid],
+                                               encoded.prompt, processor, use_cache=True)[0]  # fmt: skip
+            repeats = max(config.num_beams or 1, config.num_return_sequences or 1)
+            start = cache_argument(copy_cache(encoded.past_key_values, repeats))  # generate writes into it
+        else:
+            start = {
+                "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[encoded.image_features])}
+            }
         output = self.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            **cache_argument(copy.deepcopy(encoded.past_key_values)),  # generate writes into it
-            max_new_tokens=max_new_tokens,
-            **{"do_sample": False, **kwargs},
+            generation_config=config,
+            **{"tokenizer": processor.tokenizer, **start, **kwargs},
         )
-        return processor.post_process_image_text_to_text(output[:, input_ids.shape[1] :])[0]
+        answers = processor.post_process_image_text_to_text(output[:, length:])
+        return answers if (config.num_return_sequences or 1) > 1 else answers[0]
 
     def label_logits(self, hidden_states: torch.Tensor, label_ids: list[list[int]]) -> torch.Tensor:
         """Score of each label: the mean of the logits of its sub-words (paper, section on decoding).
 
-        Only the labels' columns of the output embedding are used, in one matrix product in float32.
+        Only the labels' columns of the output embedding are used, in one matrix product in float32, under autocast
+        too.
 
         Args:
             hidden_states: `[n_tokens, hidden_size]`.
@@ -367,15 +502,19 @@ class DensePredictionMixin:
             )
         counts = torch.bincount(label, minlength=len(label_ids))[:, None]
         head = self.get_output_embeddings()
-        if type(head) is nn.Linear and head.weight.device == device:
-            # The mean of logits is the logit of the mean column.
-            columns = head.weight[flat].float()
-            if len(flat) > len(label_ids):
-                columns = columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns) / counts
-            return hidden_states.float() @ columns.T
-        # An adapter, a quantised or an offloaded layer: only its own forward knows the logits.
-        logits = torch.cat([head(chunk)[:, flat].float() for chunk in hidden_states.split(256)])
-        return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
+        with _without_autocast(device):
+            if type(head) is nn.Linear and head.weight.device == device:
+                # The mean of logits is the logit of the mean column.
+                columns = head.weight[flat].float()
+                if len(flat) > len(label_ids):
+                    sums = columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns)
+                    columns = sums / counts
+                return hidden_states.float() @ columns.T
+            # An adapter, a quantised or an offloaded layer: only its own forward knows the logits, in its own type.
+            dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), hidden_states.dtype)
+            chunks = hidden_states.to(dtype).split(256)
+            logits = torch.cat([head(chunk)[:, flat].float() for chunk in chunks])
+            return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
 
     @torch.no_grad()
     def predict_dense(
@@ -394,6 +533,7 @@ class DensePredictionMixin:
         return_logits: bool = False,
         processor: DenseMLLMProcessor | None = None,
         batch_size: int = 8,
+        on_error: str = "raise",
         **images_kwargs,
     ) -> "DensePrediction | list[DensePrediction]":
         """Dense maps from the vision tokens' logits: the columns of the label tokens, and an argmax. No head.
@@ -404,7 +544,8 @@ class DensePredictionMixin:
             task: `"segmentation"`, `"depth"`, `"referring"`, `"open_set"` (the model detects the boxes of each class
                 and segments what is in them: `segmentation` then has an id for each object), or a tuple of the first
                 two, which share one pass over the image where the text before the image is the same.
-            labels: class names, or a dict from id to name. `None`: the model names the classes itself.
+            labels: class names, or a dict from id to name. `None`: the model names the classes itself. Names that
+                `config.id2label` lacks, where the model has one, are warned of once.
             text: expression of the object to find, for referring; one, or one an image; several for one image give a
                 list.
             box: `(x0, y0, x1, y1)` in pixels of the image around that object, as for `text`. `None`: the model finds
@@ -421,6 +562,8 @@ class DensePredictionMixin:
             return_logits: keep the label logits on the grid of vision tokens; an open set has none.
             processor: found from the checkpoint where left out.
             batch_size: images a forward pass.
+            on_error: `"raise"`, or `"skip"`: an image that can't be read is warned of, by its place in the list, and
+                has `None` in the result, and all others are predicted.
             images_kwargs: for the image processor (`scale`, `max_num_patches`...).
 
         Returns:
@@ -429,66 +572,72 @@ class DensePredictionMixin:
         Raises:
             ValueError, TypeError: an argument that can't be used, named; before anything is computed.
         """
-        processor = self.get_processor(processor)
-        tasks = (task,) if isinstance(task, str) else tuple(task)
+        processor = self._choose_processor(_check_processor(processor))
+        tasks = (task,) if isinstance(task, str) else task
+        if not isinstance(tasks, (tuple, list)):
+            raise TypeError(f"`task` must be a name or a tuple of names, got {shown(task)}")
         rows = {name: get_task(name) for name in tasks}
         if not tasks or len(rows) < len(tasks):
             raise ValueError(f"`task` must name at least one task, each once, got {task!r}")
         cropped = {"referring", "open_set"} & set(tasks)
         if cropped and len(tasks) > 1:
             raise ValueError(f"`task` {cropped.pop()!r} looks at crops of the image and has to be alone, got {task!r}")
+        background, return_logits = check_flag("background", background), check_flag("return_logits", return_logits)
+        batch_size = check_count("batch_size", batch_size)
+        threshold = None if threshold is None else check_share("threshold", threshold)
         if "open_set" in tasks:
             processor.normalize_labels(labels if labels is not None else [])
             if return_logits:
                 raise ValueError("`return_logits` can't be given with the task 'open_set': it has no one map")
-        if refine is not None and (refine != "crf" or "segmentation" not in tasks):
-            raise ValueError(f"`refine` must be None, or 'crf' with the task 'segmentation', got {refine!r}")
+        if refine is not None and not (isinstance(refine, str) and refine == "crf" and "segmentation" in tasks):
+            raise ValueError(f"`refine` must be None, or 'crf' with the task 'segmentation', got {shown(refine)}")
         label_ids = {
             name: processor.task_label_ids(name, labels)
             for name, row in rows.items()
             if row.label_set != "classes" or labels is not None
         }
+        images_kwargs = with_focal_scale(_check_images_kwargs(images_kwargs, processor), processor, None, depth_range)
         range_row = processor.get_depth_range(depth_range) if "depth" in tasks else {}
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
-        images_kwargs = with_focal_scale(images_kwargs, processor, None, depth_range)
-        focal_lengths = _one_an_image(focal_length, len(images))
+        focal_lengths = one_an_image("focal_length", focal_length, len(images), _check_focal_length)
         scaled = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1], got {threshold}")
-        box = _plain_boxes(box)
+        objects = _count_objects(text, box) if single and "referring" in tasks else None
+        count = len(images) if objects is None else objects
+        texts, boxes = _check_objects(text, box, count) if "referring" in tasks else ([None] * count, [None] * count)
+        sizes = None if target_sizes is None else check_target_sizes(target_sizes, count)
+        if images_kwargs and images and all(isinstance(image, EncodedImage) for image in images):
+            raise ValueError(f"{sorted(images_kwargs)} can't be given for images that are encoded already")
+        if labels is not None and {"segmentation", "open_set"} & set(tasks):
+            self._warn_of_unknown_labels(processor.normalize_labels(labels).values())
 
-        entries = [
-            entry if isinstance(entry, EncodedImage) else processor.image_processor.load_picture(entry)
-            for entry in images
-        ]
-        if "referring" in tasks and single:  # several objects of one picture
-            asked = [value for value in (text, box) if isinstance(value, (list, tuple))]
-            if _is_one_box(box):
-                asked = asked[:-1]
-            if asked:
-                single, entries, scaled = False, entries * len(asked[0]), scaled * len(asked[0])
-        sizes = [
+        entries, places = _load_images(images, processor, single, on_error, encoded=True)
+        if objects is not None:  # of one picture
+            single, places = False, list(range(objects * len(entries)))
+            entries, focal_lengths, scaled = (values * objects for values in (entries, focal_lengths, scaled))
+        focal_lengths, scaled, texts, boxes = (
+            [values[place] for place in places] for values in (focal_lengths, scaled, texts, boxes)
+        )
+        own_sizes = [
             entry.image_size if isinstance(entry, EncodedImage) else (entry.height, entry.width) for entry in entries
         ]
-        if images_kwargs and entries and all(isinstance(entry, EncodedImage) for entry in entries):
-            raise ValueError(f"{sorted(images_kwargs)} can't be given for images that are encoded already")
-        if target_sizes is not None:
-            target_sizes = target_sizes.tolist() if hasattr(target_sizes, "tolist") else target_sizes
-            one = len(target_sizes) == 2 and not isinstance(target_sizes[0], (tuple, list))
-            sizes = check_target_sizes([target_sizes] * len(entries) if one else target_sizes, len(entries))
+        sizes = own_sizes if sizes is None else [sizes[place] for place in places]
+        boxes = [
+            None if own is None else check_box(own, (width, height))
+            for own, (height, width) in zip(boxes, own_sizes, strict=True)
+        ]
 
         options = {"processor": processor, "batch_size": batch_size}
         if "referring" in tasks:
             predictions = self._predict_referring(
-                entries, sizes, text, box, label_ids["referring"], return_logits, options, images_kwargs, scaled
+                entries, sizes, texts, boxes, label_ids["referring"], return_logits, options, images_kwargs, scaled
             )
-            return predictions[0] if single else predictions
+            return _at_places(predictions, places, count, single)
         if "open_set" in tasks:
             predictions = self._predict_open_set(
                 entries, sizes, labels, label_ids["open_set"], threshold, options, images_kwargs, scaled
             )
-            return predictions[0] if single else predictions
+            return _at_places(predictions, places, count, single)
 
         predictions = [DensePrediction(scores={}, logits={}) for _ in entries]
         encodings: dict[str, list[EncodedImage]] = {}
@@ -523,7 +672,26 @@ class DensePredictionMixin:
                 prediction.logits = prediction.logits[tasks[0]]
             if len(tasks) == 1:
                 prediction.scores = prediction.scores[tasks[0]]
-        return predictions[0] if single else predictions
+        return _at_places(predictions, places, count, single)
+
+    def _warn_of_unknown_labels(self, names) -> None:
+        """Warn of each name once that a model which knows its classes does not know, and of what may be meant."""
+        if self.config.label_names is None:
+            return
+        known = {" ".join(name.lower().split()): name for name in self.config.label_names.values()}
+        warned = self.__dict__.setdefault("_warned_labels", set(known) | {BACKGROUND_LABEL.lower()})
+        unknown = [name for name in names if name.lower() not in warned]
+        warned.update(name.lower() for name in unknown)
+        hints = []
+        for name in unknown[:10]:
+            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+            hints.append(f"{name!r} (did you mean {known[near[0]]!r}?)" if near else repr(name))
+        if unknown:
+            more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+            logger.warning(
+                f"`labels` has names that are not among the {len(known)} classes of this model (`config.id2label`): "
+                f"{', '.join(hints)}{more}; they compete for the pixels, though the model has not learned them"
+            )
 
     def _encode_entries(
         self, entries, prompt, use_cache, images_kwargs, processor, batch_size
@@ -548,7 +716,7 @@ class DensePredictionMixin:
         """[`DenseMLLMProcessor.decode_dense`] with the focal length that the model saw; maps on the CPU."""
         if get_task(task).label_set == "classes" and not labels:
             nothing = torch.full(tuple(size), -1, dtype=torch.long)
-            return {"segmentation": nothing, "segments_info": [], "labels": {}, "scores": torch.zeros(tuple(size))}
+            return {"segmentation": nothing, "segments_info": [], "labels": {}, "scores": _empty_map(size)}
         if options.get("focal_length") is not None:
             cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
             seen = math.sqrt(encoded.grid[0] * encoded.grid[1]) * cell / math.sqrt(math.prod(encoded.image_size))
@@ -563,37 +731,24 @@ class DensePredictionMixin:
         return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in fields.items()}
 
     def _predict_referring(
-        self, entries, sizes, text, box, label_ids, return_logits, options, images_kwargs, scaled
+        self, entries, sizes, texts, boxes, label_ids, return_logits, options, images_kwargs, scaled
     ) -> list[DensePrediction]:
         """Ground the expression to a box, draw it, crop around it, and read foreground against background there; or
         read them off the whole picture, where the processor has a `referring_prompt`. `images_kwargs` are for crops,
         `scaled` for the whole pictures, one dict an entry."""
         processor = options["processor"]
-        texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(entries)
-        boxes = [box] * len(entries) if box is None or _is_one_box(box) else list(box)
-        if len(texts) != len(entries) or len(boxes) != len(entries):
-            raise ValueError(
-                f"`text` and `box` must be one, or one an image, got {len(texts)} and {len(boxes)} for {len(entries)} "
-                "images"
-            )
-        for own_text, own_box in zip(texts, boxes, strict=True):
-            if own_box is None and not (isinstance(own_text, str) and own_text.strip()):
-                raise ValueError(f"`text` must be an expression where no `box` is given, got {own_text!r}")
-
         predictions, pairs = [], []
         for entry, own_text, own_box, size, own_kwargs in zip(entries, texts, boxes, sizes, scaled, strict=True):
             prediction = DensePrediction()
             picture = entry.image if isinstance(entry, EncodedImage) else entry
-            if own_box is not None:
-                own_box = check_box(own_box, picture.size)
-            elif processor.referring_prompt is not None:
+            if own_box is None and processor.referring_prompt is not None:
                 prompt = processor.referring_prompt.replace("{text}", own_text.strip())
                 encoded = self._encode_entries([entry], prompt, False, [own_kwargs], **options)[0]
                 logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
                 fields = self._decode("referring", logits, size, None, encoded, processor, {})
                 prediction.mask, prediction.scores = fields["mask"], fields["scores"]
                 prediction.logits = logits.cpu() if return_logits else None
-            else:
+            elif own_box is None:
                 encoded = self._encode_entries([entry], "", True, [own_kwargs], **options)[0]
                 question = get_task("referring").question.format(text=own_text.strip())
                 prediction.text = self.query(encoded, question, processor, max_new_tokens=32)
@@ -607,7 +762,7 @@ class DensePredictionMixin:
             if prediction.mask is not None:
                 continue
             picture = entry.image if isinstance(entry, EncodedImage) else entry
-            nothing = torch.zeros(picture.height, picture.width)
+            nothing = _empty_map((picture.height, picture.width))
             mask, scores, logits = next(found) if prediction.box is not None else (nothing, nothing, None)
             if tuple(size) != tuple(mask.shape):
                 mask, scores = (resize_map(whole, size, mode="nearest-exact") for whole in (mask, scores))
@@ -627,7 +782,7 @@ class DensePredictionMixin:
             for (picture, _), encoded, (x0, y0, x1, y1) in zip(batch, encodings, places, strict=True):
                 logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
                 fields = self._decode("referring", logits, encoded.image_size, None, encoded, processor, {})
-                mask, scores = (torch.zeros(picture.height, picture.width) for _ in range(2))
+                mask, scores = (_empty_map((picture.height, picture.width)) for _ in range(2))
                 for whole, part in ((mask, fields["mask"].float()), (scores, fields["scores"])):
                     whole[y0:y1, x0:x1] = resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
                 yield mask, scores, logits.cpu()
@@ -659,7 +814,7 @@ class DensePredictionMixin:
                 instances.append((key, box, mask > 0.5, scores))
             instances.sort(key=lambda instance: -int(instance[2].sum()))  # the smaller lies over the larger
             height, width = encoded.image_size
-            segmentation, scores = torch.full((height, width), -1), torch.zeros(height, width)
+            segmentation, scores = torch.full((height, width), -1), _empty_map((height, width))
             for number, (_, _, mask, chances) in enumerate(instances):
                 if threshold is not None:
                     mask = mask & (chances >= threshold)
@@ -696,6 +851,7 @@ class DensePredictionMixin:
         max_new_tokens: int = 1024,
         focal_length: "float | list[float | None] | None" = None,
         depth_range: str | None = None,
+        on_error: str = "raise",
         **kwargs,
     ) -> "dict | list[dict]":
         """Answers in words, as objects: prompt, [`query`], and the parser of what came.
@@ -709,27 +865,39 @@ class DensePredictionMixin:
             processor: found from the checkpoint where left out.
             max_new_tokens: length of the answer, at most.
             focal_length, depth_range: of images that aren't encoded yet, as for [`predict_dense`].
-            kwargs: for `generate`.
+            on_error: as for [`predict_dense`].
+            kwargs: for [`query`]; one answer an image.
 
         Returns:
             a dict, or a list for a list, with `text`, the answer itself, and what its parser gives, in pixels of the
             image: see `DenseMLLMProcessor.post_process_detection` and the others.
 
         Raises:
-            ValueError: an unknown task, or a `text` that is missing.
+            ValueError, TypeError: an unknown task, a `text` that is missing, or another argument that can't be used,
+                named; before anything is computed.
         """
-        processor = self.get_processor(processor)
+        processor = self._choose_processor(_check_processor(processor))
+        for name in text if isinstance(text, (list, tuple)) else [] if text is None else [text]:
+            check_text("text", name, "a phrase or a list of names")
+        prompt = None if prompt is None else check_text("prompt", prompt)
         question, parse = processor.answer_task(task, text, prompt)
+        if (generation_options(self.generation_config, kwargs)[0].num_return_sequences or 1) > 1:
+            raise ValueError("`num_return_sequences` must be 1: `predict` gives one answer an image")
+        max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
+        focal_lengths = one_an_image("focal_length", focal_length, len(images), _check_focal_length)
+        if depth_range is not None:
+            check_choice("depth_range", depth_range, processor.depth_ranges)
+        entries, places = _load_images(images, processor, single, on_error, encoded=True)
         results = []
-        for image, own in zip(images, _one_an_image(focal_length, len(images)), strict=True):
-            camera = {"focal_length": own, "depth_range": depth_range}
-            is_encoded = isinstance(image, EncodedImage)
-            encoded = image if is_encoded else self.encode_image(image, processor=processor, **camera)
+        for entry, place in zip(entries, places, strict=True):
+            camera = {"focal_length": focal_lengths[place], "depth_range": depth_range}
+            is_encoded = isinstance(entry, EncodedImage)
+            encoded = entry if is_encoded else self.encode_image(entry, processor=processor, **camera)
             answer = self.query(encoded, question, processor, max_new_tokens, **kwargs)
             results.append({"text": answer, **parse(answer, encoded.image_size, self._resized_size(encoded))})
-        return results[0] if single else results
+        return _at_places(results, places, len(images), single)
 
     def _grounded_box(self, answer: str, encoded: EncodedImage) -> tuple[float, float, float, float] | None:
         """The first box of an answer in pixels of the image; `None` if there is none."""
@@ -737,53 +905,126 @@ class DensePredictionMixin:
         return tuple(boxes[0]) if boxes else None
 
 
-def _one_an_image(focal_length, count: int) -> list:
-    """A focal length for each of `count` images, or a `ValueError` where there are more or fewer."""
-    focal_length = focal_length.tolist() if hasattr(focal_length, "tolist") else focal_length
-    if not isinstance(focal_length, (list, tuple)):
-        return [focal_length] * count
-    if len(focal_length) != count:
-        raise ValueError(f"`focal_length` must be one, or one an image, got {len(focal_length)} for {count} images")
-    return list(focal_length)
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _empty_map(size: tuple[int, int]) -> torch.Tensor:
+    return torch.zeros(tuple(size), dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+
+
+def _check_processor(processor):
+    # Not by its class: a checkpoint's own code is a second copy of this module.
+    if processor is not None and not all(hasattr(processor, name) for name in ("image_processor", "depth_ranges")):
+        raise TypeError(f"`processor` must be a DenseMLLMProcessor, got {type(processor).__name__}")
+    return processor
+
+
+def _check_images_kwargs(images_kwargs: dict, processor: DenseMLLMProcessor) -> dict:
+    """Arguments of the image processor by name and type, before an image is read; what is `None` is left out."""
+    image_processor = processor.image_processor
+    taken = set(image_processor.valid_kwargs.__annotations__) - {"return_tensors"}
+    unknown = sorted(set(images_kwargs) - taken)
+    if unknown:
+        raise TypeError(
+            f"`{unknown[0]}` is not an argument of this method, nor of the image processor: {sorted(taken)}"
+        )
+    values = {name: plain(value) for name, value in images_kwargs.items() if value is not None}
+    if "scale" in values:
+        values["scale"] = float(check_positive("scale", values["scale"]))
+    for name, value in values.items():
+        try:
+            validate_typed_dict(image_processor.valid_kwargs, {name: value})
+            if name == "resample":
+                PIL.Image.Resampling(value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise TypeError(f"`{name}` can't be {shown(value)}: {error.__cause__ or error}") from error
+        if name in ("patch_size", "merge_size") and value != getattr(image_processor, name):
+            raise ValueError(f"`{name}` must be the model's own, {getattr(image_processor, name)}, got {shown(value)}")
+    return values
+
+
+def _check_focal_length(focal_length) -> float:
+    return check_positive("focal_length", focal_length, " of pixels")
+
+
+def _count_objects(text, box) -> int | None:
+    """How many objects of one image are asked for; `None` where it is one, and not a list."""
+    if isinstance(text, (list, tuple)):
+        return len(text)
+    boxes = plain(box)
+    return len(boxes) if isinstance(boxes, list) and not is_flat(boxes) else None
+
+
+def _check_objects(text, box, count: int) -> tuple[list[str | None], list[tuple | None]]:
+    """The expression and the box of each of `count` objects, at least one of the two."""
+    accepted = "an expression, or one an image"
+    texts = one_an_image("text", text, count, lambda own: check_text("text", own, accepted))
+    boxes = one_an_image("box", box, count, lambda own: check_corners("box", own), is_flat)
+    for own_text, own_box in zip(texts, boxes, strict=True):
+        if own_box is None and not (own_text or "").strip():
+            raise ValueError(f"`text` must be an expression where no `box` is given, got {own_text!r}")
+    return texts, boxes
+
+
+def _load_images(
+    images, processor: DenseMLLMProcessor, single: bool, on_error: str, encoded: bool = False
+) -> tuple[list, list[int]]:
+    """Images as RGB pictures, and their places in the list. With `on_error="skip"` those that can't be read are
+    warned of and left out. Where `encoded`, an [`EncodedImage`] is taken as it is."""
+    check_choice("on_error", on_error, ("raise", "skip"))
+    pictures, places = [], []
+    for place, image in enumerate(images):
+        try:
+            is_read = encoded and isinstance(image, EncodedImage)
+            name = "`images`" if single else f"`images[{place}]`"
+            pictures.append(image if is_read else load_image(image, processor, name))
+            places.append(place)
+        except (TypeError, ValueError) as error:
+            if on_error == "raise":
+                raise
+            logger.warning(f"skipped: {error}")
+    return pictures, places
+
+
+def load_image(image, processor: DenseMLLMProcessor, name: str) -> PIL.Image.Image:
+    """One image as an RGB picture, or a `TypeError` or `ValueError` that begins with its `name`."""
+    try:
+        return processor.image_processor.load_picture(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # the readers of many formats raise errors of many kinds
+        reason = str(error)
+        named = reason.startswith("`images` ")
+        reason = f"{name} {reason.removeprefix('`images` ')}" if named else f"{name} can't be read: {reason}"
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(reason) from error
+
+
+def _at_places(results: list, places: list[int], count: int, single: bool):
+    """`results` at their places among `count` images, `None` at the others; of a single image not in a list."""
+    found = dict(zip(places, results, strict=True))
+    return found.get(0) if single else [found.get(place) for place in range(count)]
 
 
 def with_focal_scale(
     images_kwargs: dict, processor: DenseMLLMProcessor, focal_length: float | None, depth_range: str | None
 ) -> dict:
     """Arguments of the image processor, with the scale that gives pictures the focal length of their depth range on
-    top of the scale that they ask for. `ValueError` for a focal length that is none."""
-    if focal_length is not None:
-        focal_length = float(focal_length)
-        if not (math.isfinite(focal_length) and focal_length > 0):
-            raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
+    top of the scale that they ask for."""
     if depth_range is not None:
-        processor.get_depth_range(depth_range)  # an unknown one is named, whatever is asked for
+        check_choice("depth_range", depth_range, processor.depth_ranges)  # whatever is asked for
     images_kwargs = dict(images_kwargs)
-    asked = images_kwargs.pop("scale", None)
     scale = processor.get_scale(focal_length, depth_range)
     if scale is not None:
-        images_kwargs["scale"] = scale * float(processor.image_processor.scale if asked is None else asked)
-    elif asked is not None:
-        images_kwargs["scale"] = float(asked)
+        images_kwargs["scale"] = scale * float(images_kwargs.get("scale", processor.image_processor.scale))
     return images_kwargs
-
-
-def _plain_boxes(box):
-    """A box, or a list of boxes, of arrays or tensors as lists of numbers."""
-    if box is None or hasattr(box, "tolist"):
-        return None if box is None else box.tolist()
-    return [entry.tolist() if hasattr(entry, "tolist") else entry for entry in box]
-
-
-def _is_one_box(box) -> bool:
-    return box is not None and len(box) > 0 and isinstance(box[0], (int, float))
 
 
 def check_box(box, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
     """`box` clipped to an image of `(width, height)` pixels, or a `ValueError` if it has no area there."""
-    values = tuple(float(value) for value in box)
-    if len(values) != 4 or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"`box` must be (x0, y0, x1, y1) in pixels, got {tuple(box)}")
+    values = check_corners("box", box)
     width, height = image_size
     x0, x1 = (min(max(value, 0.0), float(width)) for value in values[0::2])
     y0, y1 = (min(max(value, 0.0), float(height)) for value in values[1::2])
@@ -830,66 +1071,6 @@ def _length_groups(lengths: list[int], waste: float) -> list[list[int]]:
                 continue
         groups.append([index])
     return groups
-
-
-def label_colors(count: int) -> np.ndarray:
-    """`uint8 [count, 3]` colours that differ well from their neighbours, the same in every call."""
-    hue = (np.arange(count) * 0.61803398875) % 1
-    value = 0.95 - 0.35 * ((np.arange(count) // 8) % 2)
-    saturation = 0.75 - 0.3 * ((np.arange(count) // 4) % 2)
-    channels = (hue[:, None] * 6 + np.array([0, 4, 2])) % 6
-    rgb = np.clip(np.abs(channels - 3) - 1, 0, 1)
-    return np.round(255 * value[:, None] * (1 - saturation[:, None] * (1 - rgb))).astype(np.uint8)
-
-
-def colorize_depth(depth: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Metres `[height, width]` to `uint8 [height, width, 3]`: near is bright yellow, far is dark violet.
-
-    Args:
-        depth: metres.
-        low, high: ends of the scale; the map's own where left out.
-    """
-    low = float(depth.min()) if low is None else low
-    high = float(depth.max()) if high is None else high
-    position = np.clip((high - depth) / max(high - low, 1e-6), 0, 1)
-    anchors = np.array([[10, 7, 34], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
-    at = np.linspace(0, 1, len(anchors))
-    return np.stack([np.interp(position, at, anchors[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
-
-
-def _with_names(picture: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:
-    """The picture with a legend at its right, in as many columns as its height asks for."""
-    step = 18
-    per_column = max(1, picture.height // step)
-    columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
-    font = PIL.ImageFont.load_default()
-    widths = [28 + max(int(font.getlength(name)) for name, _ in column) for column in columns]
-    sheet = PIL.Image.new("RGB", (picture.width + sum(widths), max(picture.height, step)), "white")
-    sheet.paste(picture)
-    draw, left = PIL.ImageDraw.Draw(sheet), picture.width + 6
-    for column, width in zip(columns, widths, strict=True):
-        for place, (name, color) in enumerate(column):
-            top = place * step + 2
-            draw.rectangle([left, top, left + 12, top + 12], fill=tuple(int(c) for c in color), outline="black")
-            draw.text((left + 18, top + 1), name, fill="black", font=font)
-        left += width
-    return sheet
-
-
-def _with_scale(picture: PIL.Image.Image, low: float, high: float) -> PIL.Image.Image:
-    """The picture of a depth map with its scale in metres at the right."""
-    height = max(picture.height, 14)
-    sheet = PIL.Image.new("RGB", (picture.width + 74, height), "white")
-    sheet.paste(picture)
-    ramp = np.linspace(low, high, height)[:, None].repeat(16, axis=1)
-    sheet.paste(PIL.Image.fromarray(colorize_depth(ramp, low, high)), (picture.width + 6, 0))
-    draw = PIL.ImageDraw.Draw(sheet)
-    count = max(2, min(6, height // 24))
-    for place in range(count):
-        top = place * (height - 1) / (count - 1)
-        metres = low + (high - low) * place / (count - 1)
-        draw.text((picture.width + 27, min(max(0, top - 6), height - 12)), f"{metres:.2f} m", fill="black")
-    return sheet
 
 
 __all__ = ["DensePrediction", "DensePredictionMixin", "EncodedImage"]

@@ -15,6 +15,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,18 +28,22 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
 from .answers_densemllm import (
+    normalize_name,
     parse_counting,
     parse_detection,
     parse_grounding,
     parse_polygons,
     parse_pose,
     parse_run_length,
+    plain_name,
 )
+from .checks_densemllm import check_target_sizes, check_text
 from .compat_densemllm import ProcessorDefaults
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
+    MAX_SCALE,
+    MIN_SCALE,
     DenseMLLMImageProcessor,
-    check_target_sizes,
     class_chances,
     decode_depth_bins,
     decode_segmentation,
@@ -47,18 +52,41 @@ from .image_processing_densemllm import (
 from .refinement_densemllm import check_crf_options, refine_crf
 
 
+# `{% generation %}` marks what an assistant says, the end of its text included. What can't be written is refused: the
+# model would answer without it.
 CHAT_TEMPLATE = (
+    "{% if tools or documents %}"
+    "{{ raise_exception('`tools` and `documents` are not taken: this chat template writes text and images only') }}"
+    "{% endif %}"
     "{% if messages[0]['role'] != 'system' %}"
     "{{ bos_token or '' }}system\nYou are a helpful assistant.{{ eos_token or '' }}\n"
     "{% endif %}"
     "{% for message in messages %}"
+    "{% if message['tool_calls'] %}"
+    "{{ raise_exception('`tool_calls` are not taken: this chat template writes text and images only') }}"
+    "{% endif %}"
+    "{% set body %}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% elif not message['content'] is defined or not message['content'] is iterable "
+    "or message['content'] is mapping %}"
+    "{{ raise_exception('the `content` of a message must be a string or a list of parts') }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if not part is mapping or not part['type'] is string %}"
+    "{{ raise_exception('a part of `content` must be a dict with a `type`') }}"
+    "{% elif part['type'] in ['image', 'image_url', 'input_image'] %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] in ['text', 'input_text', 'output_text'] and part['text'] is string %}"
+    "{{ part['text'] }}"
+    "{% else %}"
+    "{{ raise_exception('a part of `content` must be an image or have a string as its `text`, got the `type` ' ~ "
+    "part['type'] ~ '; known types are image, image_url, input_image, text, input_text and output_text') }}"
+    "{% endif %}{% endfor %}{% endif %}"
+    "{% endset %}"
     "{{ bos_token or '' }}{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ eos_token or '' }}\n"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ body }}{{ eos_token or '' }}{% endgeneration %}"
+    "{% else %}{{ body }}{{ eos_token or '' }}{% endif %}"
+    "{{ '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ bos_token or '' }}assistant\n{% endif %}"
 )
@@ -276,14 +304,23 @@ class DenseMLLMProcessor(ProcessorMixin):
         patches = [self.image_processor.get_number_of_image_patches(*size, images_kwargs) for size in image_sizes]
         return MultiModalData(num_image_tokens=[n // merge_size**2 for n in patches], num_image_patches=patches)
 
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """As for every processor; OpenAI's forms of image and text parts are taken too, see [`read_parts`].
+
+        Raises:
+            ValueError: a part of a message that has no `type`, or is audio or video.
+            jinja2.TemplateError: anything else that the chat template can't write.
+        """
+        return super().apply_chat_template(read_parts(conversation), *args, **kwargs)
+
     # ---- labels and depth as vocabulary ids ----
 
     def normalize_labels(self, labels) -> dict[int, str]:
         """Label names in the form that is tokenised, by their key.
 
-        Rules: a list's keys are its positions, a dict's its own integer keys (`id2label`); names lose outer white
-        space, inner white space becomes one blank, and they become lower case, unless a name is a token by itself such
-        as `<OTHERS>`; order is kept.
+        Rules: a list's keys are its positions, a dict's its own integer keys (`id2label`); names become what
+        [`normalize_name`] says: Unicode's composed form (NFC), words one blank apart, lower case, unless a name is a
+        token by itself such as `<OTHERS>`; order is kept.
 
         Raises:
             TypeError: `labels` is no list or dict, or a name no string.
@@ -296,10 +333,11 @@ class DenseMLLMProcessor(ProcessorMixin):
         for key, name in items:
             if not isinstance(name, str):
                 raise TypeError(f"`labels` must have names that are strings, got {name!r}")
-            if not isinstance(key, (int, np.integer)) or key < 0:
+            check_text("labels", name, "names")
+            if not isinstance(key, (int, np.integer)) or not 0 <= key < 2**63:
                 raise ValueError(f"`labels` must have keys that are integers >= 0, got {key!r} for {name!r}")
-            name = " ".join(name.split())
-            names[int(key)] = name if name in self._added_token_names else name.lower()
+            name = plain_name(name)
+            names[int(key)] = name if name in self._added_token_names else normalize_name(name)
         if not names:
             raise ValueError("`labels` is empty; at least one name is needed")
         seen = {}
@@ -372,10 +410,17 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     def get_scale(self, focal_length: float | None, depth_range: str | None = None) -> float | None:
         """The factor by which a picture of a known focal length, in pixels, is resized: to that of its depth range.
-        `None`: it is left as it is, since either is unknown."""
+        `None`: it is left as it is, since either is unknown. `ValueError`: a focal length that no camera has."""
         if focal_length is None or not self.depth_ranges or not self.get_depth_range(depth_range).get("focal_length"):
             return None
-        return _focal_scale(self.get_depth_range(depth_range), focal_length)
+        row = self.get_depth_range(depth_range)
+        scale = _focal_scale(row, focal_length)
+        if not MIN_SCALE <= scale <= MAX_SCALE:
+            raise ValueError(
+                f"`focal_length` must be from {row['focal_length'] / MAX_SCALE:g} to "
+                f"{row['focal_length'] / MIN_SCALE:g} pixels for images of this depth range, got {focal_length}"
+            )
+        return scale
 
     def depth_to_bins(self, depth, depth_range: str | None = None, focal_length: float | None = None) -> np.ndarray:
         """Metres to depth bins.
@@ -422,7 +467,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         if bins.numel() and not (0 <= int(bins.min()) and int(bins.max()) <= self.num_depth_bins):
             raise ValueError(f"`bins` must lie in 0..{self.num_depth_bins}, got {int(bins.min())}..{int(bins.max())}")
         low, high = row["min_depth"], row["max_depth"]
-        position = (torch.arange(1, self.num_depth_bins + 1, dtype=torch.float64) - 0.5) / self.num_depth_bins
+        bin_numbers = torch.arange(1, self.num_depth_bins + 1, dtype=torch.float64, device="cpu")  # MPS has no float64
+        position = (bin_numbers - 0.5) / self.num_depth_bins
         if row["mapping"] == "log":
             centres = low * torch.exp(position * math.log(high / low))
         else:
@@ -642,7 +688,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             segmentation = torch.tensor([rest, *keys], device=best.device)[best + 1]
         else:
             segmentation = torch.full(size, rest, dtype=torch.long, device=logits.device)
-            scores = torch.full(size, 0.5, device=logits.device)
+            scores = torch.full(size, 0.5, dtype=torch.float32, device=logits.device)
         if threshold is not None:
             segmentation = segmentation.masked_fill((scores < threshold) & (segmentation != rest), -1)
         return {
@@ -675,7 +721,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         Raises:
             ValueError: an unknown task, or a `text` that is missing.
         """
-        if task not in ANSWER_TASKS:
+        if not isinstance(task, str) or task not in ANSWER_TASKS:
             raise ValueError(f"`task` must be one of {sorted(ANSWER_TASKS)}, got {task!r}")
         row = ANSWER_TASKS[task]
         names = [text] if isinstance(text, str) else list(text or [])
@@ -684,7 +730,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         question = prompt or (row.question if names else row.plain_question)
         if question is None or ("{text}" in question and not names):
             raise ValueError(f"`text` is needed for the task {task!r}")
-        names = [" ".join(name.split()) for name in names]
+        names = [plain_name(name) for name in names]
         question = question.replace("{text}", ",".join(names))
         parse = getattr(self, row.parser)
         if task == "classification":
@@ -726,13 +772,16 @@ class DenseMLLMProcessor(ProcessorMixin):
             `label`: the name that comes first in the answer, upper and lower case alike, the longest of those that
             start at one place; one inside of a longer word only where no name stands alone. `None` if there is none.
         """
+        text, spellings = plain_name(text), [(name, plain_name(name)) for name in names]
         for edge in ("\\b", ""):
             found = []
-            for name in filter(None, names):
-                start, end = (edge if letter.isalnum() else "" for letter in (name[0], name[-1]))
-                match = re.search(start + re.escape(name) + end, text, re.IGNORECASE)
+            for name, words in spellings:
+                if not words:
+                    continue
+                start, end = (edge if letter.isalnum() else "" for letter in (words[0], words[-1]))
+                match = re.search(start + re.escape(words) + end, text, re.IGNORECASE)
                 if match:
-                    found.append((match.start(), -len(name), name))
+                    found.append((match.start(), -len(words), name))
             if found:
                 return {"label": min(found)[2]}
         return {"label": None}
@@ -781,6 +830,42 @@ def present_values(values: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.bincount(values.ravel()))
 
 
+def read_parts(chat):
+    """A chat with the parts of its messages in transformers' form.
+
+    Args:
+        chat: list of messages, or list of such lists. Besides transformers' own parts, OpenAI's are taken:
+            `image_url`, `input_image`, `input_text` and `output_text`.
+
+    Returns:
+        the same in new lists and dicts; what isn't a message is left as it is.
+
+    Raises:
+        ValueError: a part that is not a dict with a `type`, or of a kind that this model doesn't read.
+    """
+    if isinstance(chat, (list, tuple)):
+        return [read_parts(entry) for entry in chat]
+    if isinstance(chat, Mapping) and isinstance(chat.get("content"), (list, tuple)):
+        return {**chat, "content": [_read_part(part) for part in chat["content"]]}
+    return chat
+
+
+def _read_part(part) -> Mapping:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str) or kind in ("audio", "video"):
+        given = repr(kind) if kind is not None else f"a {type(part).__name__} without one"
+        raise ValueError(f"`content` must have parts that are dicts with a `type`, of images or text, got {given}")
+    if kind in ("input_text", "output_text"):
+        return {**part, "type": "text"}
+    if kind in ("image_url", "input_image"):
+        image = part.get("image_url")
+        image = image.get("url") if isinstance(image, Mapping) else image
+        if image is None and part.get("file_id") is not None:
+            raise ValueError(f"`content` must have images as a URL, a path or base64, got a `file_id` in {kind!r}")
+        return {"type": "image"} if image is None else {"type": "image", "url": image}
+    return part
+
+
 def get_task(name: str) -> DenseTask:
     """The row of the task table, or a `ValueError` that names the accepted ones."""
     if not isinstance(name, str) or name not in TASKS:
@@ -789,8 +874,8 @@ def get_task(name: str) -> DenseTask:
 
 
 def parse_refs(text: str) -> list[str]:
-    """Names in `<ref>name</ref>`, lower case, in order of appearance, each once."""
-    names = (" ".join(name.lower().split()) for name in re.findall(r"<ref>([^<]*)</ref>", text))
+    """Names in `<ref>name</ref>`, as [`normalize_name`] makes them, in order of appearance, each once."""
+    names = (normalize_name(name) for name in re.findall(r"<ref>([^<]*)</ref>", text))
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -814,9 +899,10 @@ def _focal_scale(row: dict, focal_length: float | None) -> float:
 
 
 def _segments_info(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
-    found, inverse = torch.unique(segmentation, return_inverse=True)
+    found, inverse = torch.unique(segmentation.cpu(), return_inverse=True)
     areas = torch.bincount(inverse.flatten(), minlength=len(found))
-    sums = torch.bincount(inverse.flatten(), weights=scores.flatten().double(), minlength=len(found))
+    # Megapixels of scores can't be summed in float32, and MPS has no float64.
+    sums = torch.bincount(inverse.flatten(), weights=scores.flatten().cpu().double(), minlength=len(found))
     return [
         {"id": key, "label_id": key, "label": names[key], "score": total / area, "area": area, "was_fused": False}
         for key, area, total in zip(found.tolist(), areas.tolist(), sums.tolist(), strict=True)

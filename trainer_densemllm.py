@@ -386,9 +386,9 @@ class DenseTrainer(Trainer):
         if getattr(self.args, "early_stopping_patience", None) is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._staging = False
+        self._reset_totals()
         self._locked: set[Path] = set()
         self._supervised, self._unsupervised_steps = False, 0
-        self._totals = torch.zeros(len(LOGGED) + 1, dtype=torch.float64, device="cpu")
         self._logged_step = self._logged_at = None
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
@@ -466,7 +466,9 @@ class DenseTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """As `Trainer`'s; each batch also gets the NTP-M loss's count of all batches of the step."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Labels at image placeholders are ignored by forward, and must not count.
+        batches = map(self._without_image_labels, epoch_iterator)
+        batches, num_items = super().get_batch_samples(batches, num_batches, device)
         num_dense_items = self._count_dense(batches, device)
         if not self._supervised and batches:
             self._look_for_supervision(num_items, num_dense_items)
@@ -476,6 +478,12 @@ class DenseTrainer(Trainer):
                 num_dense_items = num_dense_items / (len(batches) * self.args.world_size)
             batches = [{**batch, "num_dense_items_in_batch": num_dense_items} for batch in batches]
         return batches, num_items
+
+    def _without_image_labels(self, batch: dict) -> dict:
+        labels = batch.get("labels")
+        if labels is None:
+            return batch
+        return {**batch, "labels": labels.masked_fill(labels == self.model.config.image_token_id, IGNORED)}
 
     def _count_dense(self, batches: list, device: torch.device) -> torch.Tensor | None:
         # Supervised vision tokens in the place of labels: counted by `Trainer`'s own rule for several processes.
@@ -531,18 +539,26 @@ class DenseTrainer(Trainer):
             self._count(inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
+    def _reset_totals(self) -> None:
+        # Both losses, and counts of positives, supervised tokens and tokens: whole numbers are exact, and MPS, which
+        # has no float64, can add them up.
+        self._totals = [torch.zeros(2, dtype=torch.float32), torch.zeros(len(LOGGED) - 1, dtype=torch.long)]
+
     def _count(self, inputs: dict, outputs) -> None:
-        zero = torch.zeros((), device=outputs["loss"].device)
+        zero = torch.zeros((), dtype=torch.float32, device=outputs["loss"].device)
         targets = inputs.get("dense_targets")
+        losses = [
+            zero if outputs.get(name) is None else outputs[name].detach().float()
+            for name in ("text_loss", "ntp_m_loss")
+        ]
         counts = [
-            zero if outputs.get("text_loss") is None else outputs["text_loss"].detach(),
-            zero if outputs.get("ntp_m_loss") is None else outputs["ntp_m_loss"].detach(),
-            zero if targets is None else (targets >= 0).sum(),
-            zero if targets is None else supervised_tokens(targets, inputs["dense_candidates"]).sum(),
+            zero.long() if targets is None else (targets >= 0).sum(),
+            zero.long() if targets is None else supervised_tokens(targets, inputs["dense_candidates"]).sum(),
             inputs["attention_mask"].sum(),
         ]
         # Kept on the device: reading them here would make the host wait at every step.
-        self._totals = self._totals.to(zero.device) + torch.stack([count.to(self._totals.dtype) for count in counts])
+        added = (torch.stack(losses), torch.stack(counts))
+        self._totals = [total.to(own.device) + own for total, own in zip(self._totals, added, strict=True)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer`'s, with what was counted since the last time."""
@@ -553,16 +569,16 @@ class DenseTrainer(Trainer):
                 if not self._is_best(path):
                     self._delete_checkpoint(Path(path))
         if "loss" in logs and self._logged_at is not None:
-            totals = self._totals
+            losses, counts = self._totals
             if self.args.world_size > 1:
-                totals = self.accelerator.reduce(totals)
+                losses, counts = self.accelerator.reduce(losses), self.accelerator.reduce(counts)
                 if not self.args.average_tokens_across_devices:
-                    totals[:2] /= self.args.world_size  # the losses are means then, of each process
-            *sums, tokens = totals.tolist()
+                    losses = losses / self.args.world_size  # they are means then, of each process
+            *sums, tokens = losses.tolist() + counts.tolist()
             steps = max(self.state.global_step - self._logged_step, 1)
             logs |= {name: value / steps for name, value in zip(LOGGED, sums, strict=True)}
             logs["tokens_per_second"] = tokens / max(time.monotonic() - self._logged_at, 1e-9)
-            self._totals = torch.zeros_like(self._totals)
+            self._reset_totals()
             self._logged_at, self._logged_step = time.monotonic(), self.state.global_step
         super().log(logs, start_time)
 

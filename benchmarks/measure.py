@@ -42,6 +42,12 @@ def paired_seconds(*calls: Callable, repeats: int = 5) -> list[float]:
     return [statistics.median(own[1:]) for own in times]
 
 
+def relative_error(own: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what is expected. Two ways that select the same number of highest scores
+    break a near-tie either way: a few elements then differ by all that they are worth, and the norm hardly does."""
+    return float((own - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
+
+
 def extra_bytes(call: Callable) -> int:
     """Peak bytes that torch's allocator holds during `call` beyond what it held before."""
     if torch.cuda.is_available():

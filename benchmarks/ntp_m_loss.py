@@ -29,9 +29,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from measure import extra_bytes, paired_seconds
+from measure import extra_bytes, paired_seconds, relative_error
 from torch import nn
 
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.loss_densemllm import fused_ntp_m_loss
 
 
@@ -104,9 +105,13 @@ def measure(args, dtype, device) -> dict:
     if dtype == torch.float32:
         reference = calls["careful"]()
         for name in ("transcribed", "transcribed, BCE", "fused"):
-            for own, expected in zip(calls[name](), reference, strict=True):
-                torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
-        del reference, own, expected
+            own = calls[name]()
+            # The loss doesn't depend on which of two tied negatives is chosen; single rows of the gradients do.
+            torch.testing.assert_close(own[0], reference[0], rtol=1e-4, atol=0)
+            for value, expected in zip(own[1:], reference[1:], strict=True):
+                error = relative_error(value, expected)
+                assert error < 1e-2, f"{name}: a gradient is off by {error:.2%}"
+        del reference, own, value, expected
     times = dict(zip(calls, paired_seconds(*calls.values(), repeats=args.repeats), strict=True))
     memory = {name: extra_bytes(call) for name, call in calls.items()}
     memory = {name: peak - gradients * (name in ways) for name, peak in memory.items()}
@@ -165,6 +170,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way, of which the median counts")
     parser.add_argument("--curve", help="draw 256 to 8,192 tokens into this PNG instead (needs matplotlib)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
     args = parser.parse_args()
     if args.quick:
@@ -172,6 +178,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"device {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if args.curve:
+        check_outputs_of_script(parser, [args.curve], overwrite=args.overwrite, argument="--curve")
         return curve(args, device)
     results = measure(args, torch.float32, device)
     measure(args, torch.bfloat16, device)

@@ -34,6 +34,7 @@ from transformers import set_seed
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
 from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.loss_densemllm import candidate_mask, fused_cross_entropy, one_kind_a_row, supervised_tokens
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
@@ -115,7 +116,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="optimiser steps of 8 rooms, for each variant")
     parser.add_argument("--train_scenes", type=int, default=640)
     parser.add_argument("--eval_scenes", type=int, default=64)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
+    outputs = [args.output_dir / "results.json", args.output_dir / "ablation.png"]
+    check_outputs_of_script(parser, outputs, overwrite=args.overwrite, argument="--output_dir")
     samples = make_samples([*range(args.train_scenes), *range(FIRST_EVAL_SEED, FIRST_EVAL_SEED + args.eval_scenes)])
     data = {"train": samples[: args.train_scenes], "evaluation": samples[args.train_scenes :]}
     rows = [

@@ -46,6 +46,7 @@ from densemllm import (
 )
 from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics, evaluate_dense
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.processing_densemllm import TASKS
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the order of the rooms")
     parser.add_argument("--quick", action="store_true", help="a few steps only: shows that it runs, learns little")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
     if args.quick:
         args.train_scenes, args.eval_scenes, args.epochs = 32, 4, 1
@@ -193,6 +195,10 @@ def main() -> None:
             parser.error(f"--{name} must be greater than 0, got {getattr(args, name)}")
     if args.image is not None and not os.path.isfile(args.image):
         parser.error(f"--image must be an image file, got {args.image}")
+    checkpoint, names = args.output_dir / "checkpoint", ("predictions.png", "results.json")
+    outputs = [*(args.output_dir / name for name in names), checkpoint / "config.json"]
+    inputs = [] if args.image is None else [args.image]
+    check_outputs_of_script(parser, outputs, inputs, args.overwrite, "--output_dir")
     started = time.monotonic()
     set_seed(args.seed)
 
@@ -205,7 +211,6 @@ def main() -> None:
         "untrained": evaluate_dense(model, processor, evaluation, ID2LABEL),
     }
 
-    checkpoint = args.output_dir / "checkpoint"
     trainer = DenseTrainer(
         model=model,
         args=DenseTrainingArguments(

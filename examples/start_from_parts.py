@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMImageProcessor
 from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
 
@@ -84,7 +85,10 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of tower and projector")
     parser.add_argument("--language_model_learning_rate", type=float, default=3e-5)
     parser.add_argument("--output_dir", type=Path, default=Path("out/start_from_parts"))
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
+    outputs = [args.output_dir / "results.json"]
+    check_outputs_of_script(parser, outputs, [args.text_model], args.overwrite, "--output_dir")
     started = time.monotonic()
     set_seed(0)
     samples = make_samples(

@@ -12,6 +12,7 @@ Conventions: metres; x is right, y away from the camera's wall, z up, and the fl
 
 import argparse
 import colorsys
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -650,7 +651,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Writes a contact sheet of rooms: image, classes and depth.")
     parser.add_argument("--out", default="rooms.png", help="PNG file to write (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=8, help="number of rooms, from seed 0 (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file where it is there already")
     arguments = parser.parse_args()
+    if os.path.lexists(arguments.out) and not arguments.overwrite:
+        parser.error(f"--out: {arguments.out} is there already; give another name, or --overwrite")
     if arguments.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     sheet = np.concatenate([_triptych(render_room(seed)) for seed in range(arguments.seeds)])

@@ -30,8 +30,9 @@ import PIL.ImageDraw
 import torch
 from tqdm.auto import tqdm
 
-from densemllm import DenseMLLMForConditionalGeneration
-from densemllm.prediction_densemllm import label_colors
+from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
+from densemllm.drawing_densemllm import label_colors
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 
 
 def draw_answer(image: PIL.Image.Image, answer: dict) -> PIL.Image.Image:
@@ -68,13 +69,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="length of an answer in words, at most")
     parser.add_argument("--output_dir", type=Path, default=Path("out/youtu_vl"))
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).eval().to(device)
-    encoded = model.encode_image(args.image)
-    image = encoded.image
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
     dense = {
         "segmentation": {"task": "segmentation", "labels": args.labels},
         "segmentation_with_others": {"task": "segmentation", "labels": [*args.labels, "<OTHERS>"]},
@@ -82,12 +78,22 @@ def main() -> None:
         "referring": {"task": "referring", "text": args.text},
         "open_set": {"task": "open_set", "labels": args.labels},
     }
-    for name in model.config.depth_ranges:
+    depth_ranges = DenseMLLMConfig.from_pretrained(args.model).depth_ranges
+    for name in depth_ranges:
         dense[f"depth_{name}"] = {"task": "depth", "depth_range": name}
-        if model.config.depth_ranges[name].get("focal_length") and args.focal_length:
+        if depth_ranges[name].get("focal_length") and args.focal_length:
             dense[f"depth_{name}"]["focal_length"] = args.focal_length
     answers = {"detection": args.labels, "grounding": args.text, "polygon": args.text, "pose": None,
                "counting": args.labels[0], "classification": args.labels}  # fmt: skip
+    outputs = [args.output_dir / f"{name}.png" for name in (*dense, *answers)]
+    outputs.append(args.output_dir / "answers.json")
+    check_outputs_of_script(parser, outputs, [args.image], args.overwrite, "--output_dir")
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).eval().to(device)
+    encoded = model.encode_image(args.image)
+    image = encoded.image
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     report = {}
     for name, options in tqdm(dense.items(), desc="dense tasks"):
         started = time.perf_counter()

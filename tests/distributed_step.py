@@ -27,8 +27,11 @@ from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 
 
+ALL_NEGATIVES = 10**6  # so that there is no near-tie at the last one, which other batches could break the other way
+
+
 def trainer_step(processor, samples):
-    model = make_model(processor)
+    model = make_model(processor, ntp_m_top_k=ALL_NEGATIVES)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     processes = int(dist.is_torchelastic_launched()) + 1
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +47,7 @@ def trainer_step(processor, samples):
 
 def sharded_gradients(processor, samples):
     """Every layer and the rest sharded over the processes, each of which has its part of the samples."""
-    model = make_model(processor).train()
+    model = make_model(processor, ntp_m_top_k=ALL_NEGATIVES).train()
     processes = rank = 0
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")

@@ -103,6 +103,12 @@ def test_people_have_sixteen_key_points():
         ("1,234 people", 1234),
         ("1, 2 or 3", 1),
         ("three hundred", None),
+        ("twenty five thousand", None),
+        ("There are 12345678901 grains", 12345678901),
+        ("1,000,000,000,000 or so", 10**12),
+        ("9" * 5000, None),
+        ("1" + ",000" * 5000, None),
+        ("a " * 1000 + "two cats", 2),
         ("none that I know", None),
         ("", None),
     ],
@@ -124,6 +130,41 @@ def test_run_lengths_fill_the_image_row_by_row():
     assert parse_run_length(RUNS.replace("(0,4)", "(0,999999999)"), (3, 4))["segmentation"][2].tolist() == [0] * 4
     assert (parse_run_length(RUNS.replace("(1,3)", "(7,3)"), (3, 4))["segmentation"][1, 1:] == -1).all()
     assert (parse_run_length("nothing", (3, 4))["segmentation"] == -1).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    before=st.lists(st.sampled_from("there are about, roughly some in view: only".split()), max_size=50),
+    number=st.integers(0, 10**18 - 1),
+    form=st.sampled_from(["{}", "{:,}"]),
+    after=st.lists(st.sampled_from("cats dogs 3 seven and more".split()), max_size=5),
+)
+def test_the_first_number_is_the_count(before, number, form, after):
+    text = " ".join([*before, form.format(number), *after])
+    assert parse_counting(text, *SIZES)["count"] == number
+
+
+def test_a_run_that_cannot_be_read_ends_the_map():
+    """Where the next run begins is not known then: it must not move up."""
+    found = parse_run_length("<ref>road</ref><ref>car</ref><mask>(0,2),(1,x),(1,2)</mask>", (1, 6))
+    assert found["segmentation"].tolist() == [[0, 0, -1, -1, -1, -1]] and found["unparsed"] == "(1,x),(1,2)"
+    long = parse_run_length(f"<ref>road</ref><ref>car</ref><mask>(0,2), ( 1, {'9' * 5000})</mask>", (1, 4))
+    assert long["segmentation"].tolist() == [[0, 0, 1, 1]] and long["unparsed"] is None
+
+
+def test_masks_of_polygons_are_drawn_when_asked_for():
+    """A megabyte of polygons in a large image: all masks at once would be a terabyte."""
+    piece = "<ins><poly><x_2><y_2><x_22><y_2><x_22><y_22></poly></ins>"
+    found = parse_polygons(piece * 20_000, (8000, 6000), (8000, 6000))
+    masks = found["masks"]
+    assert masks.shape == (20_000, 8000, 6000) and len(masks) == len(found["polygons"]) == 20_000
+    assert masks[7].dtype == torch.bool and int(masks[-1].sum()) == 231  # a triangle with two edges of 21 pixels
+    few = parse_polygons(POLYGONS, *SIZES)["masks"]
+    assert torch.stack(list(few)).shape == (2, 20, 30) and torch.equal(few[1:][0], few[1])
+    with pytest.raises(IndexError):
+        few[2]
+    endless = parse_polygons("<poly>" + "<x_1><y_2><x_3><y_5>" * 10_000 + "</poly>" + POLYGONS, *SIZES)
+    assert len(endless["polygons"]) == 2 and endless["unparsed"].startswith("<poly><x_1>")
 
 
 @pytest.mark.parametrize("parse", [parse_detection, parse_polygons, parse_pose, parse_counting])
@@ -155,6 +196,10 @@ PIECES += [
     "(1,",
     "7",
     " ",
+    "9" * 5000,
+    "1" + ",000" * 2000,
+    "(" + "9" * 5000 + ",5)",
+    "(0," + "9" * 5000 + ")",
 ]
 
 
@@ -175,7 +220,23 @@ def test_no_text_breaks_a_parser(pieces):
 
 @pytest.mark.parametrize(
     "piece",
-    ["<box>", "<ref>", "</ref>", "<x_1>", "<y_1>", "<x_1><y_1>", "<ins><poly>", "<person>", "(1,1),", "<kpt>", "1"],
+    [
+        "<box>",
+        "<ref>",
+        "</ref>",
+        "<x_1>",
+        "<y_1>",
+        "<x_1><y_1>",
+        "<ins><poly>",
+        "<person>",
+        "(1,1),",
+        "<kpt>",
+        "1",
+        "a ",
+        ",111",
+        "(0,0),",
+        "( ",
+    ],
 )
 def test_a_long_text_is_read_once(piece):
     """A megabyte of what a model stuck in a loop writes: a parser that is not linear would not come back."""
@@ -218,9 +279,67 @@ def test_run_lengths_are_those_of_pycocotools(share):
         np.testing.assert_array_equal(coco.decode(encode_rle(mask)).astype(bool), mask)
 
 
+def to_counts(values):
+    """Numbers as `encode_rle` writes them, each as it is: differences and their groups of 5 bits are the caller's."""
+    text = ""
+    for value in values:
+        more = True
+        while more:
+            low, value = value & 31, value >> 5
+            more = value != (-1 if low & 16 else 0)
+            text += chr(48 + (low | 32 if more else low))
+    return text
+
+
 def test_run_lengths_that_cannot_be_read_are_named():
     with pytest.raises(ValueError, match="`mask` must be booleans"):
         encode_rle(np.zeros((2, 2)))
-    for counts in ("\x00\x01", "o", "PPPPPPPPPPPPPPPPPPPPPPPP0", "4", ""):
+    for counts in ("\x00\x01", "o", "PPPPPPPPPPPPPPPPPPPPPPPP0", "4", "", "\u00e9", "\ud800"):
         with pytest.raises(ValueError, match="`counts`"):
             decode_rle({"size": [2, 3], "counts": counts})
+    for rle in (None, "6", {}, {"size": [2, 3]}, {"size": [2, 3], "counts": [6]}, {"counts": "6"}):
+        with pytest.raises(TypeError, match="`rle` must be a dict"):
+            decode_rle(rle)
+    for size in (3, None, [2], [2, 3, 1], [2.5, 3], ["2", "3"], [-2, -3], [-6, 1], [10**9, 10**9], [2**40, 2**24]):
+        with pytest.raises(ValueError, match="`size` must be"):
+            decode_rle({"size": size, "counts": "6"})
+    assert decode_rle({"size": (2, 3), "counts": b"6"}).tolist() == [[False] * 3] * 2
+    with pytest.raises(ValueError, match="`max_pixels` = 5 "):
+        decode_rle({"size": [2, 3], "counts": "6"}, max_pixels=5)
+    for shape in ((0, 3), (2, 0), (0, 0)):
+        assert decode_rle(encode_rle(np.zeros(shape, bool))).shape == shape
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [2**62, 2**62, 2**62, 2**62 + 6],  # the sum wraps to 6
+        [2**63 - 1, 2**63 - 1, 8],
+        [2**40, -(2**40) + 6],
+        [-6, 12],
+        [3, 3, 3, -3],
+        [7],
+        [5],
+        [0] * 500 + [2**33] * 500,
+    ],
+)
+def test_hostile_run_lengths_write_nothing(values):
+    with pytest.raises(ValueError, match="`counts`"):
+        decode_rle({"size": [2, 3], "counts": to_counts(values)})
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    counts=st.binary(max_size=60)
+    | st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=60)
+    | st.lists(st.integers(-(2**64), 2**64) | st.integers(-40, 40), max_size=12).map(to_counts),
+    size=st.tuples(st.integers(0, 12), st.integers(0, 12)),
+)
+def test_run_lengths_are_a_mask_or_refused(counts, size):
+    try:
+        mask = decode_rle({"size": size, "counts": counts})
+    except ValueError as error:
+        assert "`counts`" in str(error)
+        return
+    assert mask.shape == size and mask.dtype == np.bool_
+    np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)

@@ -8,12 +8,12 @@ import sys
 import time
 import urllib.request
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from repository import require
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
 
@@ -21,7 +21,6 @@ pytest.importorskip("gradio", reason="the page: pip install densemllm[demo]")
 webdriver = pytest.importorskip("selenium.webdriver", reason="a browser's remote control: pip install selenium")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="apt-get install chromium chromium-driver")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def page(tmp_path_factory):
     with socket.socket() as own:
         own.bind(("127.0.0.1", 0))
         port = own.getsockname()[1]
-    command = [sys.executable, ROOT / "examples/app.py", "--model", folder / "model", "--port", str(port)]
+    command = [sys.executable, require("examples/app.py"), "--model", folder / "model", "--port", str(port)]
     with open(folder / "log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"

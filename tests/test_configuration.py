@@ -11,12 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import json
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration, DenseMLLMVisionConfig
 from densemllm.configuration_densemllm import check_depth_ranges
-from tiny import LLAMA, VISION
+from tiny import LLAMA, VISION, YOUTU
 
 
 TEXT = {**LLAMA, "vocab_size": 300}
@@ -69,6 +72,61 @@ def test_vision_fields_are_checked(name, value):
         DenseMLLMVisionConfig(**{**VISION, name: value})
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("hidden_size", 10**9),
+        ("intermediate_size", 10**9),
+        ("num_hidden_layers", -1),
+        ("num_hidden_layers", 10**9),
+        ("num_attention_heads", 10**9),
+        ("num_channels", 10**9),
+        ("patch_size", 10**6),
+        ("spatial_merge_size", 10**6),
+        ("num_patches", -4),
+        ("num_patches", 10**18),
+        ("window_size", 8 * 10**9),
+        ("layer_norm_eps", float("inf")),
+        ("rope_theta", float("inf")),
+        ("rope_theta", float("nan")),
+        ("initializer_range", -1.0),
+        ("initializer_range", float("nan")),
+        ("hidden_act", "gelou"),
+    ],
+)
+def test_hostile_vision_fields_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        DenseMLLMVisionConfig(**{**VISION, name: value})
+
+
+@pytest.mark.parametrize("text", [LLAMA, YOUTU, {"model_type": "gpt2"}], ids=lambda text: text["model_type"])
+@pytest.mark.parametrize("value", [-1, 0, 10**10])
+def test_hostile_text_fields_are_refused_by_name(text, value):
+    names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"]
+    if "intermediate_size" in text:
+        names += ["intermediate_size", "num_key_value_heads"]
+    names += [name for name in text if name.endswith(("_rank", "head_dim"))]
+    for name in names:
+        with pytest.raises(ValueError, match=rf"`text_config\.{name}`"):
+            make(text_config={**text, "vocab_size": 300, name: value})
+
+
+def test_a_checkpoint_with_a_hostile_config_is_refused_by_field(tmp_path):
+    config = make()
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    for change, field in (
+        ({"num_depth_bins": 10**9}, "num_depth_bins"),
+        ({"projector_hidden_act": "gelou"}, "projector_hidden_act"),
+        ({"text_config": {**written["text_config"], "num_hidden_layers": -1}}, r"text_config\.num_hidden_layers"),
+        ({"vision_config": {**written["vision_config"], "num_hidden_layers": -1}}, "num_hidden_layers"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**written, **change}))
+        for auto in (AutoConfig, DenseMLLMConfig, AutoModel):
+            with pytest.raises(ValueError, match=f"`{field}`"):
+                auto.from_pretrained(tmp_path)
+
+
 def test_vision_fields_that_need_each_other_are_checked():
     with pytest.raises(ValueError, match="`num_patches`"):
         DenseMLLMVisionConfig(**{**VISION, "position_embedding": "table", "num_patches": 15})
@@ -86,6 +144,9 @@ def test_vision_fields_that_need_each_other_are_checked():
         ("ntp_m_weight", float("nan")),
         ("ntp_m_weight", float("inf")),
         ("num_depth_bins", 0),
+        ("num_depth_bins", 10**9),
+        ("ntp_m_top_k", 10**12),
+        ("projector_hidden_act", "gelou"),
         ("image_token_id", 300),
         ("image_token_id", -1),
         ("vision_start_token_id", -1),
@@ -115,6 +176,7 @@ def test_fields_are_checked(name, value):
         ("min_depth > 0", {"mapping": "log", "min_depth": 0, "max_depth": 1}),
         ("`prompt`", {"mapping": "linear", "min_depth": 0, "max_depth": 1, "prompt": 3}),
         ("`focal_length`", {"mapping": "linear", "min_depth": 0, "max_depth": 1, "focal_length": 0}),
+        ("`focal_length`", {"mapping": "linear", "min_depth": 0, "max_depth": 1, "focal_length": float("inf")}),
     ],
 )
 def test_depth_ranges_are_checked(message, row):

@@ -18,7 +18,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import released
@@ -30,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.configuration_densemllm import RELEASED_DEPTH_RANGES, translate_released_config
 from densemllm.convert_youtu_vl_to_densemllm import ConversionError, convert, main, rename
-from densemllm.tools import check_parity
+from repository import load_script, require
 from tiny import make_image
 
 
@@ -156,7 +155,7 @@ def test_folder_is_complete(converted):
         "configuration_densemllm.py", "processing_densemllm.py", "image_processing_densemllm.py",
         "prediction_densemllm.py", "loss_densemllm.py",
     } <= names  # fmt: skip
-    assert not (folder / "out.unfinished").exists()
+    assert not list(folder.glob(".*"))
     card = ModelCard.load(folder / "out/README.md")
     assert (card.data.license, card.data.license_name) == ("other", "some-terms") and "source" in card.text
     assert model.generation_config.temperature == 0.1 and model.generation_config.top_p == 0.001
@@ -274,7 +273,7 @@ def test_a_kill_leaves_nothing_that_looks_finished(tmp_path):
     assert run.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     convert(str(tmp_path / "source"), str(tmp_path / "out"))
-    assert not (tmp_path / "out.unfinished").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
     DenseMLLMProcessor.from_pretrained(tmp_path / "out")
 
 
@@ -312,6 +311,7 @@ def test_parity_tool_tells_agreement_from_difference(converted, tmp_path, capsys
     processor = model.get_processor()
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=[make_image(24, 40)], text=[text], return_tensors="pt")
+    check_parity = load_script("tools/check_parity.py")
     recorded = check_parity.record(Original(config, weights, model), dict(inputs))
     save_file(recorded, tmp_path / "reference.safetensors")
     command = ["compare", str(folder / "out"), str(tmp_path / "reference.safetensors"), "--dtype", "float32"]
@@ -324,7 +324,7 @@ def test_parity_tool_tells_agreement_from_difference(converted, tmp_path, capsys
 
 @pytest.mark.full_geometry
 def test_full_geometry_converts_loads_and_predicts(tmp_path):
-    script = Path(__file__).resolve().parents[1] / "benchmarks/released_geometry.py"
+    script = require("benchmarks/released_geometry.py")
     run = subprocess.run([sys.executable, script, "--folder", tmp_path], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     results = json.loads(run.stdout.splitlines()[-1])

@@ -35,7 +35,7 @@ from densemllm.evaluation_densemllm import evaluate_dense
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 
 
-SCRIPT = Path(__file__).resolve().parent.parent / "evaluate_densemllm.py"
+SCRIPT = Path(evaluate_densemllm.__file__)
 COUNT = 7
 
 

@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -25,10 +24,10 @@ from test_parts import make_text
 
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.convert_youtu_vl_to_densemllm import convert
-from densemllm.examples import youtu_vl
+from repository import ROOT, load_script, require
 
 
-ROOT = Path(__file__).resolve().parents[1]
+require("examples")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def test_answers_are_drawn_where_they_are():
     answer = {"boxes": torch.tensor([[5.0, 6.0, 20.0, 25.0]]), "labels": ["cup"]}
     answer |= {"polygons": [[torch.tensor([[25.0, 2.0], [38.0, 2.0], [30.0, 10.0]])]]}
     answer |= {"keypoints": torch.tensor([[[30.0, 20.0, 1.0], [10.0, 28.0, 0.0]]])}
-    drawn = youtu_vl.draw_answer(image, answer)
+    drawn = load_script("examples/youtu_vl.py").draw_answer(image, answer)
     lit = {(x, y) for x in range(40) for y in range(30) if drawn.getpixel((x, y)) != (0, 0, 0)}
     assert {(5, 15), (12, 25), (30, 2), (30, 20)} <= lit
     assert not {(10, 28), (2, 2), (38, 28)} & lit  # not visible, outside

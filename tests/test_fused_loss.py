@@ -13,6 +13,11 @@
 # limitations under the License.
 """The fused losses against their plain forms."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -67,6 +72,27 @@ def random_problem(
     return states, head, (targets, candidates, ranges)
 
 
+def without_ties(states, head, targets, top_k):
+    """Targets without the tokens whose last chosen and first unchosen negative differ by less than the rounding of
+    their scores: both forms are right there, whichever they choose."""
+    dense_targets, candidates, ranges = targets
+    dense_targets = dense_targets.clone()
+    if not len(dense_targets):
+        return targets
+    with torch.no_grad():
+        scores = head(states)
+        scale = 64 * torch.finfo(scores.dtype).eps * float(states.norm(dim=1).max() * head.weight.norm(dim=1).max())
+        inside = loss_module.candidate_mask(ranges, scores.shape[1])
+        for token, kinds in enumerate(candidates.view(len(candidates), -1).tolist()):
+            for kind in kinds:
+                negatives = inside[kind].clone()
+                negatives[dense_targets[token][dense_targets[token] >= 0]] = False
+                best = scores[token][negatives].double().sort(descending=True).values
+                if kind >= 0 and len(best) > top_k and best[top_k - 1] - best[top_k] <= scale:
+                    dense_targets[token] = -100
+    return dense_targets, candidates, ranges
+
+
 def gradients(loss, states, head):
     return torch.autograd.grad(loss, [states, *head.parameters()])
 
@@ -118,10 +144,25 @@ def test_fused_equals_plain(
         patch.setattr(loss_module, "GROUP", group)
         patch.setattr(loss_module, "LONG_RANGE", long_range)
         patch.setattr(loss_module, "CHUNK_ROWS", chunk_rows)
+        targets = without_ties(states, head, targets, top_k)
         own = fused_ntp_m_loss(states, Wrapped(head) if wrapped else head, *targets, top_k, num_items)
         expected = ntp_m_loss(head(states), *targets, top_k, num_items)
         assert own.dtype == dtype
         assert_equal_losses(own, expected, states, head)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), top_k=st.integers(1, 60))
+def test_near_ties_may_be_broken_either_way(seed, top_k):
+    states, head, targets = random_problem(seed, vocab_size=200, width=64, dtype=torch.float32)
+    with torch.no_grad():  # ids come in pairs whose scores differ by about the rounding of a score
+        head.weight.copy_(head.weight[:100].repeat_interleave(2, dim=0))
+        head.weight[1::2] *= 1 + 1e-7
+    own, expected = fused_ntp_m_loss(states, head, *targets, top_k), ntp_m_loss(head(states), *targets, top_k)
+    torch.testing.assert_close(own, expected, rtol=1e-5, atol=0)
+    targets = without_ties(states, head, targets, top_k)
+    own, expected = fused_ntp_m_loss(states, head, *targets, top_k), ntp_m_loss(head(states), *targets, top_k)
+    assert_equal_losses(own, expected, states, head)
 
 
 @settings(max_examples=30, deadline=None)
@@ -200,6 +241,69 @@ def test_bfloat16_follows_the_plain_form(autocast):
         assert float((a - b).float().norm()) < 0.1 * float(b.float().norm())
 
 
+class Kept(list):
+    """Tensors that autograd keeps for the backward pass, with what it does while this is entered."""
+
+    def __enter__(self):
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: self.append(x) or x, lambda x: x)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+
+
+def both_losses(states, head, targets, labels, top_k, fused):
+    if fused:
+        return fused_ntp_m_loss(states, head, *targets, top_k), fused_cross_entropy(states, head, labels)
+    return ntp_m_loss(head(states), *targets, top_k), F.cross_entropy(head(states).float(), labels)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_bfloat16_rounds_each_gradient_once(autocast, wrapped, bias, monkeypatch):
+    """Against float32 the gradients of both losses are as good as those of plain logits: summed in float32. Those of a
+    layer of which only the forward is known are summed by autograd, in their own type."""
+    n_tokens, vocab_size, width = 2048, 600, 32
+    # As many pieces as there are at the released size.
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", n_tokens * vocab_size // 40)
+    states, head, (targets, _, _) = random_problem(
+        8, n_tokens, vocab_size, width, dtype=torch.float32 if autocast else torch.bfloat16, bias=bias
+    )
+    with torch.no_grad():
+        head.weight.mul_(0.3)
+        for tensor in (states, *head.parameters()):
+            tensor.copy_(tensor.bfloat16())
+    targets[:, 0] = torch.arange(n_tokens) % 7  # a few ids have most of the gradient
+    dense = (targets, torch.zeros(n_tokens, dtype=torch.long), torch.tensor([[[0, vocab_size]]]))
+    arguments = (dense, targets[:, 0], vocab_size)  # all negatives: none is nearly tied with one that isn't chosen
+    exact_states = states.detach().float().requires_grad_()
+    exact_head = nn.Linear(width, vocab_size, bias=bias)
+    exact_head.load_state_dict({name: value.float() for name, value in head.state_dict().items()})
+    exact = both_losses(exact_states, exact_head, *arguments, fused=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain = both_losses(states, head, *arguments, fused=False)
+        fused = both_losses(states, Wrapped(head) if wrapped else head, *arguments, fused=True)
+    for exact_loss, plain_loss, own_loss in zip(exact, plain, fused, strict=True):
+        torch.testing.assert_close(own_loss, exact_loss, rtol=1e-3, atol=0)
+        expected = gradients(exact_loss, exact_states, exact_head)
+        of_plain, own = gradients(plain_loss, states, head), gradients(own_loss, states, head)
+        for a, b, c in zip(own, of_plain, expected, strict=True):
+            assert a.dtype == b.dtype
+            error, error_of_plain = (float((x.float() - c).norm() / c.norm()) for x in (a, b))
+            assert error < (2.5 if wrapped else 1.5) * error_of_plain < 6e-3, (error, error_of_plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_copy_of_the_embedding_is_kept_for_backward(dtype):
+    states, head, targets = random_problem(9, n_tokens=12, vocab_size=4000, width=16, dtype=dtype)
+    with Kept() as kept, torch.autocast("cpu", torch.bfloat16):
+        sum(both_losses(states, head, targets, targets[0][:, 0], 8, fused=True))
+    large = {tensor.untyped_storage().data_ptr() for tensor in kept if tensor.numel() >= head.weight.numel()}
+    assert large == {head.weight.untyped_storage().data_ptr()}
+
+
 def test_inside_checkpoint_and_compile():
     states, head, targets = random_problem(4, dtype=torch.float32)
 
@@ -224,6 +328,7 @@ def test_lora_on_the_head(merged):
     if merged:
         adapted.merge()
     parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    targets = without_ties(states, adapted, targets, 8)
     labels = targets[0][:, 0]
     own = fused_ntp_m_loss(states, adapted, *targets, 8) + fused_cross_entropy(states, adapted, labels)
     expected = ntp_m_loss(adapted(states), *targets, 8) + F.cross_entropy(adapted(states), labels)
@@ -253,6 +358,19 @@ def test_fused_cross_entropy_equals_plain(seed, n, chunk, wrapped, num_items):
         assert_equal_losses(own, expected, states, head)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wrapped", "fully_shard"])
+def test_processes_with_different_counts_call_a_sharded_head_equally_often(kind):
+    """Or they would wait for each other for ever."""
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(folder / "sharded_head.py"), kind],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_labels_outside_the_vocabulary_are_named():
     states, head, _ = random_problem(6)
     with pytest.raises(ValueError, match="`labels` has ids 211"):
@@ -275,4 +393,5 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch):
     states, head, targets = random_problem(7, n_tokens=300, vocab_size=2000, dtype=torch.float32)
     with Spy():
         fused_ntp_m_loss(states, head, *targets, 8).backward()
+        fused_cross_entropy(states, head, targets[0][:, 0]).backward()
     assert largest <= 2000 * 6 < 300 * 2000  # the gradient of the output embedding itself

@@ -29,8 +29,9 @@ class Hidden:
 
 sys.meta_path.insert(0, Hidden())
 import torch
-from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText,
-                          AutoProcessor, pipeline)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoProcessor, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 source, out = sys.argv[1:3]
 trust = {"trust_remote_code": True}

@@ -71,6 +71,40 @@ def test_no_more_patches_than_asked_for(height, width, cap, scale):
     assert resized[0] // 16 * (resized[1] // 16) <= cap
 
 
+def one_step_after_another(height, width, cap, scale):
+    """The released processor's rule, and ours below a scale of 0.01, as they are told."""
+    first, step = scale, 0
+    while True:
+        resized = tuple(max(1, math.ceil(edge * scale / 32)) * 32 for edge in (height, width))
+        if resized[0] // 16 * (resized[1] // 16) <= cap:
+            return resized
+        step += 1
+        scale = first - 0.02 * step if first - 0.02 * step > 0.01 else scale * 0.98
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    height=st.integers(1, 30000),
+    width=st.integers(1, 30000),
+    cap=st.integers(4, 50000),
+    scale=st.floats(1e-6, 30) | st.integers(1, 1500).map(lambda steps: 0.02 * steps + 0.01),
+)
+@example(height=9, width=30000, cap=4, scale=0.03)
+@example(height=480, width=640, cap=36864, scale=100.0)
+@example(height=2, width=2, cap=4, scale=30.03)
+def test_the_scale_is_that_of_trying_every_step(height, width, cap, scale):
+    assert get_resized_size(height, width, 32, 16, cap, scale) == one_step_after_another(height, width, cap, scale)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (1, 1), (1, 10**9), (10**6, 10**6)])
+@pytest.mark.parametrize("scale", [1e6, 123456.789, 1e-6])
+def test_the_size_is_found_in_few_steps(size, scale, monkeypatch):
+    calls = []
+    monkeypatch.setattr(math, "ceil", lambda value, ceil=math.ceil: calls.append(value) or ceil(value))
+    resized = get_resized_size(*size, 32, 16, 36864, scale)
+    assert resized[0] // 16 * (resized[1] // 16) <= 36864 and len(calls) < 2000
+
+
 @settings(max_examples=50, deadline=None)
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000), cap=st.integers(100, 40000))
 def test_scale_is_lowered_in_steps_of_two_hundredths(height, width, cap):
@@ -89,7 +123,9 @@ def test_images_of_extreme_shapes(image_processor, size):
     assert patches.shape == (height * width, 768) and height * width <= 64 and height % 2 == width % 2 == 0
 
 
-@pytest.mark.parametrize("name, value", [("max_num_patches", 3), ("scale", 0.0), ("scale", float("nan"))])
+@pytest.mark.parametrize(
+    "name, value", [("max_num_patches", 3), *(("scale", bad) for bad in (0.0, -1.0, math.nan, math.inf, 1.1e6, 1e-7))]
+)
 def test_size_arguments_are_checked(image_processor, name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):
         image_processor(make_image(40, 40), **{name: value})

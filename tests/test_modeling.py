@@ -409,7 +409,7 @@ def test_losses_are_those_of_the_full_logits(processor, batch):
         output = model(**inputs, **targets)
     vision = inputs["input_ids"] == processor.image_token_id
     torch.testing.assert_close(output.ntp_m_loss, ntp_m_loss(output.logits[vision], **targets, top_k=8))
-    shifted = inputs["labels"][:, 1:].flatten()
+    shifted = inputs["labels"].masked_fill(vision, -100)[:, 1:].flatten()
     expected = F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), shifted, ignore_index=-100)
     torch.testing.assert_close(output.text_loss, expected)
 

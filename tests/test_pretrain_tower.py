@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from repository import require
 from tiny import make_image, make_model, make_processor
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples/rooms"))
+sys.path.insert(0, str(require("examples/rooms")))
 import pretrain_tower  # noqa: E402
 
 

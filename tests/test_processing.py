@@ -11,15 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import unicodedata
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, add_dense_tokens
+from densemllm.answers_densemllm import normalize_name
 from densemllm.processing_densemllm import nearest_resize, parse_refs
 from tiny import DEPTH_RANGES, NUM_DEPTH_BINS, make_image, make_processor
 
@@ -53,6 +56,34 @@ def test_rules_for_names(processor):
     assert processor.normalize_labels(["  Red\t  Ball ", "<OTHERS>"]) == {0: "red ball", 1: "<OTHERS>"}
     assert processor.normalize_labels({7: "Cat", 2: "dog"}) == {7: "cat", 2: "dog"}  # keys and order stay
     assert processor.label_token_ids(["SKY"]) == processor.label_token_ids(["sky"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.text(max_size=12))
+@example(name="Cafe\u0301")
+@example(name="\u0130stanbul \u212b \u1e9e\u03a3")
+def test_all_spellings_of_a_name_are_one(name):
+    """Canonically equivalent texts look alike, and no caller sees which one an editor or a file system wrote."""
+    spellings = {normalize_name(unicodedata.normalize(form, f"  {name} \t")) for form in ("NFC", "NFD")}
+    assert spellings == {normalize_name(name)} == {normalize_name(normalize_name(name))}
+
+
+def test_composed_and_decomposed_names_are_one_class(processor):
+    composed, decomposed = "caf\u00e9", "Cafe\u0301"
+    assert processor.normalize_labels({4: decomposed}) == {4: composed}
+    assert processor.label_token_ids([decomposed]) == processor.label_token_ids([composed])
+    with pytest.raises(ValueError, match="twice"):
+        processor.normalize_labels([composed, decomposed])
+    assert parse_refs(f"<ref>{decomposed}</ref><ref>{composed}</ref>") == [composed]
+    found = processor.post_process_detection(f"<ref>{decomposed}</ref><box><x_1><y_1><x_9><y_9></box>", (9, 9), (9, 9))
+    assert found["labels"] == [composed]
+    assert processor.post_process_run_length(f"<ref>{decomposed}</ref><mask>(0,1)</mask>", (1, 1))["labels"] == {
+        0: "Caf\u00e9"
+    }
+    for asked, answer in ((composed, decomposed), (decomposed, composed)):
+        assert processor.post_process_classification(f"A {answer}.", ["bar", asked])["label"] == asked
+        question, _ = processor.answer_task("counting", asked)
+        assert unicodedata.is_normalized("NFC", question)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +194,10 @@ def test_bad_depth_arguments_are_named(processor):
     for bad in (0.0, -3.0, float("nan")):
         with pytest.raises(ValueError, match="`focal_length`"):
             processor.depth_to_bins([1.0], "road", bad)
+    for bad in (1e-5, 1e9):  # no camera's, and no scale's
+        with pytest.raises(ValueError, match="`focal_length` must be from 0.0001 to 1e\\+08 pixels"):
+            processor.get_scale(bad, "road")
+    assert processor.get_scale(1e-5, "room") is None and processor.get_scale(50.0, "road") == 2.0
 
 
 # ---- annotations ----

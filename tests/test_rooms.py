@@ -2,16 +2,17 @@
 
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repository import require
+
 
 pytest.importorskip("embreex", reason="the rooms' ray caster: pip install densemllm[rooms]")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples/rooms"))
+sys.path.insert(0, str(require("examples/rooms")))
 catalogue = pytest.importorskip("catalogue")
 import language  # noqa: E402
 import layout  # noqa: E402

@@ -16,7 +16,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -26,7 +26,7 @@ from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, 
 from densemllm.evaluation_densemllm import evaluate_dense
 from densemllm.train_hf import main, make_datasets, parse_arguments
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
-from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
+from tiny import ID2LABEL, LLAMA, YOUTU, make_image, make_model, make_processor, make_samples
 
 
 FOLDER = Path(__file__).resolve().parent
@@ -174,7 +174,8 @@ def test_packing_of_micro_batches_does_not_matter(processor):
     samples, collator = make_samples(4), DenseCollator(processor, ID2LABEL)
     gradients = []
     for cuts in ([4], [1, 3], [2, 1, 1]):
-        model = make_model(processor).train()
+        # With all negatives there is no near-tie at the last one that other batches could break the other way.
+        model = make_model(processor, ntp_m_top_k=10**6).train()
         trainer = DenseTrainer(model, arguments("unused"), data_collator=collator)
         rest, batches = iter(samples), []
         for count in cuts:
@@ -451,6 +452,16 @@ def test_adapters_are_merged(tmp_path, start, processor):
         merged.predict_dense(image, **options).logits, adapted.predict_dense(image, **options).logits
     )
     assert not torch.allclose(plain, merged.predict_dense(image, **options).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("text", [YOUTU, LLAMA], ids=["youtu", "llama"])
+def test_adapters_without_targets_are_on_every_linear_layer_but_the_head(processor, text):
+    model = get_peft_model(make_model(processor, text=text), LoraConfig(r=2))
+    base = model.get_base_model()
+    adapted = {name.removesuffix(".base_layer") for name, _ in base.named_modules() if name.endswith(".base_layer")}
+    plain = make_model(processor, text=text).named_modules()
+    linear = {name for name, module in plain if isinstance(module, torch.nn.Linear)}
+    assert adapted == linear - {"lm_head"}
 
 
 def test_bf16_and_gradient_checkpointing_train(tmp_path, start):

@@ -27,6 +27,7 @@ converted model and prints how far each output is off. It ends with exit code 1 
 """
 
 import argparse
+import os
 import sys
 
 import torch
@@ -100,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     comparing.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args(arguments)
     if args.command == "record":
+        if os.path.lexists(args.out):  # the picture itself, too
+            recording.error(f"{args.out} is there already; give another name")
         from transformers import AutoModelForCausalLM, AutoProcessor
 
         processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)

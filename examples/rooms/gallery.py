@@ -28,6 +28,7 @@ import torch
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
 from densemllm.data_densemllm import load_id2label, load_samples, read_sample
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 
 
 EDGE = 208  # pixels of a tile
@@ -70,7 +71,9 @@ def main() -> None:
     parser.add_argument("--refine", choices=("crf",), help="of the classes")
     parser.add_argument("--photos", nargs="*", default=[], help="pictures without annotations")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
+    check_outputs_of_script(parser, [args.out], [*args.photos, args.data], args.overwrite)
     model = DenseMLLMForConditionalGeneration.from_pretrained(args.model).eval()
     id2label = load_id2label(str(Path(args.data) / "id2label.json"))
     data = load_samples(args.data, args.split)

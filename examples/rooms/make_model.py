@@ -37,6 +37,7 @@ from densemllm import (
     add_dense_tokens,
 )
 from densemllm.data_densemllm import load_id2label, load_samples
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.processing_densemllm import TASKS
 
 
@@ -187,7 +188,10 @@ def main() -> None:
     parser.add_argument("--patch_size", type=int, default=8, help="pixels of a patch of the tower")
     parser.add_argument("--merge_size", type=int, default=2, help="patches along an edge of a vision token")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
+    outputs = [args.output_dir / name for name in ("config.json", "model.safetensors")]
+    check_outputs_of_script(parser, outputs, [args.data], args.overwrite, "--output_dir")
     id2label = load_id2label(str(args.data / "id2label.json"))
     names = [name for name in id2label.values() for _ in range(200)]  # each of them worth a token
     names += [f"<ref>{name}</ref>" for name in id2label.values()]

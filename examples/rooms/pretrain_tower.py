@@ -36,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.data_densemllm import Augmentation, DenseDataset, DenseSource, load_id2label, load_samples
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.processing_densemllm import nearest_resize
 from densemllm.trainer_densemllm import MuonWithAdamW, SetEpoch
 
@@ -118,7 +119,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--muon_learning_rate", type=float, default=5e-3)
     parser.add_argument("--depth_scale", type=float, default=0.002, help="metres a unit of the data's depth")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(arguments)
+    work = args.output_dir / "work"  # a run of this command that goes on replaces its own model
+    outputs = [args.output_dir / name for name in ("config.json", "model.safetensors")]
+    inputs, overwrite = [args.model_name_or_path], args.overwrite or work.is_dir()
+    check_outputs_of_script(parser, outputs, inputs, overwrite, "--output_dir")
     set_seed(args.seed)
     processor = DenseMLLMProcessor.from_pretrained(args.model_name_or_path)
     # torch's attention in blocks takes longer than plain products here, for windows of 64 patches most of all.
@@ -130,7 +136,6 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     augmentation = Augmentation(scale=(0.54, 0.94), flip_probability=0.5, color_jitter=0.5)
     learner = TowerWithHeads(model.model.vision_tower, len(id2label))
-    work = args.output_dir / "work"
     training_args = TrainingArguments(
         output_dir=str(work), max_steps=args.max_steps, per_device_train_batch_size=args.batch_size, bf16=True,
         lr_scheduler_type="cosine", warmup_steps=100, max_grad_norm=1.0, dataloader_num_workers=1,

@@ -32,6 +32,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 
 
 ROOM_WIDTH, ROOM_FOCAL_LENGTH = 256, 189  # pixels, of the rendered views; the median of their focal lengths
@@ -127,7 +128,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", help="of each run; one where left out")
     parser.add_argument("--minutes", type=float, help="of all runs; what the logs say where left out")
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
+    outputs = [args.output_dir / name for name in ("config.json", "model.safetensors", "README.md")]
+    check_outputs_of_script(parser, outputs, args.trained, args.overwrite, "--output_dir")
     if len(args.rooms) != len(args.trained):
         raise SystemExit(f"--rooms must have a number for each of {len(args.trained)} runs, got {args.rooms}")
     processes = args.processes or [1] * len(args.trained)
@@ -149,7 +153,8 @@ def main() -> None:
     model = DenseMLLMForConditionalGeneration.from_pretrained(args.trained[-1], dtype=torch.bfloat16).eval()
     processor = DenseMLLMProcessor.from_pretrained(args.trained[-1])
     for link in args.output_dir.glob("*.py"):  # of an earlier checkpoint: saving would write through them
-        link.unlink()
+        if link.is_symlink():
+            link.unlink()
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     link_code(args.output_dir)

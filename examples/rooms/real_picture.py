@@ -31,6 +31,7 @@ from skimage import data
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
 from densemllm.evaluation_densemllm import DepthMetrics
+from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 
 
 FOCAL_LENGTH, BASELINE, OFFSET = 994.978, 0.193001, 31.086  # pixels, metres, pixels
@@ -40,7 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="checkpoints/densemllm-rooms")
     parser.add_argument("--out", help="picture to write: photograph, depth that is there, depth that is seen")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
+    if args.out is not None:
+        check_outputs_of_script(parser, [args.out], [args.model], args.overwrite)
     left, _, disparity = data.stereo_motorcycle()
     depth = np.where(np.isfinite(disparity), FOCAL_LENGTH * BASELINE / (disparity + OFFSET), 0).astype(np.float32)
     known = depth > 0

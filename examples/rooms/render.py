@@ -14,7 +14,7 @@
 r"""Render furnished rooms into a data set: pictures, classes, metres, instances, expressions, questions.
 
     apt-get install sweethome3d-furniture
-    pip install -c constraints.txt -e ".[rooms]"
+    pip install -e ".[rooms]"
     python examples/rooms/render.py --split train --rooms 2000 --output_dir out/rooms/data
 
 Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.data_densemllm`, `id2label.json`, and a data

@@ -1,0 +1,1 @@
+../../compat_densemllm.py

@@ -1,0 +1,1 @@
+../../drawing_densemllm.py

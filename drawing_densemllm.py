@@ -1,0 +1,174 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What maps look like: colours of labels and of depth, legends and scales."""
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from .checks_densemllm import plain, shown
+
+
+# sRGB, in the order of the numbers of labels; made by `tools/make_palette.py`. Any two of the first 150, and black and
+# white, are at least 10 apart in CIEDE2000, any two of all at least 8; about 2 is the least that people see.
+_COLORS = (
+    "c000ff e03800 388800 0088c8 d8a000 88ff00 880840 ff88a8 00c0b0 604800 001888 005850 787080 b8b0ff a0a090 "
+    "ffb898 80d8ff 782000 fff0a0 b8ffd0 183000 0050f8 e81858 280028 a07860 a0b038 686858 784088 f878ff 588888 "
+    "504040 18c060 ffd8f8 ff8000 807800 b0a0b0 300800 b86098 8078c8 084860 70ffff ff7060 008860 302000 a05800 "
+    "006020 905860 303050 b0d0c8 002828 7000d8 789868 70a8ff f0ff00 00a8c8 e0d0b8 b01028 485888 a89058 b8c898 "
+    "785038 404030 00ff90 506870 b80080 c08080 c0c8d8 506008 ffd800 ffc880 889098 ff00c8 b088c0 580068 000020 "
+    "583048 e0c8c8 f8ffe0 c07800 c0a088 00f0c8 d0f898 b05848 4078ff 283038 086898 507058 ffa8e8 806838 68c800 "
+    "683030 80c8a0 00d0e0 f84890 b070ff d88860 d0f0ff ffb8b8 8050c8 605068 90b0c0 88a898 707848 886898 281820 "
+    "101800 9098c0 a83800 583008 003878 888078 c8b870 ff0030 107078 38a880 08b0f8 480020 385038 304848 100048 "
+    "788878 a800b8 789018 483880 d06000 d0d858 a08090 706058 ff6020 8890ff a89800 585860 884068 88b868 687890 "
+    "404008 d89850 00a0a0 e878c0 b82058 20a800 d0fff8 b858c8 d0c8f0 580000 d8a8c0 800060 1030c8 ff6078 388098 "
+    "b0d0ff 88e078 c06078 987000 605038 109848 d8a0f8 7060ff 78b8b8 d0a098 003828 804000 002038 90e0d0 5068c0 "
+    "f0e8f8 508048 e00880 ffa000 d0b820 707878 e840ff c0c0b8 7090b0 ffd8c0 904030 98e0e8 909068 d06848 281810 "
+    "887070 007058 ff9090 800020 d018b0 d85858 ffa060 482010 d00010 589078 585830 9088a0 001820 482858 781098 "
+    "a09898 108078 404860 00e828 6898a8 705050 685890 a86038 707098 500040 0050b0 c888a0 c0b090 706000 ffc028 "
+    "a09078 506058 607800 383028 b08818 e0f0e8 28d898 986880 a07038 c0a8d8 a04898 387010 a0a8b8 a890e8 282800 "
+    "503828 004820 a88880 fff0c8 305010 c0e0c0 506838 903840 a8e048 6838ff a0a868 00e0d8 f0d070 805800 e0e8b0 "
+    "e0b890 b04878 4800a8 5050b8 c0b0a8 ff9878 2090ff 185860 182058 98b0d8 202030 403040 f8e8e0 a00000 906050 "
+    "70a800 "
+)
+COLORS = np.array([list(bytes.fromhex(color)) for color in _COLORS.split()], dtype=np.uint8)
+
+
+def _voc_color(number: int) -> tuple[int, int, int]:
+    """The colour of a class of PASCAL VOC: the bits of its number, dealt out to the channels from the highest."""
+    channels = [0, 0, 0]
+    for place in range(24):
+        channels[place % 3] |= (number >> place & 1) << 7 - place // 3
+    return tuple(channels)
+
+
+_VOC_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+# The colours that data sets give to their own classes, by name.
+PALETTES = {
+    "voc": {name: _voc_color(number) for number, name in enumerate(_VOC_NAMES)},
+    "cityscapes": {
+        "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
+        "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30),
+        "traffic sign": (220, 220, 0), "vegetation": (107, 142, 35), "terrain": (152, 251, 152),
+        "sky": (70, 130, 180), "person": (220, 20, 60), "rider": (255, 0, 0), "car": (0, 0, 142),
+        "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100), "motorcycle": (0, 0, 230),
+        "bicycle": (119, 11, 32),
+    },
+}  # fmt: skip
+
+
+def label_colors(numbers, palette=None, names: "dict[int, str] | None" = None) -> np.ndarray:
+    """Colours of labels, the same in every call.
+
+    Args:
+        numbers: of the labels, integers of at least 0; or their count, for 0, 1, 2...
+        palette: `None`, a table of 256 colours that are well apart, from its beginning again for larger numbers;
+            `"voc"` or `"cityscapes"`, that data set's own colours by the names of its classes; a dict from name or
+            number to colour; or colours `[n, 3]` by number. A label that it lacks has its colour of the table.
+        names: of the labels by number, for a palette that goes by name.
+
+    Returns:
+        `uint8 [n, 3]`, red, green and blue.
+
+    Raises:
+        ValueError: a palette that is none of these, or a colour that is not three integers in 0 to 255.
+    """
+    numbers = np.arange(numbers) if np.ndim(numbers) == 0 else np.asarray(numbers, dtype=np.int64)
+    colors = COLORS[numbers % len(COLORS)]
+    if palette is not None:
+        own, names = _check_palette(palette), names or {}
+        for place, number in enumerate(numbers.tolist()):
+            colors[place] = own.get(number, own.get(_plain_name(names.get(number)), colors[place]))
+    return colors
+
+
+def _check_palette(palette) -> dict:
+    """A palette as a dict from number or name to colour, or a `ValueError`."""
+    given = PALETTES.get(palette) if isinstance(palette, str) else plain(palette)
+    rows = dict(enumerate(given)) if isinstance(given, list) else given
+    rows = {_plain_name(key): plain(color) for key, color in rows.items()} if isinstance(rows, dict) else {None: None}
+    for color in rows.values():
+        numbers = color if isinstance(color, list) and len(color) == 3 else [None]
+        if not all(type(channel) is int and 0 <= channel <= 255 for channel in numbers):
+            raise ValueError(
+                f"`palette` must be None, one of {sorted(PALETTES)}, a dict from name or number to colour, or colours "
+                f"[n, 3], of integers in 0 to 255, got {shown(palette)}"
+            )
+    return rows
+
+
+def _plain_name(name):
+    """A name without regard to upper and lower case and white space; anything else as it is."""
+    return " ".join(name.lower().split()) if isinstance(name, str) else name
+
+
+def depth_to_gray(depth: np.ndarray) -> PIL.Image.Image:
+    """Metres `[height, width]` as `transformers`' depth estimation draws them: an image of mode `L` from 0, the least
+    of the map, to 255, the most, so that far is bright. Black where all are the same."""
+    low, high = float(depth.min()), float(depth.max())
+    return PIL.Image.fromarray(((depth - low) / max(high - low, 1e-6) * 255).astype(np.uint8))
+
+
+def colorize_depth(depth: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Metres `[height, width]` to `uint8 [height, width, 3]`: near is bright yellow, far is dark violet.
+
+    Args:
+        depth: metres.
+        low, high: ends of the scale; the map's own where left out.
+    """
+    low = float(depth.min()) if low is None else low
+    high = float(depth.max()) if high is None else high
+    position = np.clip((high - depth) / max(high - low, 1e-6), 0, 1)
+    anchors = np.array([[10, 7, 34], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
+    at = np.linspace(0, 1, len(anchors))
+    return np.stack([np.interp(position, at, anchors[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+
+
+def add_names(picture: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:
+    """The picture with a legend at its right, in as many columns as its height asks for."""
+    step = 18
+    per_column = max(1, picture.height // step)
+    columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
+    font = PIL.ImageFont.load_default()
+    widths = [28 + max(int(font.getlength(name)) for name, _ in column) for column in columns]
+    sheet = PIL.Image.new("RGB", (picture.width + sum(widths), max(picture.height, step)), "white")
+    sheet.paste(picture)
+    draw, left = PIL.ImageDraw.Draw(sheet), picture.width + 6
+    for column, width in zip(columns, widths, strict=True):
+        for place, (name, color) in enumerate(column):
+            top = place * step + 2
+            draw.rectangle([left, top, left + 12, top + 12], fill=tuple(int(c) for c in color), outline="black")
+            draw.text((left + 18, top + 1), name, fill="black", font=font)
+        left += width
+    return sheet
+
+
+def add_scale(picture: PIL.Image.Image, low: float, high: float) -> PIL.Image.Image:
+    """The picture of a depth map with its scale in metres at the right."""
+    height = max(picture.height, 14)
+    sheet = PIL.Image.new("RGB", (picture.width + 74, height), "white")
+    sheet.paste(picture)
+    ramp = np.linspace(low, high, height)[:, None].repeat(16, axis=1)
+    sheet.paste(PIL.Image.fromarray(colorize_depth(ramp, low, high)), (picture.width + 6, 0))
+    draw = PIL.ImageDraw.Draw(sheet)
+    count = max(2, min(6, height // 24))
+    for place in range(count):
+        top = place * (height - 1) / (count - 1)
+        metres = low + (high - low) * place / (count - 1)
+        draw.text((picture.width + 27, min(max(0, top - 6), height - 12)), f"{metres:.2f} m", fill="black")
+    return sheet

@@ -1,0 +1,111 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is looked at and kept when a model is loaded: whether its weights are all there, and where its processor is."""
+
+import math
+import os
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+
+LISTED = 20  # names of each kind in a message
+# Arguments of `from_pretrained` that say which files are meant.
+FILE_OPTIONS = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+@dataclass
+class CheckpointFiles:
+    """Where a model was loaded from, so that what belongs to it is found there later on.
+
+    Attributes:
+        path: an absolute folder, or a name on the Hub.
+        options: of [`FILE_OPTIONS`], those that the model was loaded with. A token is never written into a pickle.
+    """
+
+    path: str
+    options: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_call(cls, path, options: dict) -> "CheckpointFiles":
+        """Those of a call of `from_pretrained`."""
+        path = os.fspath(path)
+        if os.path.isdir(path):
+            path = os.path.abspath(path)
+        return cls(path, {name: options[name] for name in FILE_OPTIONS if options.get(name) is not None})
+
+    def __deepcopy__(self, memo) -> "CheckpointFiles":
+        return self  # nothing changes it; with its token, unlike a pickle
+
+    def __getstate__(self) -> dict:
+        options = {name: value for name, value in self.options.items() if name not in ("token", "proxies")}
+        return {"path": self.path, "options": options}
+
+
+def non_finite_weights(model: nn.Module) -> list[str]:
+    """Names of the parameters that have a NaN or an infinite value.
+
+    Weights that aren't in memory (offloaded, sharded away) or that are stored quantised are not looked at.
+    """
+    names = []
+    for name, weight in model.named_parameters():
+        is_plain = type(weight) is nn.Parameter and weight.is_floating_point() and weight.itemsize > 1
+        if not is_plain or weight.is_meta or not weight.numel():
+            continue
+        # The ends are NaN where any value is, and no memory is taken.
+        if not all(math.isfinite(float(end)) for end in torch.aminmax(weight.detach())):
+            names.append(name)
+    return names
+
+
+def check_loaded_weights(
+    model: nn.Module, loading_info: dict, source, strict: bool = True, takes_mismatched: bool = False
+) -> dict:
+    """Refuse a model that doesn't have the weights of its checkpoint, all of them, as finite numbers.
+
+    Args:
+        model: as `from_pretrained` gives it.
+        loading_info: what `from_pretrained(..., output_loading_info=True)` gives beside it.
+        source: of the weights, for the message.
+        strict: whether weights that are missing, unexpected or not finite are refused.
+        takes_mismatched: whether weights of another shape may be replaced by new ones.
+
+    Returns:
+        `loading_info` with `non_finite_keys`, a set as the others are.
+
+    Raises:
+        ValueError: with the names of the weights that are refused.
+    """
+    loading_info = {**loading_info, "non_finite_keys": set(non_finite_weights(model))}
+    refused = {}
+    if strict:
+        refused = {kind: loading_info[f"{kind}_keys"] for kind in ("missing", "unexpected", "non_finite")}
+    if not takes_mismatched:
+        refused["mismatched"] = {
+            f"{name} ({list(given)}, the model has {list(own)})"
+            for name, given, own in loading_info["mismatched_keys"]
+        }
+    faults = []
+    for kind, names in refused.items():
+        if names:
+            rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            faults.append(f"{len(names)} {kind.replace('_', '-')}: {', '.join(sorted(names)[:LISTED])}{rest}")
+    if faults:
+        raise ValueError(
+            f"the weights of {source} are not those of this {type(model).__name__}: {'; '.join(faults)}; "
+            "`strict=False` loads what is there all the same, `ignore_mismatched_sizes=True` replaces what has "
+            "another shape"
+        )
+    return loading_info
