@@ -21,6 +21,7 @@ from hypothesis import given, settings
 
 import densemllm.refinement_densemllm as refinement
 from densemllm.refinement_densemllm import refine_crf, refine_crf_argmax
+from tiny import peak_bytes
 
 
 WHOLE = {"spatial_radius": 100, "bilateral_radius": 100, "bilateral_dilation": 1}
@@ -176,18 +177,6 @@ def test_argmax_equals_that_of_whole_maps(num_labels, grid, size, sharpness, at_
     torch.testing.assert_close(chosen, expected.amax(dim=0), atol=2e-3, rtol=0)
 
 
-def peak_of(call, map_bytes):
-    """Bytes of tensors alive at once during a call, in maps."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    held = peak = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / map_bytes
-
-
 def test_memory_does_not_grow_with_labels(monkeypatch):
     monkeypatch.setattr(refinement, "ELEMENTS_AT_ONCE", 0)  # as in a large image
     monkeypatch.setattr(refinement, "KEPT_ELEMENTS", 0)
@@ -196,7 +185,7 @@ def test_memory_does_not_grow_with_labels(monkeypatch):
     peaks = []
     for num_labels in (40, 160):
         chances = torch.rand(num_labels, 4, 6, generator=torch.Generator().manual_seed(0)) + 0.5
-        peaks.append(peak_of(lambda chances=chances: refine_crf_argmax(chances, image, **options), 64 * 96 * 4))
+        peaks.append(peak_bytes(lambda chances=chances: refine_crf_argmax(chances, image, **options)) / (64 * 96 * 4))
     assert peaks[1] < peaks[0] + 3 and max(peaks) < 80, peaks
 
 
