@@ -777,30 +777,31 @@ class DensePredictionMixin:
             if prediction.mask is not None:
                 continue
             picture = entry.image if isinstance(entry, EncodedImage) else entry
-            nothing = _empty_map((picture.height, picture.width))
-            mask, scores, logits = next(found) if prediction.box is not None else (nothing, nothing, None)
+            mask, scores = (_empty_map((picture.height, picture.width)) for _ in range(2))
+            if prediction.box is not None:
+                own_mask, own_scores, place, logits = next(found)
+                for whole, part in ((mask, own_mask.float()), (scores, own_scores)):
+                    whole[_rows_and_columns(place)] = _at_place(part, place)
+                prediction.logits = logits if return_logits else None
             if tuple(size) != tuple(mask.shape):
                 mask, scores = (resize_map(whole, size, mode="nearest-exact") for whole in (mask, scores))
             prediction.mask, prediction.scores = mask > 0.5, scores
-            prediction.logits = logits if return_logits else None
         return predictions
 
     def _segment_boxes(
         self, pairs: list[tuple[PIL.Image.Image, tuple]], label_ids, images_kwargs, processor, batch_size
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """The core target of each box of a picture: foreground (0 or 1) and its chance, `float32 [height, width]` of
-        the picture, and the logits of the crop; `batch_size` crops a forward pass."""
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[int, int, int, int], torch.Tensor]]:
+        """The core target of each box of an image: foreground, `bool`, and its probability, `float32`, both
+        `[height, width]` of the resized crop; the crop's place in the image, and its logits. `batch_size` crops a
+        forward pass."""
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
             crops, places = zip(*(crop_box(*pair, processor.referring_crop_size) for pair in batch), strict=True)
             encodings = self._encode(crops, "", processor, batch_size, False, [images_kwargs] * len(crops))
-            for (picture, _), encoded, (x0, y0, x1, y1) in zip(batch, encodings, places, strict=True):
+            for encoded, place in zip(encodings, places, strict=True):
                 logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
                 fields = self._decode("referring", logits, encoded.image_size, None, encoded, processor, {})
-                mask, scores = (_empty_map((picture.height, picture.width)) for _ in range(2))
-                for whole, part in ((mask, fields["mask"].float()), (scores, fields["scores"])):
-                    whole[y0:y1, x0:x1] = resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
-                yield mask, scores, logits.cpu()
+                yield fields["mask"], fields["scores"], place, logits.cpu()
 
     def _predict_open_set(
         self, entries, sizes, labels, label_ids, threshold, options, images_kwargs, scaled
@@ -823,23 +824,26 @@ class DensePredictionMixin:
             pairs += [(encoded.image, box) for _, box in boxes]
         masks = self._segment_boxes(pairs, label_ids, images_kwargs, **options)
         for (encoded, prediction, boxes), size in zip(predictions, sizes, strict=True):
-            instances = []
+            instances = []  # as small as the crop was for the model: a map of the image's size for each would add up
             for key, box in boxes:
-                mask, scores, _ = next(masks)
-                instances.append((key, box, mask > 0.5, scores))
-            instances.sort(key=lambda instance: -int(instance[2].sum()))  # the smaller lies over the larger
+                mask, chances, place, _ = next(masks)
+                area = int((_at_place(mask.float(), place) > 0.5).sum())
+                instances.append((area, key, box, mask, chances, place))
+            instances.sort(key=lambda instance: -instance[0])  # the smaller lies over the larger
             height, width = encoded.image_size
             segmentation, scores = torch.full((height, width), -1), _empty_map((height, width))
-            for number, (_, _, mask, chances) in enumerate(instances):
+            for number, (_, _, _, mask, chances, place) in enumerate(instances):
+                mask, chances = _at_place(mask.float(), place) > 0.5, _at_place(chances, place)
                 if threshold is not None:
                     mask = mask & (chances >= threshold)
-                segmentation[mask], scores[mask] = number, chances[mask]
+                own = _rows_and_columns(place)
+                segmentation[own][mask], scores[own][mask] = number, chances[mask]
             if tuple(size) != (height, width):
                 segmentation = resize_map(segmentation.float(), size, mode="nearest-exact").long()
                 scores = resize_map(scores, size, mode="nearest-exact")
             prediction.segmentation, prediction.scores = segmentation, scores
             prediction.segments_info = []
-            for number, (key, box, _, _) in enumerate(instances):
+            for number, (_, key, box, *_) in enumerate(instances):
                 own = segmentation == number
                 if own.any():
                     prediction.segments_info.append(
@@ -924,6 +928,17 @@ def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def _rows_and_columns(place: tuple[int, int, int, int]) -> tuple[slice, slice]:
+    x0, y0, x1, y1 = place
+    return slice(y0, y1), slice(x0, x1)
+
+
+def _at_place(part: torch.Tensor, place: tuple[int, int, int, int]) -> torch.Tensor:
+    """The map of a crop, resized to the crop's own pixels."""
+    x0, y0, x1, y1 = place
+    return resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
 
 
 def _empty_map(size: tuple[int, int]) -> torch.Tensor:
@@ -1058,9 +1073,6 @@ def crop_box(
         the crop, and its place (x0, y0, x1, y1) in whole pixels of the image.
     """
     x0, y0, x1, y1 = box
-    drawn = image.copy()
-    corners = [int(x0), int(y0), max(int(x0), math.ceil(x1) - 1), max(int(y0), math.ceil(y1) - 1)]
-    PIL.ImageDraw.Draw(drawn).rectangle(corners, outline=(255, 0, 0), width=1)
     grow_x, grow_y = (padding - 1) / 2 * (x1 - x0), (padding - 1) / 2 * (y1 - y0)
     place = (
         max(0, math.floor(x0 - grow_x)),
@@ -1068,10 +1080,14 @@ def crop_box(
         min(image.width, math.ceil(x1 + grow_x)),
         min(image.height, math.ceil(y1 + grow_y)),
     )
-    width, height = place[2] - place[0], place[3] - place[1]
+    crop = image.crop(place)
+    corners = [int(x0), int(y0), max(int(x0), math.ceil(x1) - 1), max(int(y0), math.ceil(y1) - 1)]
+    corners = [corner - start for corner, start in zip(corners, place[:2] * 2, strict=True)]
+    PIL.ImageDraw.Draw(crop).rectangle(corners, outline=(255, 0, 0), width=1)
+    width, height = crop.size
     scale = min(short_edge / min(width, height), 4 * short_edge / math.sqrt(width * height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return drawn.crop(place).resize(size, PIL.Image.Resampling.BILINEAR), place
+    return crop.resize(size, PIL.Image.Resampling.BILINEAR), place
 
 
 def _length_groups(lengths: list[int], waste: float) -> list[list[int]]:

@@ -49,7 +49,7 @@ from .image_processing_densemllm import (
     decode_segmentation,
     resize_map,
 )
-from .refinement_densemllm import check_crf_options, refine_crf
+from .refinement_densemllm import check_crf_options, refine_crf_argmax
 
 
 # `{% generation %}` marks what an assistant says, the end of its text included. What can't be written is refused: the
@@ -699,12 +699,11 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     def _refined(self, logits: torch.Tensor, size: tuple[int, int], background: bool, image):
         """[`decode_segmentation`] with a CRF on the picture's pixels before the argmax."""
-        chances = torch.stack([resize_map(chance, size) for chance in class_chances(logits, background)])
+        chances = class_chances(logits, background)
         if background:
             chances = torch.cat([chances, torch.full_like(chances[:1], 0.5)])
         pixels = np.asarray(image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR))
-        refined = refine_crf(chances / chances.sum(dim=0), pixels, **self.crf_options)
-        scores, best = refined.max(dim=0)
+        best, scores = refine_crf_argmax(chances, pixels, **self.crf_options)
         return (best.masked_fill(best == len(logits), -1) if background else best), scores
 
     def answer_task(self, task: str, text=None, prompt: str | None = None):
