@@ -226,7 +226,7 @@ class DensePredictionMixin:
         images = [images] if single else images
         focal_lengths = _one_an_image(focal_length, len(images))
         scaled = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
-        pictures = [processor.image_processor.load_picture(image) for image in images]
+        pictures = [processor.image_processor.load_picture(image, **images_kwargs) for image in images]
         encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, scaled)
         return encoded[0] if single else encoded
 
@@ -237,8 +237,10 @@ class DensePredictionMixin:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
-            inputs = [
-                processor.image_processor(picture, return_tensors="pt", **own)
+            inputs = [  # their size was checked when they were loaded; a crop is larger than what it is of
+                processor.image_processor(
+                    picture, return_tensors="pt", **{**own, "max_image_pixels": picture.width * picture.height}
+                )
                 for picture, own in zip(batch, images_kwargs[start : start + batch_size], strict=True)
             ]
             pixel_values, grid = (
@@ -458,7 +460,9 @@ class DensePredictionMixin:
         box = _plain_boxes(box)
 
         entries = [
-            entry if isinstance(entry, EncodedImage) else processor.image_processor.load_picture(entry)
+            entry
+            if isinstance(entry, EncodedImage)
+            else processor.image_processor.load_picture(entry, **images_kwargs)
             for entry in images
         ]
         if "referring" in tasks and single:  # several objects of one picture
@@ -475,7 +479,8 @@ class DensePredictionMixin:
         if target_sizes is not None:
             target_sizes = target_sizes.tolist() if hasattr(target_sizes, "tolist") else target_sizes
             one = len(target_sizes) == 2 and not isinstance(target_sizes[0], (tuple, list))
-            sizes = check_target_sizes([target_sizes] * len(entries) if one else target_sizes, len(entries))
+            most = processor.image_processor.max_image_pixels
+            sizes = check_target_sizes([target_sizes] * len(entries) if one else target_sizes, len(entries), most)
 
         options = {"processor": processor, "batch_size": batch_size}
         if "referring" in tasks:
