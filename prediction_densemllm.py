@@ -319,7 +319,7 @@ class DensePredictionMixin:
         images = [images] if single else images
         focal_lengths = one_an_image("focal_length", focal_length, len(images), _check_focal_length)
         scaled = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
-        pictures, places = _load_images(images, processor, single, on_error)
+        pictures, places = _load_images(images, processor, single, on_error, images_kwargs)
         scaled = [scaled[place] for place in places]
         encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, scaled)
         return _at_places(encoded, places, len(images), single)
@@ -330,8 +330,10 @@ class DensePredictionMixin:
         self._check_prompt_lengths(pictures, prompt, "", processor, images_kwargs)
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
-            inputs = [
-                processor.image_processor(picture, return_tensors="pt", **own)
+            inputs = [  # their size was checked when they were loaded; a crop is larger than what it is of
+                processor.image_processor(
+                    picture, return_tensors="pt", **{**own, "max_image_pixels": picture.width * picture.height}
+                )
                 for picture, own in zip(batch, images_kwargs[start : start + batch_size], strict=True)
             ]
             pixel_values, grid = (
@@ -620,13 +622,14 @@ class DensePredictionMixin:
         objects = _count_objects(text, box) if single and "referring" in tasks else None
         count = len(images) if objects is None else objects
         texts, boxes = _check_objects(text, box, count) if "referring" in tasks else ([None] * count, [None] * count)
-        sizes = None if target_sizes is None else check_target_sizes(target_sizes, count)
+        most = processor.image_processor.max_image_pixels
+        sizes = None if target_sizes is None else check_target_sizes(target_sizes, count, most)
         if images_kwargs and images and all(isinstance(image, EncodedImage) for image in images):
             raise ValueError(f"{sorted(images_kwargs)} can't be given for images that are encoded already")
         if labels is not None and {"segmentation", "open_set"} & set(tasks):
             self._warn_of_unknown_labels(processor.normalize_labels(labels).values())
 
-        entries, places = _load_images(images, processor, single, on_error, encoded=True)
+        entries, places = _load_images(images, processor, single, on_error, images_kwargs, encoded=True)
         if objects is not None:  # of one picture
             single, places = False, list(range(objects * len(entries)))
             entries, focal_lengths, scaled = (values * objects for values in (entries, focal_lengths, scaled))
@@ -908,7 +911,7 @@ class DensePredictionMixin:
         focal_lengths = one_an_image("focal_length", focal_length, len(images), _check_focal_length)
         if depth_range is not None:
             check_choice("depth_range", depth_range, processor.depth_ranges)
-        entries, places = _load_images(images, processor, single, on_error, encoded=True)
+        entries, places = _load_images(images, processor, single, on_error, {}, encoded=True)
         results = []
         for entry, place in zip(entries, places, strict=True):
             camera = {"focal_length": focal_lengths[place], "depth_range": depth_range}
@@ -1000,7 +1003,7 @@ def _check_objects(text, box, count: int) -> tuple[list[str | None], list[tuple 
 
 
 def _load_images(
-    images, processor: DenseMLLMProcessor, single: bool, on_error: str, encoded: bool = False
+    images, processor: DenseMLLMProcessor, single: bool, on_error: str, images_kwargs: dict, encoded: bool = False
 ) -> tuple[list, list[int]]:
     """Images as RGB pictures, and their places in the list. With `on_error="skip"` those that can't be read are
     warned of and left out. Where `encoded`, an [`EncodedImage`] is taken as it is."""
@@ -1010,7 +1013,7 @@ def _load_images(
         try:
             is_read = encoded and isinstance(image, EncodedImage)
             name = "`images`" if single else f"`images[{place}]`"
-            pictures.append(image if is_read else load_image(image, processor, name))
+            pictures.append(image if is_read else load_image(image, processor, name, **images_kwargs))
             places.append(place)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
@@ -1019,10 +1022,10 @@ def _load_images(
     return pictures, places
 
 
-def load_image(image, processor: DenseMLLMProcessor, name: str) -> PIL.Image.Image:
+def load_image(image, processor: DenseMLLMProcessor, name: str, **images_kwargs) -> PIL.Image.Image:
     """One image as an RGB picture, or a `TypeError` or `ValueError` that begins with its `name`."""
     try:
-        return processor.image_processor.load_picture(image)
+        return processor.image_processor.load_picture(image, **images_kwargs)
     except MemoryError:
         raise
     except Exception as error:  # the readers of many formats raise errors of many kinds

@@ -273,6 +273,12 @@ class DenseMLLMProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return super().model_input_names + ["mm_token_type_ids"]
 
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        if images is not None:  # opened here, as it is done without the arguments of the call otherwise
+            own = {**kwargs, **(kwargs.get("images_kwargs") or {})}
+            images = self.image_processor.fetch_images(images, **own)
+        return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         merge_size = kwargs.get("merge_size") or self.image_processor.merge_size
         return self.image_token * (
@@ -685,7 +691,7 @@ class DenseMLLMProcessor(ProcessorMixin):
                 best, scores = decode_segmentation(logits, size, background)
             else:
                 best, scores = self._refined(logits, size, background, image)
-            segmentation = torch.tensor([rest, *keys], device=best.device)[best + 1]
+            segmentation = torch.tensor([rest, *keys], device=best.device)[best.add_(1)]
         else:
             segmentation = torch.full(size, rest, dtype=torch.long, device=logits.device)
             scores = torch.full(size, 0.5, dtype=torch.float32, device=logits.device)
@@ -809,7 +815,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         """
         if target_sizes is None:
             target_sizes = [(2 * logits.shape[-2], 2 * logits.shape[-1]) for logits in outputs.logits]
-        sizes = check_target_sizes(target_sizes, len(outputs.logits))
+        sizes = check_target_sizes(target_sizes, len(outputs.logits), self.image_processor.max_image_pixels)
         options = {"depth_range": depth_range, "focal_length": focal_length}
         maps = [
             self.decode_dense("depth", logits, size, **options)["predicted_depth"]
@@ -898,14 +904,20 @@ def _focal_scale(row: dict, focal_length: float | None) -> float:
 
 
 def _segments_info(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
-    found, inverse = torch.unique(segmentation.cpu(), return_inverse=True)
-    areas = torch.bincount(inverse.flatten(), minlength=len(found))
-    # Megapixels of scores can't be summed in float32, and MPS has no float64.
-    sums = torch.bincount(inverse.flatten(), weights=scores.flatten().cpu().double(), minlength=len(found))
+    keys = torch.tensor(sorted(names), device="cpu")
+    areas = torch.zeros(len(keys), dtype=torch.long, device=keys.device)
+    sums = torch.zeros(len(keys), dtype=torch.double, device=keys.device)
+    # In parts: sorting a map, or its scores in float64, takes several times its memory; and on the CPU: megapixels of
+    # scores can't be summed in float32, and MPS has no float64.
+    for ids, own in zip(segmentation.flatten().split(2**20), scores.flatten().split(2**20), strict=True):
+        ids, own = ids.cpu(), own.cpu()
+        place = torch.searchsorted(keys, ids[ids >= 0])
+        areas += torch.bincount(place, minlength=len(keys))
+        sums += torch.bincount(place, weights=own[ids >= 0].double(), minlength=len(keys))
     return [
         {"id": key, "label_id": key, "label": names[key], "score": total / area, "area": area, "was_fused": False}
-        for key, area, total in zip(found.tolist(), areas.tolist(), sums.tolist(), strict=True)
-        if key >= 0
+        for key, area, total in zip(keys.tolist(), areas.tolist(), sums.tolist(), strict=True)
+        if area
     ]
 
 
