@@ -99,8 +99,8 @@ class DensePrediction(Record):
         Args:
             field: `"segmentation"`, `"predicted_depth"` or `"mask"`; the first that is there where left out.
             legend: add the names of the classes, or a scale in metres, at the right of the map.
-            palette: colours of the classes, as for [`label_colors`]: a fixed table where left out, `"voc"`,
-                `"cityscapes"`, a dict from name or number to colour, or `[n, 3]`.
+            palette: colours of the classes, as for [`label_colors`]: a fixed table where left out, `"ade20k"`,
+                `"voc"`, `"cityscapes"`, a dict from name or number to colour, or `[n, 3]`.
         """
         field, legend = self._field(field), check_flag("legend", legend)
         values = getattr(self, field).cpu().numpy()
