@@ -21,7 +21,7 @@ A sample is a dict. `image` is needed, and any of the others supervise it, all a
 | `image` | picture | what the model sees |
 | `segmentation` | picture or integers `[H, W]` | class ids, keys of the source's `id2label`, or `ignore_index` (255) |
 | `depth` | metres, floats `[H, W]`; or a picture or other units, and `depth_scale`, metres a unit | 0 is invalid |
-| `mask` | picture or booleans `[H, W]` | foreground: not 0, and of a JPEG the brighter half; see [`read_mask`] |
+| `mask` | picture or booleans `[H, W]` | foreground: not 0, of shades of grey the brighter half; see [`read_mask`] |
 | `expression` | string | names the object of `mask`; without it, `mask` is the picture's one foreground |
 | `instances` | picture or integers `[H, W]` | numbers of objects |
 | `expressions`, `expression_instances` | lists | names of objects in `instances`, see [`draw_expression`] |
@@ -491,14 +491,14 @@ def warn_of_labels(data, id2label: dict[int, str], ignore_index: int, where: str
     use = _LabelUse(id2label, ignore_index)
     rows = np.unique(np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(int)).tolist()
     for row in rows:
-        value = data[row].get("segmentation")
-        if value is None:
-            continue
         try:
+            value = data[row].get("segmentation")
+            if value is None:
+                continue
             if isinstance(value, (dict, str, os.PathLike, BytesIO, PIL.Image.Image)):
                 value = open_file(value, where, "segmentation")
             values = np.asarray(value)
-        except ValueError:  # reading the row will tell what is wrong with it
+        except (ValueError, OSError, SyntaxError):  # reading the row will tell what is wrong with it
             continue
         if values.size and np.issubdtype(values.dtype, np.integer):
             use.add(values)

@@ -271,16 +271,18 @@ def read_metres(values, depth_scale: float | None, where: str) -> np.ndarray:
 
 
 def read_mask(values, ignore_index: int = IGNORE_INDEX) -> np.ndarray:
-    """A mask as booleans `[H, W]`, its foreground not 0; or, where some of it isn't annotated, as `int8`: 1, 0 and -1
-    for what isn't.
+    """A mask as booleans `[H, W]`; or, where some of it isn't annotated, as `int8`: 1, 0 and -1 for what isn't.
 
     Args:
-        values: `[H, W]`. `ignore_index` marks what isn't annotated beside an object of ones, as in PASCAL VOC, and
-            wherever it is below 0; in a mask of 0 and 255, 255 is the object.
+        values: `[H, W]`; the foreground is what is not 0, and in `uint8` shades of grey up to 255, as soft edges have
+            them, what is above 127. `ignore_index` marks what isn't annotated beside an object of ones, as in PASCAL
+            VOC, and wherever it is below 0; in a mask of 0 and 255, 255 is the object.
         ignore_index: see [`DenseSource`].
     """
     values = np.asarray(values)
     unknown = values == ignore_index
+    if values.dtype == np.uint8 and values.max(initial=0) == 255 and ((values > 63) & (values < 192)).any():
+        return values > 127
     if values.dtype == np.bool_ or not unknown.any():
         return values != 0
     rest = values[~unknown]

@@ -270,6 +270,15 @@ def test_a_jpeg_mask_has_the_pixels_that_it_was_made_of(processor, quality):
     assert not read_sample({"image": image, "mask": empty})["mask"].any()
 
 
+def test_soft_edges_are_half_in_and_half_out():
+    large = PIL.Image.fromarray(disc(512).astype(np.uint8) * 255)
+    soft = np.asarray(large.resize((64, 64), PIL.Image.Resampling.BICUBIC))
+    assert ((soft > 0) & (soft < 128)).any()
+    for value in (soft, encoded(PIL.Image.fromarray(soft))):
+        found = read_sample({"image": make_image(64, 64), "mask": value})["mask"]
+        np.testing.assert_array_equal(found, soft > 127)
+
+
 @pytest.mark.parametrize("column", ["segmentation", "instances"])
 def test_numbers_in_a_jpeg_are_refused(column):
     row = {"image": make_image(64, 64), column: encoded(PIL.Image.fromarray(disc().astype(np.uint8)), "JPEG")}
