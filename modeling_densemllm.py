@@ -14,6 +14,7 @@
 """DenseMLLM (arXiv 2602.14134): vision tower, projector and a causal LM whose vision logits are dense maps."""
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -696,10 +697,13 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         kwargs.setdefault("key_mapping", RELEASED_KEYS)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Saving would give the weights their old names back, under a config of the new type.
-        model._weight_conversions = None
         model._keep_checkpoint_files(pretrained_model_name_or_path, kwargs)
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As for every model. Weights keep the names that they have here: under a config of this type, those of the
+        released checkpoint that a model was loaded from would be found by nobody."""
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     @classmethod
     def from_pretrained_parts(cls, vision, text, **kwargs) -> "DenseMLLMForConditionalGeneration":
