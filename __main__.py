@@ -43,6 +43,7 @@ PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`.
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -201,8 +202,20 @@ def check_images(names: list[str]) -> None:
         open_image(name).close()
 
 
+def check_numbers(args) -> None:
+    """Raise a `ValueError` for a number that no image has, before a model is loaded."""
+    for name in ("scale", "focal_length"):
+        value = getattr(args, name, None)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be a finite number greater than 0, got {value}")
+    threshold = getattr(args, "threshold", None)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
+
+
 def check_arguments(args) -> list[Path]:
     """The file of each image; `ValueError`s name what can't be used."""
+    check_numbers(args)
     for name, tasks in MEANT_FOR.items():
         if getattr(args, name) not in (None, False) and args.task not in tasks:
             raise ValueError(f"--{name} is for --task {' and '.join(tasks)}, not for {args.task}")
@@ -288,6 +301,7 @@ def describe(prediction, field: str) -> str:
 
 
 def ask(args) -> None:
+    check_numbers(args)
     check_images(args.images)
     if args.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens must be at least 1, got {args.max_new_tokens}")

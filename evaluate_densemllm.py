@@ -61,6 +61,7 @@ import transformers
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from filelock import FileLock, Timeout
 from huggingface_hub import EvalResult, ModelCard
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -314,6 +315,7 @@ def model_digest(model: DenseMLLMForConditionalGeneration, processor: DenseMLLMP
 class State:
     """What an evaluation has done, in a folder: `run.json` says of what, and each `piece-*.json` has the results of
     some batches. A piece is written once and as a whole: a run that is killed loses at most what it had not written.
+    Used in a `with` statement: one run at a time has it open.
 
     Args:
         folder: of the state; the results are beside it.
@@ -323,6 +325,13 @@ class State:
     def __init__(self, folder: Path, overwrite: bool):
         self.folder = folder
         self.overwrite = overwrite
+        self.lock = FileLock(folder / ".lock")
+
+    def __enter__(self) -> "State":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.lock.release()
 
     @property
     def goes_on(self) -> bool:
@@ -352,12 +361,22 @@ class State:
             )
 
     def open(self, fingerprint: dict) -> list[dict]:
-        """Begin, or go on: the pieces that are there."""
+        """Begin, or go on: the pieces that are there.
+
+        Raises:
+            ValueError: as [`check`]; or another run has it open.
+        """
         self.check(fingerprint)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"another evaluation is running in {self.folder.parent}: wait for it, or take another `output_dir`"
+            ) from error
         if self.overwrite:  # the files of an evaluation, and nothing else that may be beside them
             for path in [*self.folder.glob("piece-*.json"), *(self.folder.parent / name for name in OUTPUTS)]:
                 path.unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(".*.tmp*"):  # of a run that was killed
             path.unlink()
         write_atomically(self.folder / "run.json", json.dumps(fingerprint, indent=2).encode())
@@ -780,11 +799,16 @@ def main(arguments: list[str] | None = None) -> dict:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device` {args.device!r} can't be used here ({error})") from error
+    with State(Path(args.output_dir) / "state", args.overwrite) as state:
+        return evaluate(args, process, device, state)
+
+
+def evaluate(args: EvaluationArguments, process: PartialState, device: torch.device, state: State) -> dict:
+    """Evaluate, and write what is missing of the results. Returns what `results.json` has, in every process."""
     data, id2label = open_data(args)
     if args.update_card:
         load_card(args.model)
-    folder = Path(args.output_dir)
-    state = State(folder / "state", args.overwrite)
+    folder = state.folder.parent
     if process.is_main_process:
         check_output_dir(args, state)
     fingerprint = {name: value for name, value in asdict(args).items() if name not in FREE_OPTIONS}

@@ -79,8 +79,21 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     state.folder.mkdir(parents=True)
     for name in (".abc.tmp.json", ".run.json.12.tmp"):
         (state.folder / name).write_text("half")
-    state.open({"task": ["depth"]})
-    assert [path.name for path in state.folder.iterdir()] == ["run.json"]
+    with state:
+        state.open({"task": ["depth"]})
+        assert {path.name for path in state.folder.iterdir()} <= {"run.json", ".lock"}
+
+
+def test_the_second_of_two_runs_in_a_folder_ends_with_a_sentence(words, tmp_path, capsys):
+    with State(tmp_path / "out/state", overwrite=False) as state:
+        state.open({})
+        state.save({"batches": [0], "records": []})
+        before = contents(tmp_path)
+        for more in ([], ["--overwrite"]):
+            assert run([*words, *more]) == 2
+            line = capsys.readouterr().err.strip().splitlines()[-1]
+            assert "another evaluation" in line and contents(tmp_path) == before
+    assert run([*words, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(
