@@ -240,6 +240,15 @@ def test_the_best_checkpoint_is_the_best(processor, tmp_path, metric):
             )
 
 
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("mean_iou", {"mode": "max"}), ("abs_rel", None), ("loss", None), (None, None)]
+)
+def test_a_schedule_that_waits_for_a_plateau_knows_the_direction(tmp_path, metric, mode):
+    options = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": metric, "eval_strategy": "steps"}
+    args = DenseTrainingArguments(output_dir=str(tmp_path), eval_steps=1, **options, **PLAIN)
+    assert (args.lr_scheduler_kwargs or None) == mode
+
+
 def test_predictions_are_ids_of_the_labelled_positions(processor, tmp_path):
     samples, seen = make_samples(3), []
     trainer = make_trainer(
@@ -366,14 +375,13 @@ def test_a_kill_while_rotating_leaves_whole_checkpoints(processor, tmp_path, mon
 
 def test_two_trainings_do_not_share_a_folder(processor, tmp_path):
     other = make_trainer(tmp_path, processor)
-    (tmp_path / "unfinished").mkdir()
 
     class Second(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
+            trainer.save_model(os.path.relpath(tmp_path))  # its own folder, by another name
             for call in (other.train, other.save_model):
                 with pytest.raises(ValueError, match="`output_dir` .* is in use: another training writes into it"):
                     call()
-            assert (tmp_path / "unfinished").is_dir()
 
     trainer = make_trainer(tmp_path, processor, save_strategy="steps", save_steps=1)
     trainer.add_callback(Second())
