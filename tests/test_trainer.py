@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from densemllm import DenseMLLMForConditionalGeneration
+from densemllm import modeling_densemllm as modeling
 from densemllm import trainer_densemllm as module
 from densemllm.data_densemllm import DenseCollator, DenseDataset, DenseSource
 from densemllm.evaluation_densemllm import DepthMetrics, ReferringMetrics, SegmentationMetrics, greater_is_better
@@ -96,6 +97,18 @@ def test_a_trainer_with_a_head_of_its_own_is_told_that_ntp_m_is_missing(processo
         model.base_model(**batch, use_cache=False)
     batch = {name: value for name, value in batch.items() if not name.startswith("dense_")}
     assert model.base_model(**batch).last_hidden_state is not None
+
+
+def test_a_loss_from_logits_that_are_left_out_is_warned_of(processor, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(modeling.logger, "warning_once", said.append)
+    trainer = make_trainer(
+        tmp_path, processor, cls=Trainer, trainer_options={"compute_loss_func": lambda outputs, *_, **__: outputs.loss}
+    )
+    trainer.train()
+    assert len(said) == 1 and "would lack NTP-M: take `loss` of the output" in said[0]
+    make_trainer(tmp_path, processor, cls=Trainer).train()
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.1}, {"torch_compile": True}])
