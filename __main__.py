@@ -13,14 +13,17 @@
 # limitations under the License.
 r"""DenseMLLM from the command line.
 
-    python -m densemllm predict photo.jpg --model MODEL --task depth --out depth.png
-    python -m densemllm predict photo.jpg --model MODEL --labels floor,wall,chair --out classes.png
-    python -m densemllm predict photo.jpg --model MODEL --task referring --text "the red chair" --out chair.png
-    python -m densemllm predict *.jpg --model MODEL --task depth --format raw --out depth/
-    python -m densemllm segment photo.jpg --model MODEL --out classes.png     (predict --task segmentation)
-    python -m densemllm depth photo.jpg --model MODEL --out depth.npy         (predict --task depth)
-    python -m densemllm ask photo.jpg "How many chairs are there?" --model MODEL
-    python -m densemllm evaluate --model MODEL --data DATA --task depth       (evaluate_densemllm.py)
+    densemllm predict photo.jpg --model MODEL --task depth --out depth.png
+    densemllm predict photo.jpg --model MODEL --labels floor,wall,chair --out classes.png
+    densemllm predict photo.jpg --model MODEL --task referring --text "the red chair" --out chair.png
+    densemllm predict *.jpg --model MODEL --task depth --format raw --out depth/
+    densemllm segment photo.jpg --model MODEL --out classes.png     (predict --task segmentation)
+    densemllm depth photo.jpg --model MODEL --out depth.npy         (predict --task depth)
+    densemllm ask photo.jpg "How many chairs are there?" --model MODEL
+    densemllm evaluate --model MODEL --data DATA --task depth       (evaluate_densemllm.py)
+    densemllm env                                                   (versions and devices, for a bug report)
+
+`python -m densemllm` is the same.
 
 What is written is up to the name of `--out`, and to `--format`; it has the image's own size:
 
@@ -49,7 +52,8 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from densemllm import DenseMLLMForConditionalGeneration
+from densemllm import DenseMLLMForConditionalGeneration, __version__
+from densemllm.environment import describe_environment
 from densemllm.files_densemllm import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
 from densemllm.image_processing_densemllm import open_image
 
@@ -67,8 +71,9 @@ MAX_NUMBER = 65534  # of a class in 16 bits, where 65535 is none
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m densemllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="densemllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"densemllm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--model", required=True, help="folder or Hub name of a DenseMLLM checkpoint")
@@ -118,6 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     ask.add_argument("images", nargs=1, metavar="IMAGE", help="image file")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--max_new_tokens", type=int, default=256, help="length of the answer, at most")
+    commands.add_parser("env", help="versions, devices and attention implementations, for a bug report")
     commands.add_parser("evaluate", add_help=False, help="metrics on annotated data; see its own --help")
     return parser
 
@@ -289,6 +295,12 @@ def ask(args) -> None:
     print(load_model(args).query(args.images[0], args.question, max_new_tokens=args.max_new_tokens, **camera))
 
 
+def show_environment(args: argparse.Namespace) -> None:
+    """Print what a bug report needs to know of this machine."""
+    for name, value in describe_environment().items():
+        print(f"{name}: {value}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0, or 2 after a line on stderr where something can't be used."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -300,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
             evaluate(arguments[1:])
             return 0
         args = parser.parse_args(arguments)
-        (ask if args.command == "ask" else predict)(args)
+        {"ask": ask, "env": show_environment}.get(args.command, predict)(args)
     except USER_ERRORS as error:
         print(f"{parser.prog} {arguments[0]}: {one_line(error)}", file=sys.stderr)
         return 2

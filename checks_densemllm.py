@@ -118,12 +118,13 @@ def check_corners(name: str, value) -> tuple[float, float, float, float]:
     return tuple(numbers)
 
 
-def check_target_sizes(target_sizes, count: int) -> list[tuple[int, int]]:
+def check_target_sizes(target_sizes, count: int, max_pixels: int = 178_956_970) -> list[tuple[int, int]]:
     """Sizes of `count` maps as pairs (height, width), from one pair for all of them or a pair for each.
 
     Raises:
         TypeError: not made of pairs of numbers.
-        ValueError: another number of pairs, or an edge that is not a whole number of at least 1.
+        ValueError: another number of pairs, an edge that is not a whole number of at least 1, or a map of more than
+            `max_pixels` pixels.
     """
     accepted = f"`target_sizes` must be one pair (height, width) or {count} of them, in whole pixels of at least 1"
     sizes = plain(target_sizes)
@@ -139,6 +140,12 @@ def check_target_sizes(target_sizes, count: int) -> list[tuple[int, int]]:
     sizes = [(int(height), int(width)) for height, width in sizes] if count else []
     if len(sizes) != count:
         raise ValueError(f"{accepted}, got {shown(target_sizes)}")
+    for height, width in sizes:
+        if height * width > max_pixels:
+            raise ValueError(
+                f"`target_sizes` has {height}x{width}, which is {height * width} pixels; accepted are at most "
+                f"{max_pixels} an image"
+            )
     return sizes
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
+from transformers.generation import utils as generation_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.processing_utils import ProcessingKwargs
 
@@ -34,6 +35,11 @@ except ImportError:
 # What the key-value cache is called in forwards, in `generate` and in outputs: from 5.24 on `cache`.
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 CACHE_NAMES = ("cache", "past_key_values")
+# Whether `generate` encodes images before it reads the prompt. Where it doesn't, a prompt that is read in chunks
+# (`prefill_chunk_size`) loses its images and what is in the cache, and other models can't assist.
+ENCODES_IMAGES_FIRST = "mm_encoder_outputs" in getattr(
+    generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("mm_encoder_outputs",)
+)
 
 
 def either_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:

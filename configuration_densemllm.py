@@ -37,7 +37,9 @@ AUTO_MAP = {
 }
 CUSTOM_PIPELINES = {
     "dense-prediction": {"impl": "pipeline_densemllm.DensePredictionPipeline", "pt": ["AutoModel"]},
-    # Under transformers' own names, whose pipelines drop all arguments that they don't know without a word.
+}
+# In the place of transformers' pipelines of these names, which drop all arguments that they don't know without a word.
+REPLACED_PIPELINES = {
     "depth-estimation": {
         "impl": "pipeline_densemllm.DenseDepthEstimationPipeline", "pt": ["AutoModelForDepthEstimation"],
     },
@@ -48,16 +50,31 @@ CUSTOM_PIPELINES = {
 
 
 class CustomPipelines(dict):
-    """`config.custom_pipelines`: the tasks for which `pipeline` runs code that stands beside a checkpoint.
+    """`config.custom_pipelines`: the tasks for which `pipeline` runs the code that stands beside a checkpoint.
 
-    A task that is registered in this process, as `import densemllm` does, is not one of them (`in` says no): its code
-    is here already, and nobody has to trust another.
+    It lists the one task that `pipeline` takes where none is named, and has [`REPLACED_PIPELINES`] for whoever asks
+    for them. A task of ours that is registered in this process, as `import densemllm` does, is not one of them (`in`
+    says no): its code is here already, and nobody has to trust another.
+
+    Args:
+        replaced: the latter; none of a checkpoint whose code is older than they are.
     """
+
+    def __init__(self, listed: dict, replaced: dict):
+        super().__init__(listed)
+        self.replaced = replaced
+
+    def __reduce__(self):
+        return type(self), (dict(self), self.replaced)
 
     def __contains__(self, task: object) -> bool:
         from transformers.pipelines import PIPELINE_REGISTRY  # of no use to whoever only reads a config, and slow
 
-        return super().__contains__(task) and task not in PIPELINE_REGISTRY.get_supported_tasks()
+        is_registered = task in PIPELINE_REGISTRY.get_supported_tasks()
+        return task in self.replaced or (super().__contains__(task) and not is_registered)
+
+    def __missing__(self, task: str) -> dict:
+        return dict(self.replaced[task])
 
 
 # Youtu-LLM at the dimensions of the released 4B checkpoint (`YoutuConfig`'s own defaults are a smaller model's).
@@ -432,11 +449,19 @@ class DenseMLLMConfig(PreTrainedConfig):
         # A checkpoint that was loaded from the Hub carries "repo--module.Class": written back as it is, the folder
         # would depend on that repository.
         kwargs["auto_map"] = dict(AUTO_MAP)
-        kwargs["custom_pipelines"] = CustomPipelines({name: dict(row) for name, row in CUSTOM_PIPELINES.items()})
+        # A config that was read from a file, and says no version, is that of 0.1.0.
+        is_older = "custom_pipelines" in kwargs and "densemllm_version" not in kwargs
+        kwargs["custom_pipelines"] = CustomPipelines(
+            {name: dict(row) for name, row in CUSTOM_PIPELINES.items()}, {} if is_older else REPLACED_PIPELINES
+        )
         super().__post_init__(**kwargs)
         if self.spatial_merge_size is None:
             self.spatial_merge_size = self.vision_config.spatial_merge_size
         self.validate_fields()
+
+    def to_dict(self) -> dict:
+        """As for every config, with the version of the code that saving puts beside it."""
+        return {**super().to_dict(), "densemllm_version": __version__}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

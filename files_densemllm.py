@@ -24,7 +24,8 @@ from pathlib import Path
 OVERWRITE_HELP = "replace files that are there already; inputs are never written over"
 # What commands say in one line on stderr instead of a traceback: of arguments and files, and of a device whose memory
 # is too small or that lacks an operation (`RuntimeError`).
-USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
+USER_ERRORS = (ValueError, TypeError, OSError, OverflowError, RuntimeError, MemoryError)
+MAX_SAID = 600  # characters; transformers lists all model types that it knows
 
 
 def check_outputs(
@@ -138,6 +139,7 @@ def reading(what: str, error_class: type[Exception] = ValueError) -> Iterator[No
         if error_class is not ValueError and isinstance(error, error_class):
             raise
         said = one_line(error)
+        said = said if len(said) <= MAX_SAID else f"{said[:MAX_SAID]}..."
         if not isinstance(error, (OSError, ValueError)):
             said = f"{type(error).__name__}: {said}"  # `KeyError: 'model_type'` says more than `'model_type'`
         raise error_class(f"{what} can't be loaded: {said}") from error

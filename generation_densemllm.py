@@ -18,7 +18,7 @@ import copy
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import GenerationConfig, GenerationMode
 
-from .compat_densemllm import CACHE_NAMES
+from .compat_densemllm import CACHE_NAMES, ENCODES_IMAGES_FIRST
 
 
 MAX_NEW_TOKENS = 256  # where nobody says how long an answer may be
@@ -66,11 +66,22 @@ def generation_options(
     return config, {name: value for name, value in rest.items() if name in arguments}
 
 
+def check_assistant(assistant, model) -> None:
+    """`ValueError` for a model that can't propose words to `model`."""
+    if assistant is None or ENCODES_IMAGES_FIRST or assistant.config.model_type == model.config.model_type:
+        return
+    raise ValueError(
+        f"`assistant_model` must be of type {model.config.model_type!r} in this version of transformers, got "
+        f"{assistant.config.model_type!r}"
+    )
+
+
 def can_start_from_cache(config: GenerationConfig, arguments: dict) -> bool:
     """Whether generation can go on from a dynamic cache that holds the first part of the prompt."""
     return (
         config.use_cache is not False
         and config.cache_implementation is None
+        and (config.prefill_chunk_size is None or ENCODES_IMAGES_FIRST)
         and arguments.get("custom_generate") is None
         and config.get_generation_mode(arguments.get("assistant_model")) in MODES_FROM_CACHE
     )

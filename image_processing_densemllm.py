@@ -13,15 +13,13 @@
 # limitations under the License.
 """Image processor of DenseMLLM: any picture to packed, merge-block-major patches, and dense outputs back to maps."""
 
-import base64
-import binascii
 import bisect
 import math
 import numbers
-import os
-from io import BytesIO
+from collections.abc import Callable
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -29,12 +27,18 @@ import torch.nn.functional as F
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import (
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .checks_densemllm import check_target_sizes
-from .compat_densemllm import httpx
+from .image_loading_densemllm import LOADING_KWARGS, is_image_source, open_image
 
 
 MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # far beyond what any image needs
@@ -52,6 +56,12 @@ class DenseMLLMImageProcessorKwargs(ImagesKwargs, total=False):
         Factor on both edges of an image before they are rounded up to whole blocks (the paper evaluates at 2 to 4).
     max_image_pixels (`int`, *optional*, defaults to 178956970):
         A picture with more pixels is refused before it is decoded.
+    allow_urls (`bool`, *optional*, defaults to `True`):
+        Whether images are downloaded; see [`open_image`] for this and the next two.
+    url_timeout (`float`, *optional*, defaults to 30.0):
+        Seconds that a download may take in all.
+    max_url_bytes (`int`, *optional*, defaults to 67108864):
+        A larger download is stopped.
     """
 
     patch_size: int
@@ -59,6 +69,9 @@ class DenseMLLMImageProcessorKwargs(ImagesKwargs, total=False):
     max_num_patches: int
     scale: float
     max_image_pixels: int
+    allow_urls: bool
+    url_timeout: float | int
+    max_url_bytes: int
 
 
 def check_scale(scale: float) -> None:
@@ -111,25 +124,6 @@ def get_resized_size(
     return resized(scale)
 
 
-def open_image(source: "str | os.PathLike | PIL.Image.Image") -> PIL.Image.Image:
-    """Open a path, URL, data URI or base64 string as a PIL image without decoding its pixels."""
-    if isinstance(source, PIL.Image.Image):
-        return source
-    name = os.fspath(source)
-    try:
-        if name.startswith(("http://", "https://")):
-            return PIL.Image.open(BytesIO(httpx.get(name, follow_redirects=True).raise_for_status().content))
-        if os.path.isfile(name):
-            return PIL.Image.open(name)
-        encoded = name.split(",", 1)[1] if name.startswith("data:image/") else name
-        return PIL.Image.open(BytesIO(base64.b64decode(encoded, validate=True)))
-    except (OSError, binascii.Error, IndexError, httpx.HTTPError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"`images` has an entry that is no readable picture: {name[:200]!r} ({error}). Accepted are the path of "
-            "an image file, an http(s) URL, a data URI or base64 text."
-        ) from error
-
-
 def upsample_argmax(
     maps: torch.Tensor, size: tuple[int, int], softmax: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +141,7 @@ def upsample_argmax(
     maps = maps.float()
     height, width = size
     grid_height = maps.shape[1]
-    best, value = [], []
+    best, value = maps.new_empty(size, dtype=torch.long), maps.new_empty(size)
     rows_per_strip = max(1, 2**20 // (maps.shape[0] * width))
     for top in range(0, height, rows_per_strip):
         rows = torch.arange(top, min(top + rows_per_strip, height), dtype=torch.float32, device=maps.device)
@@ -156,10 +150,11 @@ def upsample_argmax(
         high = (low + 1).clamp(max=grid_height - 1)
         strip = torch.lerp(maps[:, low], maps[:, high], (source - low)[None, :, None])
         strip = F.interpolate(strip[None], size=(len(rows), width), mode="bilinear", align_corners=False)[0]
-        strip_value, strip_best = strip.max(dim=0)
-        best.append(strip_best)
-        value.append((strip_value - strip.logsumexp(dim=0)).exp() if softmax else strip_value)
-    return torch.cat(best), torch.cat(value)
+        strip_value, best[top : top + len(rows)] = strip.max(dim=0)
+        if softmax:
+            strip_value = (strip_value - strip.logsumexp(dim=0)).exp()
+        value[top : top + len(rows)] = strip_value
+    return best, value
 
 
 def class_chances(logits: torch.Tensor, background: bool = False, temperature: float = 0.2) -> torch.Tensor:
@@ -230,11 +225,13 @@ class DenseMLLMImageProcessor(PilBackend):
     patches wide)`. Patches are merge-block-major: `merge_size**2` consecutive rows are one block, the cell of one
     vision token; the features of a patch are ordered `(dy, dx, channel)`.
 
-    Pictures may be PIL images, paths, URLs, numpy or torch arrays (HWC or CHW), or lists of them, converted so: the
-    EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and others become RGB; 16-bit and
-    32-bit integer pictures are divided by 257 (65535 is white); floating-point PIL pictures and all other arrays are
-    taken as 0 to 255. NaN and infinite values, pictures of zero size, truncated files and pictures of more than
-    `max_image_pixels` pixels raise a `ValueError`; the last of these before anything is decoded.
+    Pictures may be what [`open_image`] takes, numpy or torch arrays (HWC or CHW), or lists of them, converted so: the
+    EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and others become RGB. White is
+    65535 in 16-bit pictures and arrays of `uint16`, and in 32-bit integer PIL pictures with a value above 255; it is
+    255 in all other integers. Floating-point numbers, of PIL pictures and arrays alike, are 0 to 1, or 0 to 255 where
+    one is at least 2; with `do_rescale=False`, arrays of them are left as they are. Other values, NaN among them,
+    pictures of zero size, truncated files and pictures of more than `max_image_pixels` pixels raise a `ValueError`;
+    the last of these before anything is decoded.
     """
 
     do_resize = True
@@ -250,11 +247,14 @@ class DenseMLLMImageProcessor(PilBackend):
     max_num_patches = 36864
     scale = 1.0
     max_image_pixels = 178_956_970  # the size at which PIL itself speaks of a decompression bomb
+    allow_urls = True
+    url_timeout = 30.0
+    max_url_bytes = 64 * 2**20
     valid_kwargs = DenseMLLMImageProcessorKwargs
     model_input_names = ["pixel_values", "image_grid_thw"]
 
     def preprocess(self, images: ImageInput, **kwargs: Unpack[DenseMLLMImageProcessorKwargs]) -> BatchFeature:
-        return super().preprocess(images, **kwargs)
+        return super().preprocess(self.fetch_images(images, **kwargs), **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs):
         for name in ("patch_size", "merge_size", "max_image_pixels"):
@@ -263,17 +263,31 @@ class DenseMLLMImageProcessor(PilBackend):
         # The size is found from the picture itself: there is no `size` for the common check to ask for.
         super()._validate_preprocess_kwargs(**{**kwargs, "do_resize": False})
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls, **kwargs):
+        """Paths, URLs and all else that [`open_image`] takes as PIL images; arrays as they are.
+
+        Args:
+            image_url_or_urls: an image, or a list of images.
+            kwargs: `allow_urls`, `url_timeout` and `max_url_bytes`; the processor's own where left out.
+        """
         if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(entry) for entry in image_url_or_urls]
-        if isinstance(image_url_or_urls, (str, os.PathLike)):
-            return open_image(image_url_or_urls)
+            return [self.fetch_images(entry, **kwargs) for entry in image_url_or_urls]
+        if is_image_source(image_url_or_urls):
+            return open_image(image_url_or_urls, **self._loading_options(kwargs))
         if isinstance(image_url_or_urls, (np.ndarray, torch.Tensor)) and image_url_or_urls.ndim == 2:
             return image_url_or_urls[..., None]  # transformers' own checks know grey arrays with a channel axis only
         return super().fetch_images(image_url_or_urls)
 
-    def process_image(self, image, max_image_pixels: int | None = None, **kwargs) -> np.ndarray:
-        """One picture to a channel-first array `[3, height, width]`, upright, in the range 0 to 255."""
+    def _loading_options(self, kwargs: dict) -> dict:
+        """The arguments of [`open_image`]: those of a call, and the processor's own where it names none."""
+        given = {name: kwargs[name] for name in LOADING_KWARGS if kwargs.get(name) is not None}
+        return {name: given.get(name, getattr(self, name)) for name in LOADING_KWARGS}
+
+    def process_image(
+        self, image, max_image_pixels: int | None = None, do_rescale: bool | None = True, most: int = 255, **kwargs
+    ) -> np.ndarray:
+        """One image to a channel-first array `[3, height, width]`, upright, `uint8`. Without `do_rescale`,
+        floating-point arrays stay as they are; `most` is the largest value that is taken of them with it."""
         max_image_pixels = self.max_image_pixels if max_image_pixels is None else max_image_pixels
         size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape)
         if 0 in size:
@@ -285,38 +299,29 @@ class DenseMLLMImageProcessor(PilBackend):
                 "pixels"
             )
         if isinstance(image, PIL.Image.Image):
-            try:
-                image = PIL.ImageOps.exif_transpose(image)
-                image.load()
-            except (OSError, SyntaxError, ValueError) as error:
-                name = getattr(image, "filename", "") or "a picture in memory"
-                raise ValueError(f"`images` has an entry that can't be decoded: {name} ({error})") from error
-            if image.mode.startswith("I"):
-                image = PIL.Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-            elif image.mode == "F":
-                image = PIL.Image.fromarray(_checked(np.asarray(image)).clip(0, 255).round().astype(np.uint8))
-        else:
-            image = _checked(image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image)
-            if image.dtype == np.bool_:
-                image = image.astype(np.uint8) * 255
-            elif image.dtype.kind == "u" and image.dtype.itemsize == 2:
-                image = (image / 257).round().astype(np.uint8)
-            elif image.dtype.kind in "iu" and image.dtype != np.uint8:
-                if image.min() < 0 or image.max() > 255:
-                    raise ValueError(
-                        f"`images` has an array of {image.dtype} with values {image.min()}..{image.max()}; accepted "
-                        "are 0 to 255, or all values of `uint16`"
-                    )
-                image = image.astype(np.uint8)
-        return super().process_image(image, **kwargs)
+            image = _upright(image)
+            if image.mode == "RGB" and "transparency" not in image.info:
+                kwargs["do_convert_rgb"] = False  # it would only copy
+            return super().process_image(image, **kwargs)
+        array = _to_numpy(image)
+        convert = _byte_conversion(array, most) if do_rescale or array.dtype.kind != "f" else None
+        data_format = kwargs.get("input_data_format") or infer_channel_dimension_format(array, (1, 3, 4))
+        rows = array if data_format == ChannelDimension.LAST else np.moveaxis(array, 0, -1)
+        if convert is not None:
+            rows = _in_bands(rows, convert)
+        if kwargs.get("do_convert_rgb", True) and rows.shape[-1] != 3:
+            rows = _in_bands(rows, lambda band: self.convert_to_rgb(band, input_data_format=ChannelDimension.LAST))
+        return np.moveaxis(rows, -1, 0)
 
-    def load_picture(self, image) -> PIL.Image.Image:
+    def load_picture(self, image, **kwargs) -> PIL.Image.Image:
         """One image of any accepted kind as an upright RGB picture, for [`predict_dense`].
 
         Args:
-            image: PIL image, path, URL, numpy array `[height, width]` or `[height, width, channels]`, or torch tensor
-                `[height, width]` or `[channels, height, width]`; arrays of integers as they are, floating-point ones
-                in [0, 1].
+            image: what [`open_image`] takes, a numpy array `[height, width]` or `[height, width, channels]`, or a
+                torch tensor `[height, width]` or `[channels, height, width]`; arrays of integers as they are,
+                floating-point ones in [0, 1].
+            kwargs: arguments of a call, of which `max_image_pixels`, `allow_urls`, `url_timeout` and `max_url_bytes`
+                are used; the processor's own where left out.
 
         Raises:
             TypeError: something else.
@@ -324,33 +329,21 @@ class DenseMLLMImageProcessor(PilBackend):
         """
         data_format = None
         if isinstance(image, (np.ndarray, torch.Tensor)):
-            array = image.detach().cpu().float().numpy() if _is_floating_tensor(image) else np.asarray(image)
             data_format = "channels_first" if isinstance(image, torch.Tensor) else "channels_last"
-            if array.ndim == 2:
-                array, data_format = array[..., None], "channels_last"
-            channels = array.shape[0 if data_format == "channels_first" else -1] if array.ndim == 3 else 0
-            if channels not in (1, 3, 4) and 0 not in array.shape:
+            if image.ndim == 2:
+                image, data_format = image[..., None], "channels_last"
+            channels = image.shape[0 if data_format == "channels_first" else -1] if image.ndim == 3 else 0
+            if channels not in (1, 3, 4) and 0 not in image.shape:
                 raise ValueError(
                     "`images` has an array of shape "
-                    f"{tuple(array.shape)}; accepted are numpy [height, width, channels] and torch [channels, height, "
+                    f"{tuple(image.shape)}; accepted are numpy [height, width, channels] and torch [channels, height, "
                     "width] with 1, 3 or 4 channels, and [height, width]"
                 )
-            if np.issubdtype(array.dtype, np.floating) and array.size:
-                low, high = float(_checked(array).min()), float(array.max())
-                if low < 0 or high > 1:
-                    raise ValueError(
-                        f"`images` has a floating-point array with values {low}..{high}; accepted are 0 to 1"
-                    )
-                array = (array * 255).round().astype(np.uint8)
-            image = array
-        elif not isinstance(image, (str, os.PathLike, PIL.Image.Image)):
-            raise TypeError(
-                "`images` must be PIL images, paths, URLs, numpy or torch arrays, or a list of them, got "
-                f"{type(image).__name__}"
-            )
         else:
-            image = open_image(image)
-        pixels = self.process_image(image, do_convert_rgb=True, input_data_format=data_format)
+            image = open_image(image, **self._loading_options(kwargs))
+        pixels = self.process_image(
+            image, kwargs.get("max_image_pixels"), most=1, do_convert_rgb=True, input_data_format=data_format
+        )
         return PIL.Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
 
     def get_resized_size(self, height: int, width: int, images_kwargs: dict | None = None) -> tuple[int, int]:
@@ -399,27 +392,39 @@ class DenseMLLMImageProcessor(PilBackend):
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
-        patches, grids = [], []
+        resized, grids = [], []
         for image in images:
+            height, width = image.shape[-2:]
             if do_resize:
                 height, width = get_resized_size(
-                    *image.shape[-2:], patch_size * merge_size, patch_size, max_num_patches, scale
+                    height, width, patch_size * merge_size, patch_size, max_num_patches, scale
                 )
                 if (height, width) != image.shape[-2:]:
                     image = self.resize(image, SizeDict(height=height, width=width), resample)
-            if do_rescale:
-                image = self.rescale(image, rescale_factor)
-            if do_normalize:
-                image = self.normalize(image, image_mean, image_std)
-            image_patches, grid = self.patchify(image, patch_size, merge_size)
-            if grid[1] * grid[2] > max_num_patches:
+            grids.append([1, height // patch_size, width // patch_size])
+            if math.prod(grids[-1]) > max_num_patches:
                 raise ValueError(
-                    f"without `do_resize`, an image has {grid[1] * grid[2]} patches; accepted are at most "
+                    f"without `do_resize`, an image has {math.prod(grids[-1])} patches; accepted are at most "
                     f"`max_num_patches` = {max_num_patches}"
                 )
-            patches.append(image_patches)
-            grids.append(grid)
-        data = {"pixel_values": np.concatenate(patches), "image_grid_thw": np.array(grids, dtype=np.int64)}
+            resized.append(image)
+        features = [patch_size**2 * len(image) for image in resized]
+        patches = np.empty((sum(math.prod(grid) for grid in grids), *set(features)), dtype=np.float32)
+        done = 0
+        for image in resized:
+            # In bands of whole cells: in floating point, an image is many times as large as its pixels.
+            cell = patch_size * merge_size
+            rows = max(1, 2**20 // (cell * image.shape[0] * image.shape[2])) * cell
+            for top in range(0, image.shape[1], rows):
+                band = image[:, top : top + rows]
+                if do_rescale:
+                    band = self.rescale(band, rescale_factor)
+                if do_normalize:
+                    band = self.normalize(band, image_mean, image_std)
+                band_patches, _ = self.patchify(band, patch_size, merge_size)
+                patches[done : done + len(band_patches)] = band_patches
+                done += len(band_patches)
+        data = {"pixel_values": patches, "image_grid_thw": np.array(grids, dtype=np.int64)}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def post_process_semantic_segmentation(
@@ -446,7 +451,7 @@ class DenseMLLMImageProcessor(PilBackend):
         """
         if target_sizes is None:
             target_sizes = [logits.shape[-2:] for logits in outputs.logits]
-        sizes = check_target_sizes(target_sizes, len(outputs.logits))
+        sizes = check_target_sizes(target_sizes, len(outputs.logits), self.max_image_pixels)
         rests = getattr(outputs, "background_label", None)
         rests = [-1] * len(sizes) if rests is None else rests.tolist()
         results = []
@@ -479,19 +484,82 @@ class DenseMLLMImageProcessor(PilBackend):
         """
         maps = outputs.predicted_depth
         sizes = check_target_sizes(
-            [depth.shape for depth in maps] if target_sizes is None else target_sizes, len(maps)
+            [depth.shape for depth in maps] if target_sizes is None else target_sizes, len(maps), self.max_image_pixels
         )
         return [{"predicted_depth": resize_map(depth.float(), size)} for depth, size in zip(maps, sizes, strict=True)]
 
 
-def _is_floating_tensor(image) -> bool:
-    return isinstance(image, torch.Tensor) and image.is_floating_point()
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image decoded, turned as its EXIF orientation says, with 8 bits a channel."""
+    file_format = image.format
+    try:
+        if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+            image = PIL.ImageOps.exif_transpose(image)
+        image.load()
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
+        name = getattr(image, "filename", "") or "an image in memory"
+        raise ValueError(f"`images` has an entry that can't be decoded: {name} ({error})") from error
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "I" and values.min() >= 0 and values.max() <= 65535:
+        # 32 bits are room for more than one range. Files of these formats have 16 bits where Pillow gives 32.
+        values = values.astype(np.uint16 if values.max() > 255 or file_format in ("PNG", "PPM") else np.uint8)
+    return PIL.Image.fromarray(_in_bands(values, _byte_conversion(values, 255)))
 
 
-def _checked(array: np.ndarray) -> np.ndarray:
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise ValueError("`images` has an entry with NaN or infinite values; accepted are finite numbers")
-    return array
+def _to_numpy(image: "np.ndarray | torch.Tensor") -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    try:
+        image = image.detach().cpu()
+        # numpy has no bfloat16, and none of the smaller ones
+        return (image.float() if image.is_floating_point() and image.element_size() < 4 else image).numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"`images` has a tensor that numpy can't take: {image.dtype}, {image.layout}") from error
+
+
+def _byte_conversion(array: np.ndarray, most: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """What makes the numbers of an image, or some of them, `uint8` from 0 to 255; `ValueError` where nothing can."""
+    kind = array.dtype.kind
+    if array.dtype == np.uint8:
+        return lambda part: part
+    if kind == "b":
+        return lambda part: part.astype(np.uint8) * 255
+    if kind == "u" and array.dtype.itemsize == 2:
+        return lambda part: (part / 257).round().astype(np.uint8)
+    if kind not in "iuf":
+        raise ValueError(f"`images` has an array of {array.dtype}; accepted are booleans, integers and floats")
+    low, high = array.min(), array.max()
+    if kind == "f":
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("`images` has an entry with NaN or infinite values; accepted are finite numbers")
+        if 0 <= low and high <= 1:
+            return lambda part: (part * np.float32(255)).round().astype(np.uint8)
+        # A little over 1 is an overshoot in the range 0 to 1, and not a black image in the other one.
+        if 0 <= low and 2 <= high <= most:
+            return lambda part: part.round().astype(np.uint8)
+        accepted = "0 to 1" if most == 1 else f"0 to 1, or 0 to {most} with one of at least 2"
+        raise ValueError(f"`images` has a floating-point array with values {low}..{high}; accepted are {accepted}")
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"`images` has an array of {array.dtype} with values {low}..{high}; accepted are 0 to 255, or all values "
+            "of `uint16`"
+        )
+    return lambda part: part.astype(np.uint8)
+
+
+def _in_bands(rows: np.ndarray, function: "Callable[[np.ndarray], np.ndarray]") -> np.ndarray:
+    """`function` of bands of rows, one after another: what it needs on its way is not needed for all at once."""
+    count = min(len(rows), math.ceil(rows.size / 2**20))
+    parts = (function(band) for band in np.array_split(rows, count))
+    first = next(parts)
+    result = np.empty((len(rows), *first.shape[1:]), first.dtype)
+    result[: len(first)], done = first, len(first)
+    for part in parts:
+        result[done : done + len(part)] = part
+        done += len(part)
+    return result
 
 
 DenseMLLMImageProcessor.register_for_auto_class()

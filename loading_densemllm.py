@@ -71,7 +71,7 @@ def non_finite_weights(model: nn.Module) -> list[str]:
 
 
 def check_loaded_weights(
-    model: nn.Module, loading_info: dict, source, strict: bool = True, takes_mismatched: bool = False
+    model: nn.Module, loading_info: dict, source, refused: tuple[str, ...], way_out: str | None = None
 ) -> dict:
     """Refuse a model that doesn't have the weights of its checkpoint, all of them, as finite numbers.
 
@@ -79,8 +79,8 @@ def check_loaded_weights(
         model: as `from_pretrained` gives it.
         loading_info: what `from_pretrained(..., output_loading_info=True)` gives beside it.
         source: of the weights, for the message.
-        strict: whether weights that are missing, unexpected or not finite are refused.
-        takes_mismatched: whether weights of another shape may be replaced by new ones.
+        refused: any of `"missing"`, `"unexpected"`, `"non_finite"` and `"mismatched"` (of another shape).
+        way_out: what a caller can do, for the message.
 
     Returns:
         `loading_info` with `non_finite_keys`, a set as the others are.
@@ -89,23 +89,17 @@ def check_loaded_weights(
         ValueError: with the names of the weights that are refused.
     """
     loading_info = {**loading_info, "non_finite_keys": set(non_finite_weights(model))}
-    refused = {}
-    if strict:
-        refused = {kind: loading_info[f"{kind}_keys"] for kind in ("missing", "unexpected", "non_finite")}
-    if not takes_mismatched:
-        refused["mismatched"] = {
-            f"{name} ({list(given)}, the model has {list(own)})"
-            for name, given, own in loading_info["mismatched_keys"]
-        }
     faults = []
-    for kind, names in refused.items():
+    for kind in refused:
+        names = loading_info[f"{kind}_keys"]
+        if kind == "mismatched":
+            names = [f"{name} ({list(given)}, the model has {list(own)})" for name, given, own in names]
         if names:
             rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
             faults.append(f"{len(names)} {kind.replace('_', '-')}: {', '.join(sorted(names)[:LISTED])}{rest}")
     if faults:
         raise ValueError(
-            f"the weights of {source} are not those of this {type(model).__name__}: {'; '.join(faults)}; "
-            "`strict=False` loads what is there all the same, `ignore_mismatched_sizes=True` replaces what has "
-            "another shape"
+            f"the weights of {source} are not those of this {type(model).__name__}: {'; '.join(faults)}"
+            + (f"; {way_out}" if way_out else "")
         )
     return loading_info

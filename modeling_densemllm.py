@@ -41,7 +41,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from .compat_densemllm import CACHE_NAMES, cache_argument, either_cache, get_cache, select_positions
+from .compat_densemllm import (
+    CACHE_NAMES,
+    ENCODES_IMAGES_FIRST,
+    cache_argument,
+    either_cache,
+    get_cache,
+    select_positions,
+)
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig, check_prompt_length
 from .loading_densemllm import check_loaded_weights
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
@@ -307,7 +314,14 @@ class DenseMLLMPreTrainedModel(PreTrainedModel):
             **kwargs,
         )
         strict = not wants_info if strict is None else strict
-        info = check_loaded_weights(model, info, pretrained_model_name_or_path, strict, takes_mismatched)
+        refused = ("missing", "unexpected", "non_finite") if strict else ()
+        if not takes_mismatched:
+            refused += ("mismatched",)
+        info = check_loaded_weights(
+            model, info, pretrained_model_name_or_path, refused,
+            "`strict=False` loads what is there all the same, `ignore_mismatched_sizes=True` replaces what has "
+            "another shape",
+        )  # fmt: skip
         return (model, info) if wants_info else model
 
 
@@ -895,13 +909,15 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         chunk = kwargs.get("prefill_chunk_size") or getattr(
             self.generation_config if generation_config is None else generation_config, "prefill_chunk_size", None
         )
-        if not chunk or self.config.vision_attention != "bidirectional":
+        if not chunk or (ENCODES_IMAGES_FIRST and self.config.vision_attention != "bidirectional"):
             return
         cache = either_cache(kwargs.get("cache"), kwargs.get("past_key_values"))
         # `input_ids` go on from the cache, or hold what is in it, too.
         is_whole = mask is None or mask.shape[1] == length
         start = int(cache.get_seq_length()) if cache is not None and is_whole else 0
         is_image = self.model.get_image_token_mask(None if embeds is not None else input_ids, embeds)
+        if not ENCODES_IMAGES_FIRST and bool(is_image[:, start:].any()):
+            raise ValueError("`prefill_chunk_size` leaves images out in this version of transformers; leave it out")
         edges = range(start + chunk, length, chunk)
         if any(bool((is_image[:, edge - 1] & is_image[:, edge]).any()) for edge in edges):
             raise ValueError(
@@ -932,6 +948,8 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
     ):
         """The mask for a static cache; the vision tokens of an image see each other where the config says so."""
         cache, blocks = either_cache(cache, past_key_values), None
+        if config.vision_attention == "bidirectional" and inputs_embeds.shape[1] > 1 and mm_token_type_ids is None:
+            return attention_mask  # forward makes the mask, which knows the placeholders
         if config.vision_attention == "bidirectional" and mm_token_type_ids is not None:
             past_length = cache.get_seq_length() if cache is not None else 0
             blocks = vision_block_ids(mm_token_type_ids == 1, int(past_length))
@@ -950,9 +968,10 @@ DenseMLLMForConditionalGeneration.register_for_auto_class("AutoModel")
 try:
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
 except ImportError:
-    pass
-else:
-    # peft knows the model types that are part of transformers. Language models differ in the names of their layers.
+    LORA_TARGETS = {}
+# peft knows the model types that are part of transformers. Language models differ in the names of their layers; only a
+# peft whose own table has more than lists of names takes this.
+if any(isinstance(targets, str) for targets in LORA_TARGETS.values()):
     LORA_TARGETS.setdefault(DenseMLLMConfig.model_type, "all-linear")
 
 __all__ = [

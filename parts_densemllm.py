@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .image_processing_densemllm import DenseMLLMImageProcessor
+from .loading_densemllm import check_loaded_weights
 from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
 
 
@@ -69,7 +70,11 @@ def load_vision_part(vision, dtype, merge_size: int) -> tuple[DenseMLLMVisionCon
                 f"`vision` must be a SigLIP2-NaFlex checkpoint ('siglip2' or 'siglip2_vision_model'), got {vision} of "
                 f"type {config.model_type!r}"
             )
-        vision = Siglip2VisionModel.from_pretrained(vision, dtype=dtype)
+        source = vision
+        vision, info = Siglip2VisionModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        # Without the pooling head, which stays behind.
+        missing = {name for name in info["missing_keys"] if not name.removeprefix("vision_model.").startswith("head.")}
+        check_loaded_weights(vision, {**info, "missing_keys": missing}, source, ("missing", "non_finite"))
     elif isinstance(vision, PreTrainedModel):
         vision = getattr(vision, "vision_model", vision)
     if getattr(getattr(vision, "config", None), "model_type", None) != "siglip2_vision_model":
@@ -100,7 +105,9 @@ def load_text_part(text, tokenizer, dtype, text_kwargs: dict) -> tuple[PreTraine
         files = {name: value for name, value in text_kwargs.items() if name in ("gguf_file", "revision", "subfolder")}
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(text, **files)
-        text = AutoModelForCausalLM.from_pretrained(text, dtype=dtype, **text_kwargs)
+        source = text
+        text, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **text_kwargs)
+        check_loaded_weights(text, info, source, ("missing", "non_finite"))
     elif not (isinstance(text, PreTrainedModel) and text.get_output_embeddings() is not None):
         raise TypeError(
             "`text` must be a folder or Hub name of a causal language model, or such a model, got "

@@ -26,7 +26,16 @@ from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmente
 from transformers.pipelines.base import GenericTensor
 from transformers.utils import logging
 
-from .checks_densemllm import check_choice, check_corners, check_count, check_text, is_flat, plain
+from .checks_densemllm import (
+    check_choice,
+    check_corners,
+    check_count,
+    check_positive,
+    check_target_sizes,
+    check_text,
+    is_flat,
+    plain,
+)
 from .drawing_densemllm import depth_to_gray
 from .modeling_densemllm import DenseMLLMForConditionalGeneration
 from .prediction_densemllm import EncodedImage, load_image
@@ -132,10 +141,7 @@ class DensePredictionPipeline(Pipeline):
             raise ValueError(f"{name} must have `image` and may have {accepted}, got {sorted(own, key=str)}")
         image = own.pop("image")
         own = {option: entry for option, entry in {**inputs.own, **own}.items() if entry is not None}
-        if "text" in own:
-            check_text("text", own["text"], "one expression for an input")
-        if "box" in own:
-            own["box"] = check_corners("box", own["box"])
+        own = {option: self._check_own(option, entry) for option, entry in own.items()}
         try:
             picture = load_image(image, self.processor, name)
         except (TypeError, ValueError) as error:
@@ -145,6 +151,16 @@ class DensePredictionPipeline(Pipeline):
             picture = None
         # In lists, so that batches of them are lists as well.
         return {"images": [picture], "own": [own]}
+
+    def _check_own(self, name: str, value):
+        """What one input has for itself, in plain numbers."""
+        if name == "text":
+            return check_text(name, value, "one expression for an input")
+        if name == "box":
+            return check_corners(name, value)
+        if name == "focal_length":
+            return check_positive(name, value, " of pixels")
+        return check_target_sizes(value, 1)[0]
 
     def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:
         images, own = (_flat(model_inputs[name]) for name in ("images", "own"))

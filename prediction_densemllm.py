@@ -48,18 +48,22 @@ from .checks_densemllm import (
 from .compat_densemllm import cache_argument, get_cache
 from .configuration_densemllm import check_prompt_length
 from .drawing_densemllm import add_names, add_scale, colorize_depth, label_colors
-from .generation_densemllm import can_start_from_cache, copy_cache, generation_options
+from .generation_densemllm import can_start_from_cache, check_assistant, copy_cache, generation_options
 from .image_processing_densemllm import DenseMLLMImageProcessor, resize_map
 from .loading_densemllm import CheckpointFiles
 from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
+from .records_densemllm import Record
 
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class DensePrediction:
+class DensePrediction(Record):
     """Maps of one image, at its own size unless asked otherwise. Fields that the task does not fill in are `None`.
+
+    A prediction goes from process to process as a pickle, or as [`to_dict`] and [`from_dict`]; where a checkpoint's
+    own code is not loaded, a pickle of it is read as a `types.SimpleNamespace` of the fields.
 
     Attributes:
         segmentation (`torch.LongTensor [height, width]`): positions in `labels`, or its keys where a dict was given;
@@ -95,8 +99,8 @@ class DensePrediction:
         Args:
             field: `"segmentation"`, `"predicted_depth"` or `"mask"`; the first that is there where left out.
             legend: add the names of the classes, or a scale in metres, at the right of the map.
-            palette: colours of the classes, as for [`label_colors`]: a fixed table where left out, `"voc"`,
-                `"cityscapes"`, a dict from name or number to colour, or `[n, 3]`.
+            palette: colours of the classes, as for [`label_colors`]: a fixed table where left out, `"ade20k"`,
+                `"voc"`, `"cityscapes"`, a dict from name or number to colour, or `[n, 3]`.
         """
         field, legend = self._field(field), check_flag("legend", legend)
         values = getattr(self, field).cpu().numpy()
@@ -162,8 +166,11 @@ class DensePrediction:
 
 
 @dataclass
-class EncodedImage:
+class EncodedImage(Record):
     """An image that the model has read: start any number of label sets, maps and questions from it.
+
+    It goes from process to process as a [`DensePrediction`] does. `to_dict` leaves the cache out, the largest part by
+    far: [`query`] fills a new one from the image's features.
 
     Attributes:
         hidden_states: `[n_vision_tokens, hidden_size]`, of the vision tokens after the language model.
@@ -174,6 +181,8 @@ class EncodedImage:
         input_ids: `int64 [1, length]`, the prompt up to the last vision token.
         past_key_values: the key-value cache of `input_ids`, or `None`.
     """
+
+    _left_out = ("past_key_values",)
 
     hidden_states: torch.Tensor
     image_features: torch.Tensor
@@ -310,7 +319,7 @@ class DensePredictionMixin:
         images = [images] if single else images
         focal_lengths = one_an_image("focal_length", focal_length, len(images), _check_focal_length)
         scaled = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
-        pictures, places = _load_images(images, processor, single, on_error)
+        pictures, places = _load_images(images, processor, single, on_error, images_kwargs)
         scaled = [scaled[place] for place in places]
         encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, scaled)
         return _at_places(encoded, places, len(images), single)
@@ -321,8 +330,10 @@ class DensePredictionMixin:
         self._check_prompt_lengths(pictures, prompt, "", processor, images_kwargs)
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
-            inputs = [
-                processor.image_processor(picture, return_tensors="pt", **own)
+            inputs = [  # their size was checked when they were loaded; a crop is larger than what it is of
+                processor.image_processor(
+                    picture, return_tensors="pt", **{**own, "max_image_pixels": picture.width * picture.height}
+                )
                 for picture, own in zip(batch, images_kwargs[start : start + batch_size], strict=True)
             ]
             pixel_values, grid = (
@@ -423,31 +434,32 @@ class DensePredictionMixin:
         Raises:
             ValueError: an argument that isn't taken, or more tokens than the language model has positions for.
         """
-        processor = self._choose_processor(processor)
-        if isinstance(image, (list, tuple)):
-            texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(image)
-            if len(texts) != len(image):
-                raise ValueError(f"`text` must be one, or one an image, got {len(texts)} for {len(image)} images")
-            rows = zip(
-                image, texts, one_an_image("focal_length", focal_length, len(image), _check_focal_length), strict=True
-            )
+        processor = self._choose_processor(_check_processor(processor))
+        single = not isinstance(image, (list, tuple))
+        count = 1 if single else len(image)
+        accepted = "a question, or one an image"
+        texts = one_an_image("text", text, count, lambda own: check_text("text", own, accepted))
+        if None in texts:
+            raise TypeError(f"`text` must be {accepted}, got {shown(text)}")
+        focal_lengths = one_an_image("focal_length", focal_length, count, _check_focal_length)
+        if not single:
+            rows = zip(image, texts, focal_lengths, strict=True)
             return [
                 self.query(own, own_text, processor, max_new_tokens, stop_at, focal, depth_range, **kwargs)
                 for own, own_text, focal in rows
             ]
-        if not isinstance(text, str):
-            raise TypeError(f"`text` must be a string, got {type(text).__name__}")
         config, kwargs = generation_options(self.generation_config, kwargs, max_new_tokens)
+        check_assistant(kwargs.get("assistant_model"), self)
         start_from_cache = can_start_from_cache(config, kwargs)
         if isinstance(image, EncodedImage):
             encoded = image
         else:
-            picture = processor.image_processor.load_picture(image)
-            own = with_focal_scale({}, processor, focal_length, depth_range)
-            self._check_prompt_lengths([picture], "", text, processor, [own])
+            picture = load_image(image, processor, "`image`")
+            own = with_focal_scale({}, processor, focal_lengths[0], depth_range)
+            self._check_prompt_lengths([picture], "", texts[0], processor, [own])
             encoded = self._encode([picture], "", processor, 1, start_from_cache, [own])[0]
-        _, tail = self._prompt_ids(processor, encoded.prompt, text)
-        input_ids = torch.cat([encoded.input_ids, tail[None]], dim=1)
+        _, tail = self._prompt_ids(processor, encoded.prompt, texts[0])
+        input_ids = torch.cat([encoded.input_ids.to(tail.device), tail[None]], dim=1)
         length = input_ids.shape[1]
         check_prompt_length(length, self.config)
         if self.config.num_positions is not None and config.max_new_tokens is not None:
@@ -491,7 +503,10 @@ class DensePredictionMixin:
         Raises:
             ValueError: an id that the vocabulary lacks.
         """
-        device = hidden_states.device
+        head = self.get_output_embeddings()
+        is_plain = type(head) is nn.Linear and type(head.weight.data) is torch.Tensor and not head.weight.is_meta
+        device = head.weight.device if is_plain else self._input_device
+        hidden_states = hidden_states.to(device)
         flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
         label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
         vocab_size = self.config.get_text_config().vocab_size
@@ -501,9 +516,8 @@ class DensePredictionMixin:
                 f"has {vocab_size}"
             )
         counts = torch.bincount(label, minlength=len(label_ids))[:, None]
-        head = self.get_output_embeddings()
         with _without_autocast(device):
-            if type(head) is nn.Linear and head.weight.device == device:
+            if is_plain:
                 # The mean of logits is the logit of the mean column.
                 columns = head.weight[flat].float()
                 if len(flat) > len(label_ids):
@@ -512,8 +526,11 @@ class DensePredictionMixin:
                 return hidden_states.float() @ columns.T
             # An adapter, a quantised or an offloaded layer: only its own forward knows the logits, in its own type.
             dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), hidden_states.dtype)
-            chunks = hidden_states.to(dtype).split(256)
-            logits = torch.cat([head(chunk)[:, flat].float() for chunk in chunks])
+            chunks = []
+            for chunk in hidden_states.to(dtype).split(256):
+                logits = head(chunk)
+                chunks.append(logits[:, flat.to(logits.device)].float().to(device))
+            logits = torch.cat(chunks)
             return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
 
     @torch.no_grad()
@@ -605,13 +622,14 @@ class DensePredictionMixin:
         objects = _count_objects(text, box) if single and "referring" in tasks else None
         count = len(images) if objects is None else objects
         texts, boxes = _check_objects(text, box, count) if "referring" in tasks else ([None] * count, [None] * count)
-        sizes = None if target_sizes is None else check_target_sizes(target_sizes, count)
+        most = processor.image_processor.max_image_pixels
+        sizes = None if target_sizes is None else check_target_sizes(target_sizes, count, most)
         if images_kwargs and images and all(isinstance(image, EncodedImage) for image in images):
             raise ValueError(f"{sorted(images_kwargs)} can't be given for images that are encoded already")
         if labels is not None and {"segmentation", "open_set"} & set(tasks):
             self._warn_of_unknown_labels(processor.normalize_labels(labels).values())
 
-        entries, places = _load_images(images, processor, single, on_error, encoded=True)
+        entries, places = _load_images(images, processor, single, on_error, images_kwargs, encoded=True)
         if objects is not None:  # of one picture
             single, places = False, list(range(objects * len(entries)))
             entries, focal_lengths, scaled = (values * objects for values in (entries, focal_lengths, scaled))
@@ -762,30 +780,31 @@ class DensePredictionMixin:
             if prediction.mask is not None:
                 continue
             picture = entry.image if isinstance(entry, EncodedImage) else entry
-            nothing = _empty_map((picture.height, picture.width))
-            mask, scores, logits = next(found) if prediction.box is not None else (nothing, nothing, None)
+            mask, scores = (_empty_map((picture.height, picture.width)) for _ in range(2))
+            if prediction.box is not None:
+                own_mask, own_scores, place, logits = next(found)
+                for whole, part in ((mask, own_mask.float()), (scores, own_scores)):
+                    whole[_rows_and_columns(place)] = _at_place(part, place)
+                prediction.logits = logits if return_logits else None
             if tuple(size) != tuple(mask.shape):
                 mask, scores = (resize_map(whole, size, mode="nearest-exact") for whole in (mask, scores))
             prediction.mask, prediction.scores = mask > 0.5, scores
-            prediction.logits = logits if return_logits else None
         return predictions
 
     def _segment_boxes(
         self, pairs: list[tuple[PIL.Image.Image, tuple]], label_ids, images_kwargs, processor, batch_size
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """The core target of each box of a picture: foreground (0 or 1) and its chance, `float32 [height, width]` of
-        the picture, and the logits of the crop; `batch_size` crops a forward pass."""
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[int, int, int, int], torch.Tensor]]:
+        """The core target of each box of an image: foreground, `bool`, and its probability, `float32`, both
+        `[height, width]` of the resized crop; the crop's place in the image, and its logits. `batch_size` crops a
+        forward pass."""
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
             crops, places = zip(*(crop_box(*pair, processor.referring_crop_size) for pair in batch), strict=True)
             encodings = self._encode(crops, "", processor, batch_size, False, [images_kwargs] * len(crops))
-            for (picture, _), encoded, (x0, y0, x1, y1) in zip(batch, encodings, places, strict=True):
+            for encoded, place in zip(encodings, places, strict=True):
                 logits = self.label_logits(encoded.hidden_states, label_ids).T.unflatten(1, encoded.grid)
                 fields = self._decode("referring", logits, encoded.image_size, None, encoded, processor, {})
-                mask, scores = (_empty_map((picture.height, picture.width)) for _ in range(2))
-                for whole, part in ((mask, fields["mask"].float()), (scores, fields["scores"])):
-                    whole[y0:y1, x0:x1] = resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
-                yield mask, scores, logits.cpu()
+                yield fields["mask"], fields["scores"], place, logits.cpu()
 
     def _predict_open_set(
         self, entries, sizes, labels, label_ids, threshold, options, images_kwargs, scaled
@@ -808,23 +827,26 @@ class DensePredictionMixin:
             pairs += [(encoded.image, box) for _, box in boxes]
         masks = self._segment_boxes(pairs, label_ids, images_kwargs, **options)
         for (encoded, prediction, boxes), size in zip(predictions, sizes, strict=True):
-            instances = []
+            instances = []  # as small as the crop was for the model: a map of the image's size for each would add up
             for key, box in boxes:
-                mask, scores, _ = next(masks)
-                instances.append((key, box, mask > 0.5, scores))
-            instances.sort(key=lambda instance: -int(instance[2].sum()))  # the smaller lies over the larger
+                mask, chances, place, _ = next(masks)
+                area = int((_at_place(mask.float(), place) > 0.5).sum())
+                instances.append((area, key, box, mask, chances, place))
+            instances.sort(key=lambda instance: -instance[0])  # the smaller lies over the larger
             height, width = encoded.image_size
             segmentation, scores = torch.full((height, width), -1), _empty_map((height, width))
-            for number, (_, _, mask, chances) in enumerate(instances):
+            for number, (_, _, _, mask, chances, place) in enumerate(instances):
+                mask, chances = _at_place(mask.float(), place) > 0.5, _at_place(chances, place)
                 if threshold is not None:
                     mask = mask & (chances >= threshold)
-                segmentation[mask], scores[mask] = number, chances[mask]
+                own = _rows_and_columns(place)
+                segmentation[own][mask], scores[own][mask] = number, chances[mask]
             if tuple(size) != (height, width):
                 segmentation = resize_map(segmentation.float(), size, mode="nearest-exact").long()
                 scores = resize_map(scores, size, mode="nearest-exact")
             prediction.segmentation, prediction.scores = segmentation, scores
             prediction.segments_info = []
-            for number, (key, box, _, _) in enumerate(instances):
+            for number, (_, key, box, *_) in enumerate(instances):
                 own = segmentation == number
                 if own.any():
                     prediction.segments_info.append(
@@ -889,7 +911,7 @@ class DensePredictionMixin:
         focal_lengths = one_an_image("focal_length", focal_length, len(images), _check_focal_length)
         if depth_range is not None:
             check_choice("depth_range", depth_range, processor.depth_ranges)
-        entries, places = _load_images(images, processor, single, on_error, encoded=True)
+        entries, places = _load_images(images, processor, single, on_error, {}, encoded=True)
         results = []
         for entry, place in zip(entries, places, strict=True):
             camera = {"focal_length": focal_lengths[place], "depth_range": depth_range}
@@ -909,6 +931,17 @@ def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def _rows_and_columns(place: tuple[int, int, int, int]) -> tuple[slice, slice]:
+    x0, y0, x1, y1 = place
+    return slice(y0, y1), slice(x0, x1)
+
+
+def _at_place(part: torch.Tensor, place: tuple[int, int, int, int]) -> torch.Tensor:
+    """The map of a crop, resized to the crop's own pixels."""
+    x0, y0, x1, y1 = place
+    return resize_map(part, (y1 - y0, x1 - x0), mode="nearest-exact")
 
 
 def _empty_map(size: tuple[int, int]) -> torch.Tensor:
@@ -970,7 +1003,7 @@ def _check_objects(text, box, count: int) -> tuple[list[str | None], list[tuple 
 
 
 def _load_images(
-    images, processor: DenseMLLMProcessor, single: bool, on_error: str, encoded: bool = False
+    images, processor: DenseMLLMProcessor, single: bool, on_error: str, images_kwargs: dict, encoded: bool = False
 ) -> tuple[list, list[int]]:
     """Images as RGB pictures, and their places in the list. With `on_error="skip"` those that can't be read are
     warned of and left out. Where `encoded`, an [`EncodedImage`] is taken as it is."""
@@ -980,7 +1013,7 @@ def _load_images(
         try:
             is_read = encoded and isinstance(image, EncodedImage)
             name = "`images`" if single else f"`images[{place}]`"
-            pictures.append(image if is_read else load_image(image, processor, name))
+            pictures.append(image if is_read else load_image(image, processor, name, **images_kwargs))
             places.append(place)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
@@ -989,10 +1022,10 @@ def _load_images(
     return pictures, places
 
 
-def load_image(image, processor: DenseMLLMProcessor, name: str) -> PIL.Image.Image:
+def load_image(image, processor: DenseMLLMProcessor, name: str, **images_kwargs) -> PIL.Image.Image:
     """One image as an RGB picture, or a `TypeError` or `ValueError` that begins with its `name`."""
     try:
-        return processor.image_processor.load_picture(image)
+        return processor.image_processor.load_picture(image, **images_kwargs)
     except MemoryError:
         raise
     except Exception as error:  # the readers of many formats raise errors of many kinds
@@ -1043,9 +1076,6 @@ def crop_box(
         the crop, and its place (x0, y0, x1, y1) in whole pixels of the image.
     """
     x0, y0, x1, y1 = box
-    drawn = image.copy()
-    corners = [int(x0), int(y0), max(int(x0), math.ceil(x1) - 1), max(int(y0), math.ceil(y1) - 1)]
-    PIL.ImageDraw.Draw(drawn).rectangle(corners, outline=(255, 0, 0), width=1)
     grow_x, grow_y = (padding - 1) / 2 * (x1 - x0), (padding - 1) / 2 * (y1 - y0)
     place = (
         max(0, math.floor(x0 - grow_x)),
@@ -1053,10 +1083,14 @@ def crop_box(
         min(image.width, math.ceil(x1 + grow_x)),
         min(image.height, math.ceil(y1 + grow_y)),
     )
-    width, height = place[2] - place[0], place[3] - place[1]
+    crop = image.crop(place)
+    corners = [int(x0), int(y0), max(int(x0), math.ceil(x1) - 1), max(int(y0), math.ceil(y1) - 1)]
+    corners = [corner - start for corner, start in zip(corners, place[:2] * 2, strict=True)]
+    PIL.ImageDraw.Draw(crop).rectangle(corners, outline=(255, 0, 0), width=1)
+    width, height = crop.size
     scale = min(short_edge / min(width, height), 4 * short_edge / math.sqrt(width * height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return drawn.crop(place).resize(size, PIL.Image.Resampling.BILINEAR), place
+    return crop.resize(size, PIL.Image.Resampling.BILINEAR), place
 
 
 def _length_groups(lengths: list[int], waste: float) -> list[list[int]]:

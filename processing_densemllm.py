@@ -49,7 +49,7 @@ from .image_processing_densemllm import (
     decode_segmentation,
     resize_map,
 )
-from .refinement_densemllm import check_crf_options, refine_crf
+from .refinement_densemllm import check_crf_options, refine_crf_argmax
 
 
 # `{% generation %}` marks what an assistant says, the end of its text included. What can't be written is refused: the
@@ -272,6 +272,12 @@ class DenseMLLMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return super().model_input_names + ["mm_token_type_ids"]
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        if images is not None:  # opened here, as it is done without the arguments of the call otherwise
+            own = {**kwargs, **(kwargs.get("images_kwargs") or {})}
+            images = self.image_processor.fetch_images(images, **own)
+        return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         merge_size = kwargs.get("merge_size") or self.image_processor.merge_size
@@ -496,7 +502,7 @@ class DenseMLLMProcessor(ProcessorMixin):
                 `segmentation`: integers `[height, width]`, with `id2label` (id to name) and `ignore_index` (default
                 255); `depth`: metres `[height, width]`, invalid where not finite, not above 0 or outside the range,
                 with `depth_range` and `focal_length` as in [`depth_to_bins`]; `mask`: booleans `[height, width]`, the
-                foreground.
+                foreground, or `int8`: 1, 0 for the background, and -1 where it isn't annotated.
             image_grid_thw: `[n_images, 3]` from the image processor.
             candidates: which ids are negatives where a segmentation is annotated: `"vocabulary"`, all text tokens, or
                 `"labels"`, those of the other labels only.
@@ -572,12 +578,14 @@ class DenseMLLMProcessor(ProcessorMixin):
             if not np.issubdtype(values.dtype, np.number):
                 raise ValueError(f"{where} must be numbers (metres), got {values.dtype}")
             values = self.depth_to_bins(values, annotation.get("depth_range"), annotation.get("focal_length"))
-            label_ids, ignored = [[]] + [[token_id] for token_id in self.depth_token_ids], 0
+            label_ids = {k: [token_id] for k, token_id in enumerate(self.depth_token_ids, start=1)}
+            ignored = 0
             annotated = (("own", tuple(self.depth_token_ids)),)
         elif kind == "mask":
-            if values.dtype != np.bool_:
-                raise ValueError(f"{where} must be booleans, got {values.dtype}")
-            label_ids, ignored = [[token_id] for token_id in self.foreground_token_ids], -1
+            if values.dtype != np.bool_ and (values.dtype != np.int8 or set(present_values(values)) - {-1, 0, 1}):
+                raise ValueError(f"{where} must be booleans, or `int8` of 1, 0 and -1, got {values.dtype}")
+            label_ids = {k: [token_id] for k, token_id in enumerate(self.foreground_token_ids)}
+            ignored = -1
             annotated = (("own", tuple(self.foreground_token_ids)),)
         else:
             id2label = annotation.get("id2label")
@@ -586,6 +594,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             if not np.issubdtype(values.dtype, np.integer):
                 raise ValueError(f"{where} must be integers (class ids), got {values.dtype}")
             ignored = annotation.get("ignore_index", 255)
+            check_ignore_index(ignored, id2label)
             names = self.normalize_labels(id2label)
             unknown = sorted(set(present_values(values).tolist()) - set(names) - {ignored})
             if unknown:
@@ -595,22 +604,33 @@ class DenseMLLMProcessor(ProcessorMixin):
             if key not in self._memo:
                 self._memo[key] = self.label_token_ids(id2label)
             named = self._memo[key]
-            label_ids = [[] for _ in range(max(names) + 1)]
-            for key, name_ids in zip(names, named, strict=True):
-                label_ids[key] = name_ids
+            label_ids = dict(zip(names, named, strict=True))
             annotated = (("own", tuple(token_id for name_ids in named for token_id in name_ids)),)
             if candidates == "vocabulary":
                 annotated += (("text",),)
         cell = self.image_processor.patch_size * self.image_processor.merge_size
-        values = nearest_resize(values, *size).astype(np.int64)
+        values = nearest_resize(values, *size)
         cells = (np.arange(size[0]) // cell)[:, None] * (size[1] // cell) + (np.arange(size[1]) // cell)[None, :]
         valid = values != ignored
-        n_cells = size[0] // cell * (size[1] // cell)
-        pixels = np.bincount(cells[valid] * len(label_ids) + values[valid], minlength=n_cells * len(label_ids))
-        pixels = pixels.reshape(n_cells, -1)
-        needed = np.minimum(min_label_share * pixels.sum(axis=1), pixels.max(axis=1))
-        pairs = np.flatnonzero((pixels > 0) & (pixels >= needed[:, None]))
-        tokens, values = pairs // len(label_ids), pairs % len(label_ids)
+        if not valid.any():
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), annotated
+        # By their place among the labels that the map has: ids may be as large and as sparse as they like.
+        present, places = index_values(values[valid])
+        n_cells, n_present = size[0] // cell * (size[1] // cell), len(present)
+        places = cells[valid] * n_present + places
+        if n_cells * n_present <= values.size:
+            pixels = np.bincount(places)
+            pairs = np.flatnonzero(pixels)
+            pixels = pixels[pairs]
+        else:  # a table of all pairs would be larger than the map
+            pairs, pixels = np.unique(places, return_counts=True)
+        tokens, values = np.divmod(pairs, n_present)
+        most = np.zeros(n_cells, dtype=np.int64)
+        np.maximum.at(most, tokens, pixels)
+        needed = np.minimum(min_label_share * np.bincount(tokens, pixels, minlength=n_cells), most)
+        kept = pixels >= needed[tokens]
+        tokens, values = tokens[kept], values[kept]
+        label_ids = [label_ids[value] for value in present.tolist()]
         lengths = np.array([len(entry) for entry in label_ids])
         starts = np.cumsum(lengths) - lengths
         counts = lengths[values]
@@ -685,7 +705,7 @@ class DenseMLLMProcessor(ProcessorMixin):
                 best, scores = decode_segmentation(logits, size, background)
             else:
                 best, scores = self._refined(logits, size, background, image)
-            segmentation = torch.tensor([rest, *keys], device=best.device)[best + 1]
+            segmentation = torch.tensor([rest, *keys], device=best.device)[best.add_(1)]
         else:
             segmentation = torch.full(size, rest, dtype=torch.long, device=logits.device)
             scores = torch.full(size, 0.5, dtype=torch.float32, device=logits.device)
@@ -699,12 +719,11 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     def _refined(self, logits: torch.Tensor, size: tuple[int, int], background: bool, image):
         """[`decode_segmentation`] with a CRF on the picture's pixels before the argmax."""
-        chances = torch.stack([resize_map(chance, size) for chance in class_chances(logits, background)])
+        chances = class_chances(logits, background)
         if background:
             chances = torch.cat([chances, torch.full_like(chances[:1], 0.5)])
         pixels = np.asarray(image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR))
-        refined = refine_crf(chances / chances.sum(dim=0), pixels, **self.crf_options)
-        scores, best = refined.max(dim=0)
+        best, scores = refine_crf_argmax(chances, pixels, **self.crf_options)
         return (best.masked_fill(best == len(logits), -1) if background else best), scores
 
     def answer_task(self, task: str, text=None, prompt: str | None = None):
@@ -810,7 +829,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         """
         if target_sizes is None:
             target_sizes = [(2 * logits.shape[-2], 2 * logits.shape[-1]) for logits in outputs.logits]
-        sizes = check_target_sizes(target_sizes, len(outputs.logits))
+        sizes = check_target_sizes(target_sizes, len(outputs.logits), self.image_processor.max_image_pixels)
         options = {"depth_range": depth_range, "focal_length": focal_length}
         maps = [
             self.decode_dense("depth", logits, size, **options)["predicted_depth"]
@@ -823,11 +842,37 @@ class DenseMLLMProcessor(ProcessorMixin):
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
 
+def check_ignore_index(ignore_index: int, id2label: dict[int, str] | None) -> None:
+    """Refuse a value for pixels without annotation that is a class, which would then be neither learned nor scored.
+
+    Raises:
+        TypeError: `ignore_index` is not an integer.
+        ValueError: it is a key of `id2label`.
+    """
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+        raise TypeError(f"`ignore_index` must be an integer, got {ignore_index!r}")
+    if id2label is not None and ignore_index in id2label:
+        raise ValueError(
+            f"`ignore_index` must not be a class of `id2label`, got {ignore_index}, which is "
+            f"{id2label[ignore_index]!r}; give another value, such as -1"
+        )
+
+
 def present_values(values: np.ndarray) -> np.ndarray:
     """The values of a map of integers, sorted; a table is much faster than sorting where they are small."""
     if not values.size or values.min() < 0 or values.max() > 2**16:
         return np.unique(values)
-    return np.flatnonzero(np.bincount(values.ravel()))
+    return np.flatnonzero(np.bincount(values.ravel().astype(np.int64, copy=False)))
+
+
+def index_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a map of integers, sorted, and the index of each element's value among them."""
+    present = present_values(values)
+    if present.size and (present[0] < 0 or present[-1] > 2**16):
+        return present, np.searchsorted(present, values)
+    table = np.zeros(present.max(initial=0) + 1, dtype=np.int64)
+    table[present] = np.arange(len(present))
+    return present, table[values.astype(np.int64, copy=False)]
 
 
 def read_parts(chat):
@@ -899,14 +944,20 @@ def _focal_scale(row: dict, focal_length: float | None) -> float:
 
 
 def _segments_info(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
-    found, inverse = torch.unique(segmentation.cpu(), return_inverse=True)
-    areas = torch.bincount(inverse.flatten(), minlength=len(found))
-    # Megapixels of scores can't be summed in float32, and MPS has no float64.
-    sums = torch.bincount(inverse.flatten(), weights=scores.flatten().cpu().double(), minlength=len(found))
+    keys = torch.tensor(sorted(names), device="cpu")
+    areas = torch.zeros(len(keys), dtype=torch.long, device=keys.device)
+    sums = torch.zeros(len(keys), dtype=torch.double, device=keys.device)
+    # In parts: sorting a map, or its scores in float64, takes several times its memory; and on the CPU: megapixels of
+    # scores can't be summed in float32, and MPS has no float64.
+    for ids, own in zip(segmentation.flatten().split(2**20), scores.flatten().split(2**20), strict=True):
+        ids, own = ids.cpu(), own.cpu()
+        place = torch.searchsorted(keys, ids[ids >= 0])
+        areas += torch.bincount(place, minlength=len(keys))
+        sums += torch.bincount(place, weights=own[ids >= 0].double(), minlength=len(keys))
     return [
         {"id": key, "label_id": key, "label": names[key], "score": total / area, "area": area, "was_fused": False}
-        for key, area, total in zip(found.tolist(), areas.tolist(), sums.tolist(), strict=True)
-        if key >= 0
+        for key, area, total in zip(keys.tolist(), areas.tolist(), sums.tolist(), strict=True)
+        if area
     ]
 
 

@@ -15,12 +15,17 @@
 
 import inspect
 import math
+from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
 import torch
+import torch.nn.functional as F
 
 
+NEGLIGIBLE = 1e-4  # change of a probability in a step by labels that are left out of the messages
+LABELS_AT_ONCE, ELEMENTS_AT_ONCE = 8, 2**24  # the larger of the two: in small images all labels
+KEPT_LABELS, KEPT_ELEMENTS = 24, 2**27  # the larger of the two: 512 MB
 MIN_PROBABILITY = 1e-5  # floor of the unary term's probabilities, as in pydensecrf's `unary_from_softmax`
 
 
@@ -55,7 +60,8 @@ def refine_crf(
     `bilateral_radius * bilateral_dilation` away, only those at multiples of `bilateral_dilation` on both axes send a
     message; at dilation 1 all do, and with windows as wide as the picture the result is the exact fully connected
     one. Time grows with `iterations * height * width * num_labels * bilateral_radius ** 2`, whatever the sigmas and
-    the dilation; memory is a few times that of `probabilities`. A wide window at small cost is a large dilation; a
+    the dilation; memory is about twice that of `probabilities`; of maps that are to be resized, and of which only the
+    best is wanted, [`refine_crf_argmax`] needs less. A wide window at small cost is a large dilation; a
     large picture is refined faster at a smaller size, with the sigmas (all but `color_sigma`) scaled alike.
 
     Args:
@@ -80,6 +86,194 @@ def refine_crf(
         ValueError: an argument out of range, or an image and probabilities that do not fit.
     """
     probabilities, colors = _check_maps(probabilities, image)
+    options = {
+        "spatial_weight": spatial_weight, "spatial_sigma": spatial_sigma, "spatial_radius": spatial_radius,
+        "bilateral_weight": bilateral_weight, "bilateral_sigma": bilateral_sigma, "color_sigma": color_sigma,
+        "bilateral_radius": bilateral_radius, "bilateral_dilation": bilateral_dilation,
+    }  # fmt: skip
+    kernels = _message_kernels(colors, iterations, **options)
+    total = probabilities.sum(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
+
+    def log_unary(labels: slice) -> torch.Tensor:
+        return (probabilities[labels] / total).clamp_(min=MIN_PROBABILITY).log_()
+
+    refined = torch.empty_like(probabilities)
+    blocks = _label_blocks(len(probabilities), probabilities.shape[1:])
+    normalizer = _mean_field(log_unary, blocks, kernels, iterations, len(blocks), None, refined.__setitem__)
+    return refined.sub_(normalizer).exp_()
+
+
+@torch.no_grad()
+def refine_crf_argmax(
+    probabilities: torch.Tensor, image: "np.ndarray | PIL.Image.Image", iterations: int = 5, **options
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best label of each pixel after [`refine_crf`] of maps that are resized to the image, and its probability.
+
+    There is no array of all labels at all pixels: memory is that of some 70 float32 maps of the image's size at most
+    (280 bytes a pixel; of small images below 1 GB), however many labels there are. Labels are coupled by the
+    normaliser of each pixel alone. So what all labels add to it is summed up a few labels at a time; a label's state,
+    where it was not kept, is computed again from its unary term and the normalisers of the steps before: three times
+    the work in 5 iterations, for those beyond the first 24 at 12 megapixels. Labels that can't win a pixel send no
+    messages: together they would change no probability of a step by more than `NEGLIGIBLE`. Apart from that, and from
+    rounding, the result is that of [`refine_crf`].
+
+    Args:
+        probabilities: float `[num_labels, grid_height, grid_width]`, of at least 0, on the grid of vision tokens;
+            resized bilinearly, and normalised there.
+        image, iterations, options: see [`refine_crf`]; the image's size is that of the result.
+
+    Returns:
+        `int64 [height, width]`, position of the best label, and `float32 [height, width]`, its probability in [0, 1].
+
+    Raises:
+        ValueError: see [`refine_crf`].
+    """
+    probabilities, colors = _check_maps(probabilities, image, same_size=False)
+    defaults = {name: value.default for name, value in inspect.signature(refine_crf).parameters.items()}
+    options = {name: options.pop(name, defaults[name]) for name in list(defaults)[3:]} | options
+    kernels = _message_kernels(colors, iterations, **options)
+    size = tuple(colors.shape[:2])
+    total = _resized(probabilities.sum(dim=0, keepdim=True), size).clamp_(min=torch.finfo(torch.float32).tiny)
+
+    def unary(labels) -> torch.Tensor:
+        return _resized(probabilities[labels], size).div_(total).clamp_(min=MIN_PROBABILITY)
+
+    blocks = _label_blocks(len(probabilities), size)
+    highest = torch.cat([unary(block).amax(dim=(1, 2)) for block in blocks])
+    rest = None
+    active = _can_matter(highest, kernels, iterations, torch.ones_like(total))
+    if not active.all():
+        idle = (~active).nonzero()[:, 0]
+        rest = sum(unary(part).sum(dim=0) for part in idle.split(blocks[0].stop)).log_()
+    labels = active.nonzero()[:, 0]
+    blocks = _label_blocks(len(labels), size)
+    best = torch.zeros(size, dtype=torch.long, device=probabilities.device)
+    highest = torch.full(size, float("-inf"), dtype=torch.float32, device=probabilities.device)
+
+    def choose(block: slice, logits: torch.Tensor) -> None:
+        value, position = logits.max(dim=0)
+        is_better = value > highest
+        best.copy_(torch.where(is_better, labels[block][position], best))
+        highest.copy_(torch.where(is_better, value, highest))
+
+    num_kept = max(KEPT_LABELS, KEPT_ELEMENTS // math.prod(size)) // max(1, blocks[0].stop)
+    normalizer = _mean_field(
+        lambda block: unary(labels[block]).log_(), blocks, kernels, iterations, num_kept, rest, choose
+    )
+    return best, (highest - normalizer).exp_()
+
+
+def _mean_field(
+    log_unary: Callable[[slice], torch.Tensor],
+    blocks: list[slice],
+    kernels: list[tuple],
+    iterations: int,
+    num_kept: int,
+    rest: torch.Tensor | None,
+    last: Callable[[slice, torch.Tensor], None],
+) -> torch.Tensor:
+    """Mean-field steps over blocks of labels.
+
+    Args:
+        log_unary: log-probabilities `float32 [labels of the block, height, width]`, each time anew.
+        blocks: of labels.
+        kernels: see [`_message_kernels`].
+        iterations: number of steps.
+        num_kept: blocks whose state is kept from step to step; that of the others is computed again.
+        rest: log of the sum of the probabilities of labels that belong to no block.
+        last: takes each block and its logits of the last step.
+
+    Returns:
+        `float32 [height, width]`, the logsumexp of the last step's logits of all labels.
+    """
+
+    def update(block: slice, logits: torch.Tensor, normalizer: torch.Tensor) -> torch.Tensor:
+        refined = logits.sub_(normalizer).exp_()
+        logits = log_unary(block)
+        for weight, message_sum, scale in kernels:
+            # Potts: a cost for the mass on other labels, which is 1 less that on the same one; the 1 cancels out.
+            logits.addcmul_(message_sum(refined * scale), scale, value=weight)
+        return logits
+
+    total = rest
+    for block in blocks:
+        total = _log_add(total, log_unary(block))
+    normalizers = [total]
+    kept: dict[int, torch.Tensor] = {}
+    for step in range(iterations):
+        total = rest
+        for index, block in enumerate(blocks):
+            logits = kept.pop(index, None)
+            if logits is None:
+                logits = log_unary(block)
+                for normalizer in normalizers[:-1]:
+                    logits = update(block, logits, normalizer)
+            logits = update(block, logits, normalizers[-1])
+            total = _log_add(total, logits)
+            if step == iterations - 1:
+                last(block, logits)
+            elif index < num_kept:
+                kept[index] = logits
+        normalizers.append(total)
+    return normalizers[-1]
+
+
+def _log_add(total: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
+    summed = logits.logsumexp(dim=0)
+    return summed if total is None else torch.logaddexp(total, summed)
+
+
+def _label_blocks(num_labels: int, size: tuple[int, int]) -> list[slice]:
+    """Labels that are worked on at once: the weights of a pair of pixels serve them all."""
+    at_once = max(LABELS_AT_ONCE, ELEMENTS_AT_ONCE // math.prod(size))
+    return [slice(start, min(start + at_once, num_labels)) for start in range(0, num_labels, at_once)]
+
+
+def _can_matter(highest: torch.Tensor, kernels: list[tuple], iterations: int, ones: torch.Tensor) -> torch.Tensor:
+    """Which labels can win a pixel, or change the probabilities of others by their messages: `bool [num_labels]`.
+
+    With m the largest sum of a pixel's weighted kernel values, a label of probability at most p everywhere has at most
+    q = p exp(m q') after a step, where q' is that of the step before: the normaliser is never below 1.
+
+    Args:
+        highest: largest probability of each label over all pixels, `float32 [num_labels]`.
+        kernels, iterations: see [`_mean_field`].
+        ones: `float32 [1, height, width]`.
+    """
+    share = 1 / len(highest) - 1e-6  # the winner of a pixel has no less
+    if not kernels:
+        return highest >= share  # the unary term decides
+    if not (highest < 0.02).any():  # none of them will be left out: save a sum over all windows
+        return torch.ones_like(highest, dtype=torch.bool)
+    strongest = sum(weight * message_sum(ones * scale) * scale for weight, message_sum, scale in kernels).max()
+    reached = highest
+    for _ in range(iterations):
+        reached, before = (highest * (strongest * reached).exp()).clamp(max=1), reached
+    change = highest * torch.expm1(strongest * before)
+    order = highest.argsort()
+    is_idle = torch.zeros_like(highest, dtype=torch.bool)
+    is_idle[order] = change[order].cumsum(dim=0) <= NEGLIGIBLE
+    return ~(is_idle & (reached < share))
+
+
+def _resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _message_kernels(
+    colors: torch.Tensor,
+    iterations: int,
+    spatial_weight: float,
+    spatial_sigma: float,
+    spatial_radius: int,
+    bilateral_weight: float,
+    bilateral_sigma: float,
+    color_sigma: float,
+    bilateral_radius: int,
+    bilateral_dilation: int | None,
+) -> list[tuple[float, Callable[[torch.Tensor], torch.Tensor], torch.Tensor]]:
+    """The weight of each pairwise term, its sum over a pixel's window (which leaves the pixel out), and the factor
+    `float32 [1, height, width]` that normalises it on both sides. Arguments: see [`refine_crf`]."""
     for name, sigma in (
         ("spatial_sigma", spatial_sigma),
         ("bilateral_sigma", bilateral_sigma),
@@ -91,7 +285,7 @@ def refine_crf(
         if not (weight >= 0 and math.isfinite(weight)):
             raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}")
     if bilateral_dilation is None and bilateral_radius >= 1:
-        reach = min(bilateral_sigma, max(probabilities.shape[1:]) - 1)
+        reach = min(bilateral_sigma, max(colors.shape[:2]) - 1)
         bilateral_dilation = max(1, math.ceil(reach / bilateral_radius))
     for name, count in (
         ("iterations", iterations),
@@ -101,9 +295,6 @@ def refine_crf(
     ):
         if not (isinstance(count, int) and count >= 1):
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {count}")
-
-    total = probabilities.sum(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
-    log_unary = (probabilities / total).clamp(min=MIN_PROBABILITY).log()
     filters = []
     if spatial_weight > 0:
         filters.append((spatial_weight, lambda values: _spatial_sum(values, spatial_sigma, spatial_radius)))
@@ -116,16 +307,8 @@ def refine_crf(
             )
         )
     # The sums leave a pixel itself out; its own kernel value, 1, belongs to the norm.
-    ones = torch.ones_like(log_unary[:1])
-    kernels = [(weight, message_sum, (message_sum(ones) + 1).rsqrt()) for weight, message_sum in filters]
-    refined = log_unary.softmax(dim=0)
-    for _ in range(iterations):
-        logits = log_unary.clone()
-        for weight, message_sum, scale in kernels:
-            # Potts: a cost for the mass on other labels, which is 1 less that on the same one; the 1 cancels out.
-            logits.addcmul_(message_sum(refined * scale), scale, value=weight)
-        refined = logits.softmax(dim=0)
-    return refined
+    ones = torch.ones((1, *colors.shape[:2]), dtype=torch.float32, device=colors.device)
+    return [(weight, message_sum, (message_sum(ones) + 1).rsqrt()) for weight, message_sum in filters]
 
 
 def check_crf_options(options: dict) -> dict:
@@ -140,7 +323,7 @@ def check_crf_options(options: dict) -> dict:
     return dict(options)
 
 
-def _check_maps(probabilities: torch.Tensor, image) -> tuple[torch.Tensor, torch.Tensor]:
+def _check_maps(probabilities: torch.Tensor, image, same_size: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Both inputs as tensors on one device, `float32 [num_labels, height, width]` and `uint8 [height, width, 3]`."""
     if not (isinstance(probabilities, torch.Tensor) and probabilities.is_floating_point()):
         kind = probabilities.dtype if isinstance(probabilities, torch.Tensor) else type(probabilities).__name__
@@ -152,6 +335,8 @@ def _check_maps(probabilities: torch.Tensor, image) -> tuple[torch.Tensor, torch
         raise ValueError("`probabilities` must be finite and at least 0; are these logits?")
     colors = np.asarray(image.convert("RGB") if isinstance(image, PIL.Image.Image) else image)
     size = tuple(probabilities.shape[1:])
+    if not same_size and colors.ndim == 3:
+        size = tuple(colors.shape[:2])
     if colors.dtype != np.uint8 or colors.shape != (*size, 3):
         raise ValueError(
             f"`image` must be uint8 {[*size, 3]}, the size of `probabilities`, got {colors.dtype} {list(colors.shape)}"
@@ -164,6 +349,11 @@ def _spatial_sum(values: torch.Tensor, sigma: float, radius: int) -> torch.Tenso
 
     A Gaussian in a square is the product of one along each axis, so that 4 * radius shifts do.
     """
+    if values.ndim == 3:  # one map at a time: it takes two copies
+        sums = torch.empty_like(values)
+        for own, result in zip(values, sums, strict=True):
+            result.copy_(_spatial_sum(own, sigma, radius))
+        return sums
     summed = values
     for dim in (-2, -1):
         line, summed, size = summed, summed.clone(), values.shape[dim]
@@ -204,4 +394,4 @@ def _bilateral_sum(
     return summed
 
 
-__all__ = ["check_crf_options", "refine_crf"]
+__all__ = ["check_crf_options", "refine_crf", "refine_crf_argmax"]

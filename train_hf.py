@@ -46,9 +46,11 @@ from densemllm.data_densemllm import (
     DenseDataset,
     DenseIterableDataset,
     DenseSource,
+    find_id2label,
     load_id2label,
     load_samples,
 )
+from densemllm.maps_densemllm import IGNORE_INDEX
 from densemllm.trainer_densemllm import STATE_NAME, DenseTrainer, DenseTrainingArguments
 
 
@@ -98,7 +100,14 @@ class DataArguments:
         default=None,
         metadata={"help": "JSON file from class id to name, one or one a data set; `id2label.json` in its folder"},
     )
-    depth_scale: float | None = field(default=None, metadata={"help": "metres a unit of depth in integers"})
+    ignore_index: list[int] | None = field(
+        default=None,
+        metadata={"help": "value of pixels of `segmentation` that aren't annotated, one or one a data set; 255"},
+    )
+    depth_scale: list[float] | None = field(
+        default=None,
+        metadata={"help": "metres a unit of depth, one or one a data set; left out: floats are metres"},
+    )
     depth_range: list[str] | None = field(
         default=None, metadata={"help": "row of the config's `depth_ranges`, one or one a data set"}
     )
@@ -289,10 +298,28 @@ def _one_each(args: DataArguments, name: str) -> list:
     return values * (len(args.dataset) // len(values))
 
 
-def _labels(folder: str, file: str | None) -> dict[int, str] | None:
-    beside = Path(folder) / "id2label.json"
-    file = file or (str(beside) if beside.is_file() else None)
-    return None if file is None else load_id2label(file)
+def _options_of_sources(args: DataArguments) -> dict[str, list]:
+    """What is said of the data sets, one entry a data set by the option's name."""
+    options = {
+        name: _one_each(args, name) for name in ("id2label", "depth_scale", "depth_range", "columns", "ignore_index")
+    }
+    options["columns"] = [names and names.split(",") for names in options["columns"]]
+    options["ignore_index"] = [IGNORE_INDEX if value is None else value for value in options["ignore_index"]]
+    return options
+
+
+def _make_source(name: str, split: str, options: dict, weight: float | None = None, streaming: bool = False):
+    """A data set to read samples from, with what is said of it."""
+    file = options["id2label"] or find_id2label(name)
+    return DenseSource(
+        load_samples(name, split, streaming),
+        weight,
+        None if file is None else load_id2label(file),
+        options["depth_scale"],
+        options["depth_range"],
+        options["columns"],
+        options["ignore_index"],
+    )
 
 
 def make_datasets(args: DataArguments, seed: int):
@@ -305,20 +332,16 @@ def make_datasets(args: DataArguments, seed: int):
         args.flip_probability,
         args.color_jitter,
     )
-    files, ranges = _one_each(args, "id2label"), _one_each(args, "depth_range")
-    columns = [names and names.split(",") for names in _one_each(args, "columns")]
+    options = _options_of_sources(args)
     sources = [
-        DenseSource(
-            load_samples(name, args.train_split, args.streaming),
-            weight,
-            _labels(name, file),
-            args.depth_scale,
-            row,
-            own,
+        _make_source(
+            name,
+            args.train_split,
+            {option: values[place] for option, values in options.items()},
+            args.dataset_weights and args.dataset_weights[place],
+            args.streaming,
         )
-        for name, weight, file, row, own in zip(
-            args.dataset, args.dataset_weights or [None] * len(args.dataset), files, ranges, columns, strict=True
-        )
+        for place, name in enumerate(args.dataset)
     ]
     if args.streaming:
         train = DenseIterableDataset(sources, augmentation, args.max_corrupt_share, seed, repeat=True)
@@ -329,22 +352,18 @@ def make_datasets(args: DataArguments, seed: int):
 
 def make_evaluation_dataset(args: DataArguments, split: str, seed: int) -> DenseDataset:
     """A split of `eval_dataset`, or of the first of `dataset`, with the settings that it is trained with."""
-    files, ranges = _one_each(args, "id2label"), _one_each(args, "depth_range")
-    columns = [names and names.split(",") for names in _one_each(args, "columns")]
+    options = _options_of_sources(args)
     name = args.eval_dataset or args.dataset[0]
     places = [place for place, own in enumerate(args.dataset) if own == name]
     if not places:
-        for option, values in (("id2label", files), ("depth_range", ranges), ("columns", columns)):
+        for option, values in options.items():
             if any(value != values[0] for value in values):
                 raise ValueError(f"`eval_dataset` {name} is none of `dataset`: which `{option}` has it, of {values}?")
         places = [0]
-    first = places[0]
-    learned = [columns[place] for place in places]
-    learned = None if None in learned else list(dict.fromkeys(column for own in learned for column in own))
-    evaluation = DenseSource(
-        load_samples(name, split), None, _labels(name, files[first]), args.depth_scale, ranges[first], learned
-    )
-    return DenseDataset(evaluation, None, args.max_corrupt_share, seed)
+    own = {option: values[places[0]] for option, values in options.items()}
+    learned = [options["columns"][place] for place in places]
+    own["columns"] = None if None in learned else list(dict.fromkeys(column for names in learned for column in names))
+    return DenseDataset(_make_source(name, split, own), None, args.max_corrupt_share, seed)
 
 
 def hub_name(name: str) -> str | None:

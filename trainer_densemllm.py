@@ -22,16 +22,16 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate.data_loader import IterableDatasetShard
 from filelock import FileLock, Timeout
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
 from .compat_densemllm import CACHE_NAMES
-from .data_densemllm import DenseDataset
+from .data_densemllm import DenseDataset, DenseIterableDataset
 from .evaluation_densemllm import evaluate_dense, greater_is_better
 from .loss_densemllm import IGNORED, supervised_tokens
 
@@ -338,8 +338,14 @@ class LikeSizesSampler(torch.utils.data.Sampler):
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
-        lengths = self.dataset.estimated_lengths(self.focal_lengths)
-        return iter(get_length_grouped_indices(lengths, self.batch_size, generator=generator))
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        # Part by part, as large as in transformers' own grouping: the first step doesn't wait for all pictures.
+        size = self.batch_size * max(1, min(len(order) // (4 * self.batch_size), 50))
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            lengths = self.dataset.estimated_lengths(self.focal_lengths, indices)
+            by_length = sorted(zip(lengths, indices, strict=True), key=lambda pair: pair[0], reverse=True)
+            yield from (index for _, index in by_length)
 
 
 class DenseTrainer(Trainer):
@@ -377,10 +383,11 @@ class DenseTrainer(Trainer):
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in evaluated.items():
             sources = getattr(dataset, "sources", [])
-            if any((s.id2label, s.depth_range) != (sources[0].id2label, sources[0].depth_range) for s in sources):
+            kinds = [(source.id2label, source.depth_range, source.ignore_index) for source in sources]
+            if any(kind != kinds[0] for kind in kinds):
                 raise ValueError(
-                    f"the sources of `{name}` differ in `id2label` or `depth_range`: no metric is of them all. Give a "
-                    "dict of data sets as `eval_dataset`"
+                    f"the sources of `{name}` differ in `id2label`, `depth_range` or `ignore_index`: no metric is of "
+                    "them all. Give a dict of data sets as `eval_dataset`"
                 )
         if self.args.n_gpu > 1:
             raise ValueError("packed images can't be split by DataParallel; use `torchrun` or `accelerate launch`")
@@ -415,10 +422,17 @@ class DenseTrainer(Trainer):
     # ---- order ----
 
     def get_train_dataloader(self):
-        """As `Trainer`'s, with `group_by_length` for a [`DenseDataset`]."""
+        """As `Trainer`'s, with `group_by_length` for a [`DenseDataset`]; of an endless stream, each process reads its
+        part alone, not all to keep its batches."""
         dataset, args = self.train_dataset, self.args
         if not self._is_grouped(dataset):
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+            shard = loader.dataset
+            if isinstance(shard, IterableDatasetShard) and isinstance(shard.dataset, DenseIterableDataset):
+                if shard.dataset.repeat:
+                    shard.dataset.split_by_process(shard.process_index, shard.num_processes)
+                    shard.process_index, shard.num_processes = 0, 1
+            return loader
         processor = self.processing_class
         focal_lengths = [
             processor.get_depth_range(source.depth_range or self.data_collator.depth_range).get("focal_length")
@@ -671,6 +685,8 @@ class DenseTrainer(Trainer):
                 source.depth_range or self.data_collator.depth_range,
                 self.args.per_device_eval_batch_size,
                 self.accelerator,
+                self.data_collator.depth_scale,
+                source.ignore_index,
             )
             scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scalars.items()})

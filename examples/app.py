@@ -242,7 +242,7 @@ def make_page(demo: Demo) -> gr.Blocks:
         look.click(demo.look, [picture, labels, text, focal_length], shown, concurrency_limit=1, api_name="look")
         # What was seen is not of another picture. Clicks wait for nobody's predictions.
         at_once = {"concurrency_limit": None, "queue": False}
-        picture.change(lambda: (None, None, None, "", None, HINT), None, shown, **at_once)
+        picture.change(lambda: (None, None, None, "", None, HINT), None, shown, api_name="forget", **at_once)
         picture.select(demo.probe_picture, [state], [probe], **at_once)
         for own in (classes, depth):
             own.select(demo.probe, [state], [probe], **at_once)

@@ -153,6 +153,31 @@ def test_a_request_that_takes_too_long_is_ended_between_two_layers(photo):
     assert own and called
 
 
+def test_the_rest_of_the_page_waits_for_nobodys_prediction(demo, photo, monkeypatch):
+    client = pytest.importorskip("gradio_client")
+    started, go_on, encode = threading.Event(), threading.Event(), demo.model.encode_image
+
+    def slow(*args, **kwargs):
+        started.set()
+        assert go_on.wait(60)
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(demo.model, "encode_image", slow)
+    page = app.make_page(demo)
+    _, address, _ = app.launch(page, prevent_thread_lock=True, quiet=True)
+    try:
+        first, second = (client.Client(address, verbose=False) for _ in range(2))
+        looking = first.submit(client.handle_file(photo), demo.labels, "", None, api_name="/look")
+        assert started.wait(60)
+        assert app.HINT in second.predict(api_name="/forget")
+        assert not looking.done()
+        go_on.set()
+        assert looking.result(60)
+    finally:
+        go_on.set()
+        page.close()
+
+
 def test_the_page_serves_and_keeps_a_few_sessions_only(demo, photo, tmp_path, monkeypatch):
     client = pytest.importorskip("gradio_client")
     monkeypatch.setattr(app, "MAX_SESSIONS", 3)

@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
+from transformers import ProcessorMixin
 
 from densemllm.data_densemllm import DenseCollator, read_sample
 from tiny import make_image, make_model, make_processor
 
 
 PROCESSOR = make_processor()
+MASKS_WITH_IMAGES = hasattr(ProcessorMixin, "_adjust_assistant_masks_indices")
 END = "<|end_of_text|>"
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -144,6 +146,19 @@ def test_everything_of_a_chat_is_written_once_and_in_order(turns):
     )
 
 
+def test_marks_cover_what_an_assistant_says_in_words(processor):
+    chat = [
+        *user({"type": "text", "text": "what?"}), {"role": "assistant", "content": "a red ball"},
+        {"role": "user", "content": "and?"}, {"role": "assistant", "content": [{"type": "text", "text": "a chair"}]},
+    ]  # fmt: skip
+    inputs = processor.tokenizer.apply_chat_template(
+        chat, chat_template=processor.chat_template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    said = [token for token, mask in zip(inputs["input_ids"], inputs["assistant_masks"], strict=True) if mask]
+    assert processor.tokenizer.decode(said) == f"a red ball{END}a chair{END}"
+
+
+@pytest.mark.skipif(not MASKS_WITH_IMAGES, reason="transformers shifts the masks behind an image before 5.23")
 def test_marks_cover_what_an_assistant_says(processor):
     image = make_image(20, 30)
     chats = [

@@ -65,6 +65,9 @@ DENSE = [
 ]  # fmt: skip
 ENCODE = ["prompt", "batch_size", "use_cache", "focal_length", "depth_range", "on_error", "scale", "processor"]
 ANSWER = ["task", "text", "prompt", "max_new_tokens", "focal_length", "depth_range", "on_error", "processor"]
+PIPELINE = [
+    name for name in DENSE if name not in ("processor", "patch_size", "max_image_pixels", "do_resize", "resample")
+]
 BASES = {
     "text": {"task": "referring"},
     "box": {"task": "referring"},
@@ -82,7 +85,7 @@ def accepts_or_names(name, call):
         assert f"`{name}" in str(error) or (name == "box" and "`text" in str(error)), repr(error)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(DENSE), value=JUNK)
 def test_junk_for_predict_dense_is_named(model, name, value):
     arguments = {"labels": LABELS, **BASES.get(name, {}), name: value}
@@ -92,19 +95,33 @@ def test_junk_for_predict_dense_is_named(model, name, value):
     accepts_or_names(name, lambda: model.predict_dense(image, **arguments))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(ENCODE), value=JUNK)
 def test_junk_for_encode_image_is_named(model, name, value):
     base = {"depth_range": "road"} if name == "focal_length" else {}
     accepts_or_names(name, lambda: model.encode_image(IMAGE, **{**base, name: value}))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(ANSWER), value=JUNK)
 def test_junk_for_predict_is_named(model, name, value):
     base = {"task": "counting", "text": "cups", "max_new_tokens": 1}
     base |= {"depth_range": "road"} if name == "focal_length" else {}
     accepts_or_names(name, lambda: model.predict(IMAGE, **{**base, name: value}))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(PIPELINE), value=JUNK, own=st.booleans())
+def test_junk_for_the_pipeline_is_named(model, name, value, own):
+    pipe = model.as_pipeline()
+    if name == "labels" and value is None:
+        return
+    arguments = {"labels": LABELS, **BASES.get(name, {}), name: value}
+    if own and name in ("text", "box", "focal_length", "target_sizes"):
+        images = {"image": IMAGE, name: arguments.pop(name)}
+    else:
+        images = arguments.pop("images", [IMAGE, IMAGE])
+    accepts_or_names(name, lambda: pipe(images, **{"batch_size": 2, **arguments}))
 
 
 @pytest.mark.parametrize(

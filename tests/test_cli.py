@@ -1,4 +1,4 @@
-"""`python -m densemllm`: what is written is what the calls give."""
+"""`densemllm`: what is written is what the calls give."""
 
 import json
 import shutil
@@ -9,8 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 
-from densemllm import DenseMLLMForConditionalGeneration
+from densemllm import DenseMLLMForConditionalGeneration, __version__
 from densemllm.__main__ import main
 from densemllm.answers_densemllm import decode_rle
 from densemllm.data_densemllm import load_samples, read_sample
@@ -180,6 +181,17 @@ def test_as_a_module(folder, tmp_path):
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and (tmp_path / "d.png").is_file(), done.stderr
+
+
+def test_version_and_environment(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0 and capsys.readouterr().out.strip() == f"densemllm {__version__}"
+    assert main(["env"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["densemllm"] == __version__ and lines["transformers"] == transformers.__version__
+    assert lines["torch"].startswith(torch.__version__.split("+")[0]) and "sdpa" in lines["attention"]
+    assert {"Python", "device", "platform", "accelerate"} <= set(lines)
 
 
 def test_help_says_what_is_written(capsys):

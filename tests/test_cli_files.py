@@ -1,4 +1,4 @@
-"""`python -m densemllm`: what is there stays, and a mistake is one line and not a traceback."""
+"""`densemllm`: what is there stays, and a mistake is one line and not a traceback."""
 
 import json
 import os
@@ -188,7 +188,7 @@ def test_a_broken_checkpoint_is_said_in_one_line(made, source, tmp_path, capsys,
     }[command]  # fmt: skip
     assert run(folder, command, *more) == 2
     line = said(capsys)
-    assert str(folder) in line and line.startswith(f"python -m densemllm {command}: ")
+    assert len(line) < 1000 and str(folder) in line and line.startswith(f"densemllm {command}: ")
     assert not (tmp_path / "out").exists()
 
 

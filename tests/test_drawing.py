@@ -46,7 +46,11 @@ def test_palettes_of_data_sets_go_by_name():
     assert [PALETTES["voc"][name] for name in ("background", "aeroplane", "person", "tvmonitor")] == [
         (0, 0, 0), (128, 0, 0), (192, 128, 128), (0, 64, 128),
     ]  # fmt: skip
-    assert len(PALETTES["voc"]) == 21 and len(PALETTES["cityscapes"]) == 19
+    assert {name: len(rows) for name, rows in PALETTES.items()} == {"ade20k": 150, "voc": 21, "cityscapes": 19}
+    assert PALETTES["ade20k"]["wall"] == (120, 120, 120) and PALETTES["ade20k"]["flag"] == (92, 0, 255)
+    names = {0: "building, edifice", 4: "chest of drawers;chest;bureau", 7: "Screen  Door", 9: "zebra"}
+    colors = label_colors([0, 4, 7, 9], "ade20k", names).tolist()
+    assert colors == [[180, 120, 120], [6, 51, 255], [0, 173, 255], label_colors([9])[0].tolist()]
     prediction = make_prediction([[0, 1, 2]], {0: "Person", 1: "zebra", 2: "road"})
     image = np.asarray(prediction.to_pil(palette="cityscapes"))[0].tolist()
     assert image == [[220, 20, 60], label_colors(2)[1].tolist(), [128, 64, 128]]

@@ -13,8 +13,11 @@
 # limitations under the License.
 """A model from a tower and a language model that don't know each other."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
@@ -157,6 +160,36 @@ def test_a_step_of_training_changes_every_part(text):
     assert torch.isfinite(loss)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("kind", ["missing", "non-finite"])
+def test_parts_without_all_their_weights_are_refused(tmp_path, text, kind):
+    make = DenseMLLMForConditionalGeneration.from_pretrained_parts
+    tower, broken = tmp_path / "tower", shutil.copytree(text, tmp_path / "text")
+
+    def change(folder, own):
+        weights = load_file(folder / "model.safetensors")
+        own(weights)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    def spoil(weights):
+        (name,) = [
+            name for name in weights if name.endswith(("layers.1.mlp.up_proj.weight", "layers.1.mlp.fc1.weight"))
+        ]
+        if kind == "missing":
+            del weights[name]
+        else:
+            weights[name][0] = float("nan")
+
+    Siglip2VisionModel(Siglip2VisionConfig(**TOWER)).save_pretrained(tower)
+    # The pooling head stays behind, so it needn't be there.
+    change(tower, lambda weights: [weights.pop(name) for name in list(weights) if "head." in name])
+    make(tower, text, **OPTIONS)
+    change(tower, spoil)
+    change(broken, spoil)
+    for vision, language in ((VISION, broken), (tower, text)):
+        with pytest.raises(ValueError, match=rf"1 {kind}: .*layers\.1\.mlp\.(up_proj|fc1)\.weight"):
+            make(vision, language, **OPTIONS)
 
 
 def test_loaded_parts_need_their_tokenizer(text):

@@ -1,9 +1,11 @@
 """The pipelines: each in the form that its users expect, and with what `predict_dense` gives."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -17,7 +19,7 @@ from transformers import (
 )
 
 import densemllm
-from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from tiny import ID2LABEL, assert_maps_agree, make_image, make_model, make_processor
 
 
@@ -60,6 +62,15 @@ def test_dense_prediction(folder, model, batch_size, form):
         assert_maps_agree(result["predicted_depth"], expected.predicted_depth)
         assert [row["label"] for row in result["segments_info"]] == [row["label"] for row in expected.segments_info]
         assert result["depth"].size == image.size and "mask" not in result
+
+
+def test_a_checkpoint_of_the_release_before_has_its_own_pipelines():
+    # Its code knows no pipelines in the place of transformers' own.
+    config = DenseMLLMConfig.from_pretrained(Path(__file__).parent / "data/written_by_0.1.0")
+    for own in (config, copy.deepcopy(config)):
+        assert "depth-estimation" not in own.custom_pipelines and "dense-prediction" in dict(own.custom_pipelines)
+    for own in (make_model(make_processor()).config, DenseMLLMConfig.from_dict(DenseMLLMConfig().to_dict())):
+        assert "depth-estimation" in own.custom_pipelines and len(own.custom_pipelines) == 1
 
 
 @pytest.mark.parametrize("task", ["dense-prediction", None])
@@ -383,6 +394,7 @@ def test_image_text_to_text_without_a_chat(folder):
 # The package is hidden from the process that runs this, wherever pip has put it.
 FRESH = r"""
 import sys
+from pathlib import Path
 
 class Hidden:
     def find_spec(self, name, path=None, target=None):

@@ -13,7 +13,7 @@ from densemllm.answers_densemllm import decode_rle
 from densemllm.image_processing_densemllm import class_chances, resize_map
 from densemllm.prediction_densemllm import crop_box
 from densemllm.refinement_densemllm import refine_crf
-from tiny import NUM_DEPTH_BINS, assert_maps_agree, make_image, make_model, make_processor, make_tokenizer
+from tiny import NUM_DEPTH_BINS, assert_maps_agree, make_image, make_model, make_processor, make_tokenizer, peak_bytes
 
 
 LABELS = ["cat", "red ball", "sky", "table"]
@@ -621,6 +621,20 @@ def test_open_set_segments_what_it_detects(causal, monkeypatch):
         assert row["area"] == int((prediction.segmentation == row["id"]).sum())
     nothing = causal.predict_dense(image, task="open_set", labels={7: "cat", 9: "sky"}, threshold=1.0)
     assert (nothing.segmentation == -1).all() and nothing.segments_info == []
+
+
+def test_memory_of_an_open_set_does_not_grow_with_the_boxes(causal, monkeypatch):
+    """But for the maps of the crops, which are as small as the model sees them."""
+    image = make_image(400, 600)
+    box = "<box><x_4><y_2><x_44><y_30></box>"
+    peaks = []
+    for count in (2, 24):
+        answer = "<ref>cat</ref>" + box * count
+        monkeypatch.setattr(causal, "query", lambda *args, answer=answer, **kwargs: answer)
+        peaks.append(
+            peak_bytes(lambda: causal.predict_dense(image, task="open_set", labels=["cat"], batch_size=1, scale=0.1))
+        )
+    assert peaks[1] < peaks[0] + 22 * 20_000 < peaks[0] + 2 * 400 * 600 * 4
 
 
 def test_named_classes_end_where_the_mask_begins(causal, processor):

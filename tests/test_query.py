@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StoppingCriteria, TextStreamer
 
 from densemllm import DenseMLLMForConditionalGeneration
+from densemllm.compat_densemllm import ENCODES_IMAGES_FIRST
 from tiny import LLAMA, make_config, make_image, make_model, make_processor
 
 
@@ -75,7 +76,7 @@ OPTIONS = {
     "static cache": {"cache_implementation": "static"},
     "dynamic cache": {"cache_implementation": "dynamic"},
     "no cache": {"use_cache": False},
-    "chunks": {"prefill_chunk_size": 500},
+    **({"chunks": {"prefill_chunk_size": 500}} if ENCODES_IMAGES_FIRST else {}),
     "penalty": {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2},
     "stopping criteria": {"stopping_criteria": [Stop()]},
     "logits processor": {"logits_processor": [lambda ids, scores: scores.index_fill(1, torch.tensor([65]), 1e3)]},
@@ -96,6 +97,10 @@ OPTIONS = {
     [("causal", "image"), ("causal", "without cache"), ("bidirectional", "encoded"), ("sliding window", "encoded")],
 )
 def test_query_answers_what_generate_does(models, processor, options, name, form):
+    if not ENCODES_IMAGES_FIRST and (
+        {"num_beams", "num_return_sequences"} & set(options) or "config" in repr(options)
+    ):
+        pytest.skip("this version of transformers mixes the patches of images that it repeats")
     model, image = models[name], IMAGE
     if form != "image":
         image = model.encode_image(IMAGE, processor=processor, use_cache=form == "encoded")
@@ -119,6 +124,10 @@ def test_an_assistant_changes_nothing(model, processor, kind):
         assistant = make_model(processor, seed=1, text=LLAMA if kind == "smaller" else None)
     expected = generated(model, processor)[0]
     encoded = model.encode_image(IMAGE, processor=processor)
+    if kind == "text only" and not ENCODES_IMAGES_FIRST:
+        with pytest.raises(ValueError, match="`assistant_model` must be of type 'densemllm'"):
+            model.query(encoded, QUESTION, processor, assistant_model=assistant)
+        return
     assert model.query(encoded, QUESTION, processor, max_new_tokens=8, assistant_model=assistant) == expected
     assert model.query(IMAGE, QUESTION, processor, max_new_tokens=8, assistant_model=assistant) == expected
 

@@ -16,9 +16,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 
-from densemllm.refinement_densemllm import refine_crf
+import densemllm.refinement_densemllm as refinement
+from densemllm.refinement_densemllm import refine_crf, refine_crf_argmax
+from tiny import peak_bytes
 
 
 WHOLE = {"spatial_radius": 100, "bilateral_radius": 100, "bilateral_dilation": 1}
@@ -136,6 +139,68 @@ def test_dilation_left_out_reaches_sigma_or_the_far_end(size, radius, sigma, dil
         atol=0,
         rtol=0,
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_labels=st.integers(1, 9),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    sharpness=st.sampled_from([0.3, 3.0, 12.0]),
+    at_once=st.sampled_from([1, 2, 100]),
+    kept=st.sampled_from([0, 2, 100]),
+    iterations=st.integers(1, 4),
+    weights=st.sampled_from([(3.0, 10.0), (0.0, 10.0), (3.0, 0.0), (0.0, 0.0)]),
+    seed=st.integers(0, 2**31),
+)
+def test_argmax_equals_that_of_whole_maps(num_labels, grid, size, sharpness, at_once, kept, iterations, weights, seed):
+    """Whatever is left out, kept or computed again."""
+    generator = torch.Generator().manual_seed(seed)
+    chances = (sharpness * torch.randn(num_labels, *grid, generator=generator)).softmax(dim=0)
+    image = random_case(1, *size, seed)[1] // 4 * 2
+    options = {
+        "iterations": iterations, "spatial_weight": weights[0], "bilateral_weight": weights[1],
+        "bilateral_radius": 3, "spatial_radius": 3,
+    }  # fmt: skip
+    whole = F.interpolate(chances[None], size=size, mode="bilinear", align_corners=False)[0]
+    expected = refine_crf(whole, image, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LABELS_AT_ONCE", at_once), ("KEPT_LABELS", kept)):
+            patch.setattr(refinement, name, value)
+        for name in ("ELEMENTS_AT_ONCE", "KEPT_ELEMENTS"):
+            patch.setattr(refinement, name, 0)
+        best, probability = refine_crf_argmax(chances, image, **options)
+    assert best.dtype == torch.int64 and probability.dtype == torch.float32
+    torch.testing.assert_close(probability, expected.amax(dim=0), atol=2e-3, rtol=0)
+    # The chosen label is the best one, or within the tolerance of it.
+    chosen = expected.gather(0, best[None])[0]
+    torch.testing.assert_close(chosen, expected.amax(dim=0), atol=2e-3, rtol=0)
+
+
+def test_memory_does_not_grow_with_labels(monkeypatch):
+    monkeypatch.setattr(refinement, "ELEMENTS_AT_ONCE", 0)  # as in a large image
+    monkeypatch.setattr(refinement, "KEPT_ELEMENTS", 0)
+    image = random_case(1, 64, 96, 0)[1]
+    options = {"iterations": 2, "bilateral_radius": 1, "spatial_radius": 1}
+    peaks = []
+    for num_labels in (40, 160):
+        chances = torch.rand(num_labels, 4, 6, generator=torch.Generator().manual_seed(0)) + 0.5
+        peaks.append(peak_bytes(lambda chances=chances: refine_crf_argmax(chances, image, **options)) / (64 * 96 * 4))
+    assert peaks[1] < peaks[0] + 3 and max(peaks) < 80, peaks
+
+
+def test_labels_that_can_not_win_send_no_messages(monkeypatch):
+    shapes = []
+    bilateral_sum = refinement._bilateral_sum
+    monkeypatch.setattr(
+        refinement, "_bilateral_sum", lambda values, *rest: shapes.append(len(values)) or bilateral_sum(values, *rest)
+    )
+    logits = torch.randn(150, 3, 4, generator=torch.Generator().manual_seed(0))
+    logits[[7, 90, 149]] += 12
+    chances = logits.softmax(dim=0)
+    image = random_case(1, 24, 32, 0)[1]
+    best, _ = refine_crf_argmax(chances, image)
+    assert max(shapes) == 3 and set(best.unique().tolist()) <= {7, 90, 149}
 
 
 def test_sums_to_one_and_repeats_itself():

@@ -132,6 +132,18 @@ def assert_maps_agree(own: torch.Tensor, expected: torch.Tensor, share: float = 
     assert float(agree.float().mean()) > share
 
 
+def peak_bytes(call) -> int:
+    """Bytes of tensors that are alive at once during a call on the CPU, at most."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    held = peak = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
 def make_samples(count: int, seed: int = 0) -> list[dict]:
     """Annotated pictures of different sizes."""
     generator = np.random.default_rng(seed)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Bring what the package gives a checkpoint of this repository up to date: its code and its chat template.
+r"""Bring what the package gives a checkpoint of this repository up to date: its code, its chat template, its version.
 
     python tools/sync_checkpoint.py            write what differs
     python tools/sync_checkpoint.py --check    write nothing; exit code 1 and a list, where something differs
@@ -22,18 +22,19 @@ it with `--check`.
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from densemllm.configuration_densemllm import AUTO_MAP, CUSTOM_PIPELINES
+from densemllm.configuration_densemllm import AUTO_MAP, CUSTOM_PIPELINES, __version__
 from densemllm.processing_densemllm import CHAT_TEMPLATE
 
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, CONFIG = "chat_template.jinja", "config.json"
 
 
 def travelling_files() -> set[str]:
@@ -52,6 +53,8 @@ def sync(folder: Path, check: bool) -> list[str]:
     wrong = {name for name in travelling if not ((folder / name).is_file() and (folder / name).samefile(ROOT / name))}
     template = folder / TEMPLATE
     old_template = not template.is_file() or template.read_text(encoding="utf-8") != CHAT_TEMPLATE
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    old_config = config.get("densemllm_version") != __version__
     if not check:
         for name in wrong | stale:
             (folder / name).unlink(missing_ok=True)
@@ -59,7 +62,10 @@ def sync(folder: Path, check: bool) -> list[str]:
             (folder / name).symlink_to(Path(os.path.relpath(ROOT, folder)) / name)
         if old_template:
             template.write_text(CHAT_TEMPLATE, encoding="utf-8")
-    return sorted(wrong | stale) + [TEMPLATE] * old_template
+        if old_config:
+            config["densemllm_version"] = __version__
+            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return sorted(wrong | stale) + [TEMPLATE] * old_template + [CONFIG] * old_config
 
 
 def main() -> int:
@@ -68,7 +74,7 @@ def main() -> int:
     args = parser.parse_args()
     differing = [
         f"{config.parent.relative_to(ROOT)}/{name}"
-        for config in sorted(ROOT.glob("checkpoints/*/config.json"))
+        for config in sorted(ROOT.glob(f"checkpoints/*/{CONFIG}"))
         for name in sync(config.parent, args.check)
     ]
     for name in differing:
