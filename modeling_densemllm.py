@@ -37,7 +37,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
@@ -55,6 +55,8 @@ from .loading_densemllm import check_loaded_weights
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
 
+
+logger = logging.get_logger(__name__)
 
 # The names of the released checkpoint's weights, as patterns, and ours.
 RELEASED_KEYS = {
@@ -842,6 +844,12 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         hidden_states = outputs.last_hidden_state
         if skip_logits is None:
             skip_logits = self.training and (labels is not None or dense_targets is not None)
+            if skip_logits and labels is None:
+                # As a trainer calls it that keeps the labels for a loss of its own.
+                logger.warning_once(
+                    "`logits` are left out while training, and a loss that is computed from them would lack NTP-M: "
+                    "take `loss` of the output, or give `skip_logits=False` and add `ntp_m_loss`"
+                )
         logits = None if skip_logits else self.lm_head(select_positions(hidden_states, logits_to_keep))
 
         losses = []

@@ -16,7 +16,7 @@
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,6 +121,8 @@ class DenseTrainingArguments(TrainingArguments):
             self.use_cpu = True  # it would be used anyway, but `TrainingArguments` wants to be told so
         super().__post_init__()
         check_arguments(self)
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and self.greater_is_better:
+            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # theirs is "min"
         self.remove_unused_columns = False
         for name in (*PARTS.values(), "muon_learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
@@ -608,7 +610,7 @@ class DenseTrainer(Trainer):
             optimizer = super().create_optimizer(model)
         finally:
             self.optimizer_cls_and_kwargs = given
-        if not isinstance(optimizer, MuonWithAdamW):
+        if isinstance(optimizer, torch.optim.Optimizer) and not isinstance(optimizer, MuonWithAdamW):
             optimizer.register_load_state_dict_pre_hook(refuse_state_of_muon)
         return optimizer
 
@@ -788,7 +790,7 @@ class DenseTrainer(Trainer):
         Raises:
             ValueError: another process, or another trainer, has it.
         """
-        path = Path(folder, LOCK_NAME)
+        path = Path(folder).resolve() / LOCK_NAME
         if path in self._locked or not self.args.should_save:
             yield
             return
@@ -806,7 +808,8 @@ class DenseTrainer(Trainer):
             yield
         finally:
             self._locked.discard(path)
-            path.unlink(missing_ok=True)  # still held: who comes now makes a new one
+            with suppress(OSError):  # still held: who comes now makes a new one
+                path.unlink()
             lock.release()
 
     # ---- model card ----

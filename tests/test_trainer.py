@@ -1,6 +1,7 @@
 """What the trainer promises of losses, checkpoints, class names and metrics, and what it uses of `Trainer`."""
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from densemllm import DenseMLLMForConditionalGeneration
+from densemllm import modeling_densemllm as modeling
 from densemllm import trainer_densemllm as module
 from densemllm.data_densemllm import DenseCollator, DenseDataset, DenseSource
 from densemllm.evaluation_densemllm import DepthMetrics, ReferringMetrics, SegmentationMetrics, greater_is_better
@@ -82,7 +84,7 @@ def test_a_count_for_one_loss_alone_is_refused(processor):
     counts = {"num_items_in_batch": 100, "num_dense_items_in_batch": 200}
     whole, divided = model(**batch), model(**batch, **counts)
     texts = int((batch["labels"][:, 1:] != -100).sum())
-    assert float(divided.text_loss) == pytest.approx(float(whole.text_loss) * texts / 100, rel=1e-4)
+    assert divided.text_loss.item() == pytest.approx(whole.text_loss.item() * texts / 100, rel=1e-4)
     del batch["dense_targets"], batch["dense_candidates"], batch["dense_candidate_ranges"]
     assert model(**batch, num_items_in_batch=100).loss is not None  # text alone: as everywhere
 
@@ -95,6 +97,18 @@ def test_a_trainer_with_a_head_of_its_own_is_told_that_ntp_m_is_missing(processo
         model.base_model(**batch, use_cache=False)
     batch = {name: value for name, value in batch.items() if not name.startswith("dense_")}
     assert model.base_model(**batch).last_hidden_state is not None
+
+
+def test_a_loss_from_logits_that_are_left_out_is_warned_of(processor, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(modeling.logger, "warning_once", said.append)
+    trainer = make_trainer(
+        tmp_path, processor, cls=Trainer, trainer_options={"compute_loss_func": lambda outputs, *_, **__: outputs.loss}
+    )
+    trainer.train()
+    assert len(said) == 1 and "would lack NTP-M: take `loss` of the output" in said[0]
+    make_trainer(tmp_path, processor, cls=Trainer).train()
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.1}, {"torch_compile": True}])
@@ -239,6 +253,15 @@ def test_the_best_checkpoint_is_the_best(processor, tmp_path, metric):
             )
 
 
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("mean_iou", {"mode": "max"}), ("abs_rel", None), ("loss", None), (None, None)]
+)
+def test_a_schedule_that_waits_for_a_plateau_knows_the_direction(tmp_path, metric, mode):
+    options = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": metric, "eval_strategy": "steps"}
+    args = DenseTrainingArguments(output_dir=str(tmp_path), eval_steps=1, **options, **PLAIN)
+    assert (args.lr_scheduler_kwargs or None) == mode
+
+
 def test_predictions_are_ids_of_the_labelled_positions(processor, tmp_path):
     samples, seen = make_samples(3), []
     trainer = make_trainer(
@@ -284,20 +307,22 @@ class Killed(BaseException):
     """Stands for a kill: nothing of the project catches it."""
 
 
-def kill_at(monkeypatch, moment: int):
-    """Let the `moment`-th change of a name, or deletion, be the last."""
-    calls = iter(range(10**6))
+def kill_at(monkeypatch, moment: int | None) -> list:
+    """Let the `moment`-th change of a name, or deletion, be the last. Gets an item for each as they come."""
+    calls = []
 
     def killing(function):
         def killed(*args, **kwargs):
-            if next(calls) == moment:
+            if len(calls) == moment:
                 raise Killed
+            calls.append(function)
             return function(*args, **kwargs)
 
         return killed
 
     for owner, name in ((os, "replace"), (os, "unlink"), (os, "rmdir"), (Path, "unlink")):
         monkeypatch.setattr(owner, name, killing(getattr(owner, name)))
+    return calls
 
 
 def loaded(folder):
@@ -313,25 +338,26 @@ def loaded(folder):
 def test_a_kill_while_saving_over_an_older_model_leaves_no_mixture(processor, tmp_path, monkeypatch, sharded):
     old, new = (make_model(processor, seed=seed, ntp_m_top_k=top_k) for seed, top_k in ((0, 8), (1, 5)))
     whole = {(model.config.ntp_m_top_k, float(model.lm_head.weight.flatten()[0].detach())) for model in (old, new)}
-    results = []
-    for moment in range(40):
-        folder = tmp_path / str(moment)
+    if sharded == "new":
+        monkeypatch.setattr(new, "save_pretrained", partial(type(new).save_pretrained, new, max_shard_size="100KB"))
+
+    def save_over(folder, moment):
         old.save_pretrained(folder, max_shard_size="100KB" if sharded == "old" else "1GB")
         trainer = make_trainer(folder, processor, new)
-        if sharded == "new":
-            save = partial(type(new).save_pretrained, new, max_shard_size="100KB")
-            monkeypatch.setattr(new, "save_pretrained", save)
         with monkeypatch.context() as patch:
-            kill_at(patch, moment)
-            try:
+            calls = kill_at(patch, moment)
+            with nullcontext() if moment is None else pytest.raises(Killed):
                 trainer.save_model()
-                results.append("saved")
-                break
-            except Killed:
-                results.append(loaded(folder))
-    assert set(results[:-1]) <= whole | {None} and None in results
-    assert loaded(folder) == (5, float(new.lm_head.weight.flatten()[0].detach()))
-    assert not {"unfinished", "_lock"} & {path.name for path in folder.iterdir()}
+        return len(calls)
+
+    moments = save_over(tmp_path / "whole", None)
+    assert loaded(tmp_path / "whole") == (5, float(new.lm_head.weight.flatten()[0].detach()))
+    assert not {"unfinished", "_lock"} & {path.name for path in (tmp_path / "whole").iterdir()}
+    results = []
+    for moment in {*range(0, moments, 4), *range(moments - 4, moments)}:
+        save_over(tmp_path / str(moment), moment)
+        results.append(loaded(tmp_path / str(moment)))
+    assert set(results) <= whole | {None} and None in results
 
 
 def test_a_kill_while_rotating_leaves_whole_checkpoints(processor, tmp_path, monkeypatch):
@@ -362,14 +388,13 @@ def test_a_kill_while_rotating_leaves_whole_checkpoints(processor, tmp_path, mon
 
 def test_two_trainings_do_not_share_a_folder(processor, tmp_path):
     other = make_trainer(tmp_path, processor)
-    (tmp_path / "unfinished").mkdir()
 
     class Second(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
+            trainer.save_model(os.path.relpath(tmp_path))  # its own folder, by another name
             for call in (other.train, other.save_model):
                 with pytest.raises(ValueError, match="`output_dir` .* is in use: another training writes into it"):
                     call()
-            assert (tmp_path / "unfinished").is_dir()
 
     trainer = make_trainer(tmp_path, processor, save_strategy="steps", save_steps=1)
     trainer.add_callback(Second())
