@@ -141,7 +141,7 @@ class DensePredictionPipeline(Pipeline):
         own = {option: entry for option, entry in {**inputs.own, **own}.items() if entry is not None}
         own = {option: self._check_own(option, entry) for option, entry in own.items()}
         try:
-            picture = load_image(image, self.processor, name)
+            picture = load_image(image, self.processor.image_processor, name)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
                 raise

@@ -144,7 +144,7 @@ class DensePrediction:
         """
         field, alpha = self._field(field), check_share("alpha", alpha)
         colors = np.asarray(self.to_pil(field, palette=palette), dtype=np.float32)
-        picture = DenseMLLMImageProcessor().load_picture(image)  # upright, as it was seen
+        picture = load_image(image, DenseMLLMImageProcessor(), "`image`")  # upright, as it was seen
         picture = picture.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR)
         picture = np.asarray(picture, dtype=np.float32)
         values = getattr(self, field).cpu().numpy()
@@ -857,7 +857,7 @@ def _load_images(
         try:
             is_read = encoded and isinstance(image, EncodedImage)
             name = "`images`" if single else f"`images[{place}]`"
-            pictures.append(image if is_read else load_image(image, processor, name))
+            pictures.append(image if is_read else load_image(image, processor.image_processor, name))
             places.append(place)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
@@ -866,10 +866,10 @@ def _load_images(
     return pictures, places
 
 
-def load_image(image, processor: DenseMLLMProcessor, name: str) -> PIL.Image.Image:
+def load_image(image, image_processor: DenseMLLMImageProcessor, name: str) -> PIL.Image.Image:
     """One image as an RGB picture, or a `TypeError` or `ValueError` that begins with its `name`."""
     try:
-        return processor.image_processor.load_picture(image)
+        return image_processor.load_picture(image)
     except MemoryError:
         raise
     except Exception as error:  # the readers of many formats raise errors of many kinds
