@@ -96,10 +96,10 @@ class DensePredictionPipeline(Pipeline):
     def __init__(self, *args, task: str | None = None, **kwargs):
         if task not in (None, self.NAME):
             raise ValueError(f"`task` {task!r} has to be given with each call: pipe(images, task={task!r})")
-        super().__init__(*args, task=self.NAME, **kwargs)
+        super().__init__(*args, task=self.NAME, **_check_counts(kwargs))
 
-    def __call__(self, inputs, *args, num_workers: int | None = None, batch_size: int | None = None, **kwargs):
-        batch_size = None if batch_size is None else check_count("batch_size", batch_size)
+    def __call__(self, inputs, *args, **kwargs):
+        kwargs = _check_counts(kwargs)
         lists = {name: plain(kwargs.pop(name)) for name in self.OWN if _is_list(name, kwargs.get(name))}
         if isinstance(inputs, types.GeneratorType) or (isinstance(inputs, Dataset) and not hasattr(inputs, "__len__")):
             inputs = _number_inputs(inputs, lists)
@@ -112,7 +112,7 @@ class DensePredictionPipeline(Pipeline):
         else:
             _check_lengths(lists, 1)
             inputs = _Input(inputs, own={name: values[0] for name, values in lists.items()})
-        return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model and processor, as a checkpoint that works alone."""
@@ -253,6 +253,13 @@ def _class_names(config) -> dict[int, str]:
             "`labels` to `predict_dense` or to the call of the pipeline"
         )
     return config.label_names
+
+
+def _check_counts(kwargs: dict) -> dict:
+    """Arguments with a checked `batch_size` and `num_workers`, where they are given."""
+    least = {"batch_size": 1, "num_workers": 0}
+    given = [name for name in least if kwargs.get(name) is not None]
+    return {**kwargs, **{name: check_count(name, kwargs[name], least[name]) for name in given}}
 
 
 def _is_list(name: str, value) -> bool:

@@ -160,6 +160,10 @@ def test_lists_need_the_images_of_a_call(model):
         model.as_pipeline(focal_length=[50.0, 60.0])
     with pytest.raises(TypeError, match="`batch_size` must be"):
         model.as_pipeline()(IMAGES, batch_size="a")
+    with pytest.raises(ValueError, match="`num_workers` must be"):
+        model.as_pipeline()(IMAGES, num_workers=-1)
+    with pytest.raises(TypeError, match="`batch_size` must be"):
+        model.as_pipeline(batch_size="a")
 
 
 @pytest.mark.parametrize("form", [list, many, Images])
