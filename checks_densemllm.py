@@ -83,9 +83,10 @@ def check_share(name: str, value) -> float:
     return check_number(name, value, "a number in [0, 1]", lambda x: 0 <= x <= 1)
 
 
-def check_count(name: str, value) -> int:
-    """A whole number of at least 1."""
-    return int(check_number(name, value, "a whole number of at least 1", lambda x: x >= 1 and float(x).is_integer()))
+def check_count(name: str, value, least: int = 1) -> int:
+    """A whole number of at least `least`."""
+    accepted = f"a whole number of at least {least}"
+    return int(check_number(name, value, accepted, lambda x: x >= least and float(x).is_integer()))
 
 
 def check_text(name: str, value, accepted: str = "a text") -> str:

@@ -96,12 +96,12 @@ class DensePredictionPipeline(Pipeline):
     def __init__(self, *args, task: str | None = None, **kwargs):
         if task not in (None, self.NAME):
             raise ValueError(f"`task` {task!r} has to be given with each call: pipe(images, task={task!r})")
-        super().__init__(*args, task=self.NAME, **kwargs)
+        super().__init__(*args, task=self.NAME, **_check_counts(kwargs))
         if self.device.type == "meta":  # of a model whose weights are offloaded
             self.device = self.model._input_device
 
-    def __call__(self, inputs, *args, num_workers: int | None = None, batch_size: int | None = None, **kwargs):
-        batch_size = None if batch_size is None else check_count("batch_size", batch_size)
+    def __call__(self, inputs, *args, **kwargs):
+        kwargs = _check_counts(kwargs)
         lists = {name: plain(kwargs.pop(name)) for name in self.OWN if _is_list(name, kwargs.get(name))}
         if isinstance(inputs, types.GeneratorType) or (isinstance(inputs, Dataset) and not hasattr(inputs, "__len__")):
             inputs = _number_inputs(inputs, lists)
@@ -114,7 +114,7 @@ class DensePredictionPipeline(Pipeline):
         else:
             _check_lengths(lists, 1)
             inputs = _Input(inputs, own={name: values[0] for name, values in lists.items()})
-        return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model and processor, as a checkpoint that works alone."""
@@ -143,7 +143,7 @@ class DensePredictionPipeline(Pipeline):
         own = {option: entry for option, entry in {**inputs.own, **own}.items() if entry is not None}
         own = {option: self._check_own(option, entry) for option, entry in own.items()}
         try:
-            picture = load_image(image, self.processor, name)
+            picture = load_image(image, self.processor.image_processor, name)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
                 raise
@@ -255,6 +255,13 @@ def _class_names(config) -> dict[int, str]:
             "`labels` to `predict_dense` or to the call of the pipeline"
         )
     return config.label_names
+
+
+def _check_counts(kwargs: dict) -> dict:
+    """Arguments with a checked `batch_size` and `num_workers`, where they are given."""
+    least = {"batch_size": 1, "num_workers": 0}
+    given = [name for name in least if kwargs.get(name) is not None]
+    return {**kwargs, **{name: check_count(name, kwargs[name], least[name]) for name in given}}
 
 
 def _is_list(name: str, value) -> bool:

@@ -152,7 +152,7 @@ class DensePrediction(Record):
         """
         field, alpha = self._field(field), check_share("alpha", alpha)
         colors = np.asarray(self.to_pil(field, palette=palette), dtype=np.float32)
-        picture = DenseMLLMImageProcessor().load_picture(image)  # upright, as it was seen
+        picture = load_image(image, DenseMLLMImageProcessor(), "`image`")  # upright, as it was seen
         picture = picture.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR)
         picture = np.asarray(picture, dtype=np.float32)
         values = getattr(self, field).cpu().numpy()
@@ -454,7 +454,7 @@ class DensePredictionMixin:
         if isinstance(image, EncodedImage):
             encoded = image
         else:
-            picture = load_image(image, processor, "`image`")
+            picture = load_image(image, processor.image_processor, "`image`")
             own = with_focal_scale({}, processor, focal_lengths[0], depth_range)
             self._check_prompt_lengths([picture], "", texts[0], processor, [own])
             encoded = self._encode([picture], "", processor, 1, start_from_cache, [own])[0]
@@ -1013,7 +1013,7 @@ def _load_images(
         try:
             is_read = encoded and isinstance(image, EncodedImage)
             name = "`images`" if single else f"`images[{place}]`"
-            pictures.append(image if is_read else load_image(image, processor, name, **images_kwargs))
+            pictures.append(image if is_read else load_image(image, processor.image_processor, name, **images_kwargs))
             places.append(place)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
@@ -1022,10 +1022,10 @@ def _load_images(
     return pictures, places
 
 
-def load_image(image, processor: DenseMLLMProcessor, name: str, **images_kwargs) -> PIL.Image.Image:
+def load_image(image, image_processor: DenseMLLMImageProcessor, name: str, **images_kwargs) -> PIL.Image.Image:
     """One image as an RGB picture, or a `TypeError` or `ValueError` that begins with its `name`."""
     try:
-        return processor.image_processor.load_picture(image, **images_kwargs)
+        return image_processor.load_picture(image, **images_kwargs)
     except MemoryError:
         raise
     except Exception as error:  # the readers of many formats raise errors of many kinds

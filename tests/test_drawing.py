@@ -93,6 +93,22 @@ def test_a_field_that_is_not_there_is_named(field):
         make_prediction([[0]], {0: "person"}).to_pil(field)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("image", {"image": None}), ("image", {"image": b"abc"}), ("image", {"image": np.zeros((2, 2, 3), complex)}),
+        ("alpha", {"alpha": "0.5"}), ("alpha", {"alpha": float("nan")}), ("alpha", {"alpha": None}),
+        ("field", {"field": 5}), ("palette", {"palette": "cityscape"}),
+    ],
+)  # fmt: skip
+def test_junk_for_overlays_is_named(name, arguments):
+    scene = np.zeros((1, 1, 3), np.uint8)
+    with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
+        make_prediction([[0]], {0: "person"}).overlay(**{"image": scene, **arguments})
+    with pytest.raises(TypeError, match="`legend` must be"):
+        make_prediction([[0]], {0: "person"}).to_pil(legend="yes")
+
+
 def test_far_is_bright_in_gray():
     depth = np.array([[1.0, 2.0], [4.0, 5.0]], dtype=np.float32)
     image = depth_to_gray(depth)

@@ -20,6 +20,7 @@ from transformers import (
 
 import densemllm
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm.pipeline_densemllm import DenseDepthEstimationPipeline, DenseImageSegmentationPipeline
 from tiny import ID2LABEL, assert_maps_agree, make_image, make_model, make_processor
 
 
@@ -181,6 +182,10 @@ def test_lists_need_the_images_of_a_call(model):
         model.as_pipeline(focal_length=[50.0, 60.0])
     with pytest.raises(TypeError, match="`batch_size` must be"):
         model.as_pipeline()(IMAGES, batch_size="a")
+    with pytest.raises(ValueError, match="`num_workers` must be"):
+        model.as_pipeline()(IMAGES, num_workers=-1)
+    with pytest.raises(TypeError, match="`batch_size` must be"):
+        model.as_pipeline(batch_size="a")
 
 
 @pytest.mark.parametrize("form", [list, many, Images])
@@ -292,6 +297,16 @@ def test_arguments_of_depth_estimation_work_or_are_refused(folder, model):
     with pytest.raises(ValueError, match="'box'"):
         pipe({"image": IMAGES[0], "box": (0, 0, 9, 9)})
     assert pipe([IMAGES[0], None], on_error="skip")[1] is None
+
+
+@pytest.mark.parametrize("own", [DenseDepthEstimationPipeline, DenseImageSegmentationPipeline])
+def test_with_the_package_imported_a_class_stands_for_the_flag(folder, model, own):
+    pipe = pipeline(own.NAME, model=str(folder), pipeline_class=own)
+    assert len(pipe(IMAGES, depth_range="road", focal_length=[50.0, None, 70.0], batch_size=2)) == 3
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        pipeline(own.NAME, model=str(folder))
+    # And around a model that is there.
+    assert own(model=model, processor=model.get_processor())(IMAGES[0])
 
 
 def test_arguments_of_image_segmentation_work_or_are_refused(folder, model):
