@@ -166,7 +166,8 @@ RELEASED_MODEL_TYPE = "youtu_vl"
 RELEASED_NEUTRAL_FIELDS = {
     **dict.fromkeys(
         (
-            "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version",
+            "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype",
+            "transformers_version",
             "use_cache", "video_token_id", "vision_config", "vision_start_token_id", "vision_end_token_id",
             "image_token_id", "rope_theta", "rope_scaling", "head_dim", "qk_head_dim", "out_hidden_size", "image_size",
             "initializer_range", "attention_dropout",
