@@ -269,8 +269,10 @@ MAX_SIZES = {
 
 def _check_sizes(config: PreTrainedConfig | dict, prefix: str = "") -> None:
     """Raise a `ValueError` that names the field if one of [`MAX_SIZES`] that `config` has is out of its range."""
+    # What was given, under the model's own names: reading an attribute raises where it differs between layers.
+    values, names = (config, {}) if isinstance(config, dict) else (vars(config), config.attribute_map)
     for name, limit in MAX_SIZES.items():
-        value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+        value = values.get(names.get(name, name))
         for size in value if isinstance(value, (list, tuple)) else [value]:  # some models have one a layer
             if isinstance(size, (int, float)) and not 1 <= size <= limit:
                 raise ValueError(f"`{prefix}{name}` must be in 1..{limit}, got {value!r}")

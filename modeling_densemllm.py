@@ -510,7 +510,7 @@ def vision_block_ids(is_image: torch.Tensor, past_length: int) -> torch.Tensor:
 class DenseMLLMModel(DenseMLLMPreTrainedModel):
     """Vision tower, projector and the backbone of the language model."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.weight$"]  # of a whole checkpoint
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__(config)

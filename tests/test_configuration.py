@@ -15,10 +15,11 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration, DenseMLLMVisionConfig
-from densemllm.configuration_densemllm import check_depth_ranges
+from densemllm.configuration_densemllm import _check_sizes, check_depth_ranges
 from tiny import LLAMA, VISION, YOUTU
 
 
@@ -109,6 +110,18 @@ def test_hostile_text_fields_are_refused_by_name(text, value):
     for name in names:
         with pytest.raises(ValueError, match=rf"`text_config\.{name}`"):
             make(text_config={**text, "vocab_size": 300, name: value})
+
+
+def test_sizes_of_every_language_model_are_accepted():
+    checked = 0
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = CONFIG_MAPPING[model_type]()
+        except Exception:  # some have no defaults of their own
+            continue
+        _check_sizes(config.get_text_config(decoder=True))
+        checked += 1
+    assert checked > 100
 
 
 def test_a_checkpoint_with_a_hostile_config_is_refused_by_field(tmp_path):
