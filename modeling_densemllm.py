@@ -897,7 +897,33 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
                 `prefill_chunk_size` would cut an image whose tokens see each other.
         """
         self._check_prompt(inputs, generation_config, kwargs)
+        if not ENCODES_IMAGES_FIRST:
+            kwargs = self._with_repeated_images(inputs, generation_config, kwargs)
         return super().generate(inputs, generation_config=generation_config, **kwargs)
+
+    @torch.no_grad()
+    def _with_repeated_images(self, inputs, generation_config, kwargs: dict) -> dict:
+        """The arguments of `generate` with encoded images, once for each beam and sequence of a prompt: repeated by
+        `generate`, the patches of an image would each stand beside its own copies."""
+        config = self.generation_config if generation_config is None else generation_config
+        repeats = max(
+            kwargs.get(name) or getattr(config, name, None) or 1 for name in ("num_beams", "num_return_sequences")
+        )
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        input_ids, embeds = kwargs.get("input_ids", inputs), kwargs.get("inputs_embeds")
+        has_prompt = isinstance(input_ids, torch.Tensor) or embeds is not None
+        if repeats == 1 or not has_prompt or (encoded is None and kwargs.get("pixel_values") is None):
+            return kwargs
+        if encoded is None:
+            encoded = self.get_image_features(kwargs["pixel_values"], kwargs.get("image_grid_thw"), return_dict=True)
+        features = torch.cat(list(encoded.pooler_output))
+        is_image = self.model.get_image_token_mask(None if embeds is not None else input_ids, embeds)
+        if int(is_image.sum()) != len(features):
+            return kwargs  # forward says so
+        rows = features.split(is_image.sum(dim=1).tolist())
+        repeated = BaseModelOutputWithPooling(pooler_output=[row for row in rows for _ in range(repeats)])
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("pixel_values", "image_grid_thw")}
+        return {**kwargs, "mm_encoder_outputs": {"image": repeated}}
 
     def _check_prompt(self, inputs, generation_config, kwargs: dict) -> None:
         input_ids, embeds, mask = inputs, kwargs.get("inputs_embeds"), kwargs.get("attention_mask")

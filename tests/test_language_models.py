@@ -117,6 +117,24 @@ def test_a_step_of_decoding_compiles_into_one_graph(processor, inputs, name, vis
         torch.testing.assert_close(compiled(**step).logits, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("vision_attention", ["causal", "bidirectional"])
+def test_sequences_of_a_prompt_see_its_own_images(processor, vision_attention):
+    model = make_model(processor, vision_attention=vision_attention)
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": image} for image in images] + [
+            {"type": "text", "text": "what is it?"}]}]
+        for images in ([make_image(30, 50), make_image(16, 16)], [make_image(24, 24, 1)])
+    ]  # fmt: skip
+    batch = processor.apply_chat_template(
+        chats, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+    )
+    options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+    alone = model.generate(**batch, do_sample=False, **options).logits[0]
+    for more in ({"do_sample": True, "num_return_sequences": 3}, {"num_beams": 3}):
+        several = model.generate(**batch, **more, **options).logits[0]
+        torch.testing.assert_close(several, alone.repeat_interleave(3, dim=0), atol=1e-5, rtol=1e-5)
+
+
 # ---- plans ----
 
 
