@@ -164,10 +164,14 @@ def colorize_depth(depth: np.ndarray, low: float | None = None, high: float | No
     """
     low = float(depth.min()) if low is None else low
     high = float(depth.max()) if high is None else high
-    position = np.clip((high - depth) / max(high - low, 1e-6), 0, 1)
     anchors = np.array([[10, 7, 34], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
     at = np.linspace(0, 1, len(anchors))
-    return np.stack([np.interp(position, at, anchors[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+    colors = np.empty((*depth.shape, 3), np.uint8)
+    for band, out in zip(*(np.array_split(whole, 1 + depth.size // 2**20) for whole in (depth, colors)), strict=True):
+        position = np.clip((high - band) / max(high - low, 1e-6), 0, 1)
+        for channel in range(3):
+            out[..., channel] = np.interp(position, at, anchors[:, channel]).round()
+    return colors
 
 
 def add_names(picture: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:

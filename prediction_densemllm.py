@@ -151,14 +151,16 @@ class DensePrediction(Record):
             palette: as for [`to_pil`].
         """
         field, alpha = self._field(field), check_share("alpha", alpha)
-        colors = np.asarray(self.to_pil(field, palette=palette), dtype=np.float32)
+        colors = np.array(self.to_pil(field, palette=palette))
         picture = load_image(image, DenseMLLMImageProcessor(), "`image`")  # upright, as it was seen
-        picture = picture.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR)
-        picture = np.asarray(picture, dtype=np.float32)
+        picture = np.asarray(picture.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR))
         values = getattr(self, field).cpu().numpy()
-        drawn = values > 0 if field == "mask" else values >= 0
-        mixed = np.where(drawn[..., None], alpha * colors + (1 - alpha) * picture, picture)
-        return PIL.Image.fromarray(mixed.round().astype(np.uint8))
+        bands = (np.array_split(whole, 1 + values.size // 2**20) for whole in (colors, picture, values))
+        for mixed, below, own in zip(*bands, strict=True):
+            drawn = own > 0 if field == "mask" else own >= 0
+            over = np.float32(alpha) * mixed + np.float32(1 - alpha) * below
+            mixed[:] = np.where(drawn[..., None], over, below).round()
+        return PIL.Image.fromarray(colors)
 
     def _field(self, field: str | None) -> str:
         there = [name for name in ("segmentation", "predicted_depth", "mask") if getattr(self, name) is not None]

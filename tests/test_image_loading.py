@@ -27,8 +27,10 @@ import pytest
 import torch
 
 from densemllm import DenseMLLMImageProcessor
+from densemllm.drawing_densemllm import colorize_depth
 from densemllm.image_loading_densemllm import open_image
 from densemllm.image_processing_densemllm import check_target_sizes
+from densemllm.prediction_densemllm import DensePrediction
 from densemllm.processing_densemllm import _segments_info
 from tiny import make_image, make_model, make_processor
 
@@ -376,6 +378,23 @@ def test_memory_is_that_of_the_pixels(image_processor, name):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 4 * values.size + 60 * 2**20
+
+
+def test_maps_are_drawn_in_the_memory_of_the_map():
+    depth = np.linspace(1, 9, 3_000_000, dtype=np.float32).reshape(1500, 2000)
+    prediction = DensePrediction(predicted_depth=torch.from_numpy(depth))
+    image = make_image(150, 200)
+    for call in (lambda: colorize_depth(depth), lambda: prediction.overlay(image)):
+        tracemalloc.start()
+        drawn = call()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 * 3 * depth.size + 40 * 2**20
+    colors = colorize_depth(depth)
+    np.testing.assert_array_equal(colors[700:703], colorize_depth(depth[700:703], 1.0, 9.0))
+    below = np.asarray(image.resize((2000, 1500), PIL.Image.Resampling.BILINEAR))
+    expected = np.float32(0.55) * colors + np.float32(0.45) * below
+    np.testing.assert_allclose(np.asarray(drawn), expected, atol=0.51)
 
 
 def test_bands_are_the_whole(image_processor):
