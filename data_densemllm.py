@@ -458,7 +458,12 @@ def load_id2label(name: str) -> dict[int, str]:
 def _pairs_of_lines(text: str) -> list[tuple[str | int, str]]:
     lines = [line.strip() for line in text.strip().splitlines()]
     numbered = [re.fullmatch(r"(\d+)\s*[\s:=,;]\s*(.+)", line) for line in lines]
-    return [match.groups() for match in numbered] if all(numbered) else list(enumerate(lines))
+    if all(numbered):
+        return [match.groups() for match in numbered]
+    for line in lines:
+        if "\t" in line or re.match(r"\d+\s*[:=,;]", line):
+            raise ValueError(f"not all lines have an id and a name, but this one has columns: {line!r}")
+    return list(enumerate(lines))
 
 
 # ---- what the class maps have ----

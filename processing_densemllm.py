@@ -611,26 +611,27 @@ class DenseMLLMProcessor(ProcessorMixin):
         cell = self.image_processor.patch_size * self.image_processor.merge_size
         values = nearest_resize(values, *size)
         cells = (np.arange(size[0]) // cell)[:, None] * (size[1] // cell) + (np.arange(size[1]) // cell)[None, :]
-        valid = values != ignored
-        if not valid.any():
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), annotated
-        # By their place among the labels that the map has: ids may be as large and as sparse as they like.
-        present, places = index_values(values[valid])
+        # By their place among the values that the map has: ids may be as large and as sparse as they like.
+        present, places = index_values(values)
         n_cells, n_present = size[0] // cell * (size[1] // cell), len(present)
-        places = cells[valid] * n_present + places
+        places += cells * n_present
         if n_cells * n_present <= values.size:
-            pixels = np.bincount(places)
+            pixels = np.bincount(places.ravel())
             pairs = np.flatnonzero(pixels)
             pixels = pixels[pairs]
         else:  # a table of all pairs would be larger than the map
             pairs, pixels = np.unique(places, return_counts=True)
         tokens, values = np.divmod(pairs, n_present)
+        annotated_pairs = present[values] != ignored
+        tokens, values, pixels = tokens[annotated_pairs], values[annotated_pairs], pixels[annotated_pairs]
+        if not len(tokens):
+            return tokens, values, annotated
         most = np.zeros(n_cells, dtype=np.int64)
         np.maximum.at(most, tokens, pixels)
         needed = np.minimum(min_label_share * np.bincount(tokens, pixels, minlength=n_cells), most)
         kept = pixels >= needed[tokens]
         tokens, values = tokens[kept], values[kept]
-        label_ids = [label_ids[value] for value in present.tolist()]
+        label_ids = [label_ids.get(value, []) for value in present.tolist()]
         lengths = np.array([len(entry) for entry in label_ids])
         starts = np.cumsum(lengths) - lengths
         counts = lengths[values]
@@ -866,13 +867,19 @@ def present_values(values: np.ndarray) -> np.ndarray:
 
 
 def index_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a map of integers, sorted, and the index of each element's value among them."""
-    present = present_values(values)
-    if present.size and (present[0] < 0 or present[-1] > 2**16):
-        return present, np.searchsorted(present, values)
-    table = np.zeros(present.max(initial=0) + 1, dtype=np.int64)
+    """The values of a map of integers, sorted, and the index of each element's value among them, `int64`."""
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if high - low > 2**16:
+        present, places = np.unique(values, return_inverse=True)
+        return present, places.reshape(values.shape)
+    places = values.astype(np.int64)
+    if low:
+        places -= low
+    found = np.bincount(places.ravel())
+    present = np.flatnonzero(found)
+    table = np.zeros(len(found), dtype=np.int64)
     table[present] = np.arange(len(present))
-    return present, table[values.astype(np.int64, copy=False)]
+    return present + low, table[places]
 
 
 def read_parts(chat):

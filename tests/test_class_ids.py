@@ -287,6 +287,7 @@ def test_names_are_read_from_json_and_text(tmp_path, name, content, encoding):
         ("a.json", b'{"0": 1}'), ("a.json", b"{}"),
         ("a.json", b'{"0": "wall", "00": "floor"}'), ("a.json", "caf\xe9".encode("latin-1")),
         ("a.txt", b""), ("a.txt", b"wall\n\nfloor"), ("a.txt", b"0 wall\n0 floor"),
+        ("a.txt", b"0: wall\nfloor"), ("a.txt", b"Idx\tRatio\tName\n1\t0.1\twall"),
         ("a.txt", "caf\xe9".encode("latin-1")),
     ],
 )  # fmt: skip
