@@ -545,7 +545,7 @@ class DenseTrainer(Trainer):
         if model.training:
             if not torch.isfinite(loss):
                 parts = ", ".join(
-                    f"{name} {float(outputs[name]):.4g}" for name in LOGGED[:2] if outputs.get(name) is not None
+                    f"{name} {outputs[name].item():.4g}" for name in LOGGED[:2] if outputs.get(name) is not None
                 )
                 raise ValueError(
                     f"the loss of step {self.state.global_step + 1} is not finite ({parts}), and would spoil every "
