@@ -76,15 +76,16 @@ class DensePrediction:
             return _with_scale(picture, float(values.min()), float(values.max())) if legend else picture
         if field == "mask":
             values = np.where(values, 1, -1)  # what is not found is black, as what has no class
-        palette = label_colors(max(int(values.max()) + 1, 2))
+        # Ids may be of any size: the colours begin anew after 65,536 of them.
+        palette = label_colors(min(max(int(values.max()) + 1, 2), 2**16))
         colors = np.concatenate([np.zeros((1, 3), np.uint8), palette])
-        picture = PIL.Image.fromarray(colors[values.astype(np.int64) + 1])
+        picture = PIL.Image.fromarray(colors[np.where(values < 0, 0, values.astype(np.int64) % 2**16 + 1)])
         if not legend:
             return picture
         if field == "mask":
             return _with_names(picture, [("found", colors[2])] if (values > 0).any() else [])
         # A class once, in the order of its number: of an open set, where each object has a colour, each object.
-        rows = [(row["label"], colors[row["id"] + 1]) for row in self.segments_info]
+        rows = [(row["label"], colors[row["id"] % 2**16 + 1]) for row in self.segments_info]
         return _with_names(picture, rows + [("none of them", colors[0])] * bool((values < 0).any()))
 
     def to_rle(self) -> "dict | list[dict]":

@@ -432,7 +432,7 @@ class DenseMLLMProcessor(ProcessorMixin):
                 `segmentation`: integers `[height, width]`, with `id2label` (id to name) and `ignore_index` (default
                 255); `depth`: metres `[height, width]`, invalid where not finite, not above 0 or outside the range,
                 with `depth_range` and `focal_length` as in [`depth_to_bins`]; `mask`: booleans `[height, width]`, the
-                foreground.
+                foreground, or `int8`: 1, 0 for the background, and -1 where it isn't annotated.
             image_grid_thw: `[n_images, 3]` from the image processor.
             candidates: which ids are negatives where a segmentation is annotated: `"vocabulary"`, all text tokens, or
                 `"labels"`, those of the other labels only.
@@ -508,12 +508,14 @@ class DenseMLLMProcessor(ProcessorMixin):
             if not np.issubdtype(values.dtype, np.number):
                 raise ValueError(f"{where} must be numbers (metres), got {values.dtype}")
             values = self.depth_to_bins(values, annotation.get("depth_range"), annotation.get("focal_length"))
-            label_ids, ignored = [[]] + [[token_id] for token_id in self.depth_token_ids], 0
+            label_ids = {k: [token_id] for k, token_id in enumerate(self.depth_token_ids, start=1)}
+            ignored = 0
             annotated = (("own", tuple(self.depth_token_ids)),)
         elif kind == "mask":
-            if values.dtype != np.bool_:
-                raise ValueError(f"{where} must be booleans, got {values.dtype}")
-            label_ids, ignored = [[token_id] for token_id in self.foreground_token_ids], -1
+            if values.dtype != np.bool_ and (values.dtype != np.int8 or set(present_values(values)) - {-1, 0, 1}):
+                raise ValueError(f"{where} must be booleans, or `int8` of 1, 0 and -1, got {values.dtype}")
+            label_ids = {k: [token_id] for k, token_id in enumerate(self.foreground_token_ids)}
+            ignored = -1
             annotated = (("own", tuple(self.foreground_token_ids)),)
         else:
             id2label = annotation.get("id2label")
@@ -522,6 +524,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             if not np.issubdtype(values.dtype, np.integer):
                 raise ValueError(f"{where} must be integers (class ids), got {values.dtype}")
             ignored = annotation.get("ignore_index", 255)
+            check_ignore_index(ignored, id2label)
             names = self.normalize_labels(id2label)
             unknown = sorted(set(present_values(values).tolist()) - set(names) - {ignored})
             if unknown:
@@ -531,22 +534,34 @@ class DenseMLLMProcessor(ProcessorMixin):
             if key not in self._memo:
                 self._memo[key] = self.label_token_ids(id2label)
             named = self._memo[key]
-            label_ids = [[] for _ in range(max(names) + 1)]
-            for key, name_ids in zip(names, named, strict=True):
-                label_ids[key] = name_ids
+            label_ids = dict(zip(names, named, strict=True))
             annotated = (("own", tuple(token_id for name_ids in named for token_id in name_ids)),)
             if candidates == "vocabulary":
                 annotated += (("text",),)
         cell = self.image_processor.patch_size * self.image_processor.merge_size
-        values = nearest_resize(values, *size).astype(np.int64)
+        values = nearest_resize(values, *size)
         cells = (np.arange(size[0]) // cell)[:, None] * (size[1] // cell) + (np.arange(size[1]) // cell)[None, :]
-        valid = values != ignored
-        n_cells = size[0] // cell * (size[1] // cell)
-        pixels = np.bincount(cells[valid] * len(label_ids) + values[valid], minlength=n_cells * len(label_ids))
-        pixels = pixels.reshape(n_cells, -1)
-        needed = np.minimum(min_label_share * pixels.sum(axis=1), pixels.max(axis=1))
-        pairs = np.flatnonzero((pixels > 0) & (pixels >= needed[:, None]))
-        tokens, values = pairs // len(label_ids), pairs % len(label_ids)
+        # By their place among the values that the map has: ids may be as large and as sparse as they like.
+        present, places = index_values(values)
+        n_cells, n_present = size[0] // cell * (size[1] // cell), len(present)
+        places += cells * n_present
+        if n_cells * n_present <= values.size:
+            pixels = np.bincount(places.ravel())
+            pairs = np.flatnonzero(pixels)
+            pixels = pixels[pairs]
+        else:  # a table of all pairs would be larger than the map
+            pairs, pixels = np.unique(places, return_counts=True)
+        tokens, values = np.divmod(pairs, n_present)
+        annotated_pairs = present[values] != ignored
+        tokens, values, pixels = tokens[annotated_pairs], values[annotated_pairs], pixels[annotated_pairs]
+        if not len(tokens):
+            return tokens, values, annotated
+        most = np.zeros(n_cells, dtype=np.int64)
+        np.maximum.at(most, tokens, pixels)
+        needed = np.minimum(min_label_share * np.bincount(tokens, pixels, minlength=n_cells), most)
+        kept = pixels >= needed[tokens]
+        tokens, values = tokens[kept], values[kept]
+        label_ids = [label_ids.get(value, []) for value in present.tolist()]
         lengths = np.array([len(entry) for entry in label_ids])
         starts = np.cumsum(lengths) - lengths
         counts = lengths[values]
@@ -756,11 +771,43 @@ class DenseMLLMProcessor(ProcessorMixin):
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
 
+def check_ignore_index(ignore_index: int, id2label: dict[int, str] | None) -> None:
+    """Refuse a value for pixels without annotation that is a class, which would then be neither learned nor scored.
+
+    Raises:
+        TypeError: `ignore_index` is not an integer.
+        ValueError: it is a key of `id2label`.
+    """
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+        raise TypeError(f"`ignore_index` must be an integer, got {ignore_index!r}")
+    if id2label is not None and ignore_index in id2label:
+        raise ValueError(
+            f"`ignore_index` must not be a class of `id2label`, got {ignore_index}, which is "
+            f"{id2label[ignore_index]!r}; give another value, such as -1"
+        )
+
+
 def present_values(values: np.ndarray) -> np.ndarray:
     """The values of a map of integers, sorted; a table is much faster than sorting where they are small."""
     if not values.size or values.min() < 0 or values.max() > 2**16:
         return np.unique(values)
-    return np.flatnonzero(np.bincount(values.ravel()))
+    return np.flatnonzero(np.bincount(values.ravel().astype(np.int64, copy=False)))
+
+
+def index_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a map of integers, sorted, and the index of each element's value among them, `int64`."""
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if high - low > 2**16:
+        present, places = np.unique(values, return_inverse=True)
+        return present, places.reshape(values.shape)
+    places = values.astype(np.int64)
+    if low:
+        places -= low
+    found = np.bincount(places.ravel())
+    present = np.flatnonzero(found)
+    table = np.zeros(len(found), dtype=np.int64)
+    table[present] = np.arange(len(present))
+    return present + low, table[places]
 
 
 def get_task(name: str) -> DenseTask:
