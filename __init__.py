@@ -25,6 +25,8 @@ from .modeling_densemllm import (
     DenseMLLMVisionModel,
 )
 from .pipeline_densemllm import (
+    DenseDepthEstimationPipeline,
+    DenseImageSegmentationPipeline,
     DenseMLLMForDepthEstimation,
     DenseMLLMForSemanticSegmentation,
     DensePredictionPipeline,
@@ -49,6 +51,8 @@ AutoProcessor.register(DenseMLLMConfig, DenseMLLMProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("dense-prediction", DensePredictionPipeline, pt_model=AutoModel)
 
 __all__ = [
+    "DenseDepthEstimationPipeline",
+    "DenseImageSegmentationPipeline",
     "DenseMLLMConfig",
     "DenseMLLMForConditionalGeneration",
     "DenseMLLMForDepthEstimation",
