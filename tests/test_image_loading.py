@@ -438,7 +438,7 @@ def test_a_limit_of_a_call_counts_before_decoding(image_processor, processor, tm
      [(0, 5)], [(-5, -5)], [(5, 5), (5, 5)], []],
 )  # fmt: skip
 def test_sizes_that_are_none_are_named(sizes):
-    with pytest.raises(ValueError, match="`target_sizes` must be 1 pairs"):
+    with pytest.raises((TypeError, ValueError), match="`target_sizes` must be one pair"):
         check_target_sizes(sizes, 1)
 
 
