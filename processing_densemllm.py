@@ -953,14 +953,14 @@ def _focal_scale(row: dict, focal_length: float | None) -> float:
 def _segments_info(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
     keys = torch.tensor(sorted(names), device="cpu")
     areas = torch.zeros(len(keys), dtype=torch.long, device=keys.device)
-    sums = torch.zeros(len(keys), dtype=torch.double, device=keys.device)
+    sums = torch.zeros(len(keys), dtype=torch.double, device="cpu")
     # In parts: sorting a map, or its scores in float64, takes several times its memory; and on the CPU: megapixels of
     # scores can't be summed in float32, and MPS has no float64.
     for ids, own in zip(segmentation.flatten().split(2**20), scores.flatten().split(2**20), strict=True):
-        ids, own = ids.cpu(), own.cpu()
+        ids, own = ids.cpu(), own.cpu().double()
         place = torch.searchsorted(keys, ids[ids >= 0])
         areas += torch.bincount(place, minlength=len(keys))
-        sums += torch.bincount(place, weights=own[ids >= 0].double(), minlength=len(keys))
+        sums += torch.bincount(place, weights=own[ids >= 0], minlength=len(keys))
     return [
         {"id": key, "label_id": key, "label": names[key], "score": total / area, "area": area, "was_fused": False}
         for key, area, total in zip(keys.tolist(), areas.tolist(), sums.tolist(), strict=True)

@@ -141,7 +141,8 @@ def test_a_training_step_needs_no_float64(tmp_path):
     batch = collator(make_samples(2))
     with NoFloat64():
         for _ in range(2):
-            trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor([7, 5])).backward()
+            batch |= {"num_dense_items_in_batch": torch.tensor(5)}
+            trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(7)).backward()
 
 
 def float64_on_a_device(tree: ast.AST) -> list[int]:
