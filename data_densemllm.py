@@ -19,19 +19,21 @@ A sample is a dict. `image` is needed, and any of the others supervise it, all a
 | column | type | meaning |
 |---|---|---|
 | `image` | picture | what the model sees |
-| `segmentation` | picture or integers `[H, W]` | class ids, keys of the source's `id2label`; 255 is ignored |
-| `depth` | metres, floats `[H, W]`; or a 16-bit picture and `depth_scale`, metres a unit | 0 is invalid |
-| `mask` | picture or booleans `[H, W]` | foreground: not 0 |
+| `segmentation` | picture or integers `[H, W]` | class ids, keys of the source's `id2label`, or `ignore_index` (255) |
+| `depth` | metres, floats `[H, W]`; or a picture or other units, and `depth_scale`, metres a unit | 0 is invalid |
+| `mask` | picture or booleans `[H, W]` | foreground: not 0, of shades of grey the brighter half; see [`read_mask`] |
 | `expression` | string | names the object of `mask`; without it, `mask` is the picture's one foreground |
 | `instances` | picture or integers `[H, W]` | numbers of objects |
 | `expressions`, `expression_instances` | lists | names of objects in `instances`, see [`draw_expression`] |
 | `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
 | `focal_length` | float, pixels | of `image`, for a depth range that has a focal length |
 
-A picture is a PIL image, a path, or what the `Image` feature of `datasets` gives. Maps have the upright
-image's size.
+A picture is a PIL image, a path, or what the `Image` feature of `datasets` gives; a map may also be a file of numbers:
+`.npy`, `.npz`, `.mat` (with scipy), TIFF. Maps have the upright image's size: see `maps_densemllm.py` for the rule of
+EXIF orientations.
 """
 
+import glob
 import json
 import os
 import re
@@ -51,15 +53,19 @@ from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
 from .image_processing_densemllm import DenseMLLMImageProcessor
+from .maps_densemllm import IGNORE_INDEX, MAPS, CorruptFileError, open_file, read_mask, read_metres, upright_sample
 from .prediction_densemllm import crop_box
-from .processing_densemllm import TASKS, DenseMLLMProcessor, nearest_resize, present_values
+from .processing_densemllm import TASKS, DenseMLLMProcessor, check_ignore_index, nearest_resize, present_values
 
 
 logger = logging.get_logger(__name__)
 
-MAPS = ("segmentation", "depth", "mask", "instances")
 COLUMNS = ("image", *MAPS, "expression", "expressions", "expression_instances", "messages", "focal_length")
-IGNORE_INDEX = 255
+LOOKED_AT = 100  # rows of class maps, before any is learned
+LARGE_IGNORED_SHARE = 0.5
+# Files that systems leave in folders, and folders of such.
+LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
+FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 PICTURES = DenseMLLMImageProcessor()  # transparent and 16-bit pictures are trained on as they are predicted on
 SIDES = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
 COLORS = re.compile(
@@ -67,10 +73,6 @@ COLORS = re.compile(
     r"dark|light|bright)(er|est|ish)?\b",
     re.IGNORECASE,
 )
-
-
-class CorruptFileError(ValueError):
-    """A picture of a sample that can't be read."""
 
 
 @dataclass
@@ -81,10 +83,12 @@ class DenseSource:
         data: sequence of samples, or an `IterableDataset` of `datasets` for [`DenseIterableDataset`].
         weight: how often its samples come, against the others' weights. `None` in all sources: as often as they are.
         id2label: class id to name, for `segmentation`.
-        depth_scale: metres a unit, for `depth` as integers.
+        depth_scale: metres a unit of `depth`. `None`: floats are metres, and integers are refused.
         depth_range: row of the processor's `depth_ranges`; its default row where left out.
         columns: names of the columns to learn from; all of the schema where left out. One data set can so be several
             sources, such as one without expressions, which change what the vision tokens see.
+        ignore_index: value of `segmentation` where it isn't annotated; no class of `id2label`. With 255 as a class,
+            take another one, such as -1, which no image can have.
     """
 
     data: Sequence | IterableDataset
@@ -93,8 +97,12 @@ class DenseSource:
     depth_scale: float | None = None
     depth_range: str | None = None
     columns: Sequence[str] | None = None
+    ignore_index: int = IGNORE_INDEX
 
     def __post_init__(self):
+        check_ignore_index(self.ignore_index, self.id2label)
+        if self.depth_scale is not None and not 0 < self.depth_scale < float("inf"):
+            raise ValueError(f"`depth_scale` must be a number of metres > 0, got {self.depth_scale}")
         if self.columns is not None and ("image" not in self.columns or set(self.columns) - set(COLUMNS)):
             raise ValueError(f"`columns` must contain 'image' and be some of {COLUMNS}, got {self.columns}")
 
@@ -162,16 +170,20 @@ class Augmentation:
         return sample
 
 
-def draw_expression(sample: dict, rng: np.random.Generator) -> dict:
+def draw_expression(sample: dict, rng: np.random.Generator, ignore_index: int = IGNORE_INDEX) -> dict:
     """A copy of a sample with one of its `expressions` as its `expression`, and the `mask` of what that names. Data
-    sets do so anew each time with an augmentation; without one, where there is no `expression`."""
+    sets do so anew each time with an augmentation; without one, where there is no `expression`. Where `instances` is
+    `ignore_index`, and no expression names that number, the mask isn't annotated (-1)."""
     sample = dict(sample)
     instances, expressions, numbers = (
         sample.pop(column, None) for column in ("instances", "expressions", "expression_instances")
     )
     if instances is not None and expressions is not None and len(expressions):
         place = int(rng.integers(len(expressions)))
-        sample |= {"expression": expressions[place], "mask": instances == numbers[place]}
+        mask, unknown = instances == numbers[place], instances == ignore_index
+        if unknown.any() and ignore_index not in numbers:
+            mask = np.where(unknown, -1, mask).astype(np.int8)
+        sample |= {"expression": expressions[place], "mask": mask}
     return sample
 
 
@@ -185,53 +197,36 @@ def _change_maps(sample: dict, change) -> None:
 
 
 def read_sample(
-    row: dict, where: str = "sample", id2label: dict[int, str] | None = None, depth_scale: float | None = None
+    row: dict,
+    where: str = "sample",
+    id2label: dict[int, str] | None = None,
+    depth_scale: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
 ) -> dict:
     """A row of a data set as a checked sample: an upright RGB image, `segmentation` as integers, `depth` as float32
-    metres, `mask` as booleans, all of one size. Columns that the schema doesn't know are left out.
+    metres, `mask` as booleans (or as [`read_mask`] says), all of one size. Columns that the schema doesn't know are
+    left out.
 
     Args:
         row: the row; see this module's table.
         where: how messages name it.
-        id2label, depth_scale: see [`DenseSource`].
+        id2label, depth_scale, ignore_index: see [`DenseSource`].
 
     Raises:
         CorruptFileError: a picture can't be read.
         ValueError: anything else that doesn't follow the schema; the message names row and column.
     """
+    check_ignore_index(ignore_index, id2label)
     sample = {column: row[column] for column in COLUMNS if row.get(column) is not None}
     if "image" not in sample:
         raise ValueError(f"{where} has no `image`; its columns are {sorted(row)}")
-    picture = _open_picture(sample["image"], f"{where}, column `image`")
-    try:
-        image = sample["image"] = PICTURES.load_picture(picture)
-    except ValueError as error:
-        raise ValueError(f"{where}, column `image`: {error}") from error
-    for column in MAPS:
-        if column not in sample:
-            continue
-        named = f"{where}, column `{column}`"
-        value = sample[column]
-        if isinstance(value, (str, os.PathLike)) and str(value).endswith(".npy"):
-            try:
-                value = np.load(value)
-            except (OSError, ValueError, EOFError) as error:
-                raise CorruptFileError(f"{named}: {value} can't be read ({error})") from error
-        elif isinstance(value, (dict, str, os.PathLike, PIL.Image.Image)):
-            value = _open_picture(value, named)
-        values = np.asarray(value)
-        if values.shape != (image.height, image.width):
-            raise ValueError(
-                f"{named}: it must have the upright image's size, {(image.height, image.width)}, and one channel, got "
-                f"{values.shape}"
-            )
-        sample[column] = values
+    sample = upright_sample(sample, where, PICTURES)
     if "segmentation" in sample:
-        _check_segmentation(sample["segmentation"], id2label, f"{where}, column `segmentation`")
+        _check_segmentation(sample["segmentation"], id2label, ignore_index, f"{where}, column `segmentation`")
     if "depth" in sample:
-        sample["depth"] = _metres(sample["depth"], depth_scale, f"{where}, column `depth`")
+        sample["depth"] = read_metres(sample["depth"], depth_scale, f"{where}, column `depth`")
     if "mask" in sample:
-        sample["mask"] = sample["mask"] != 0
+        sample["mask"] = read_mask(sample["mask"], ignore_index)
     if "expressions" in sample:
         _check_expressions(sample, where)
     if "expression" in sample:
@@ -277,25 +272,6 @@ def _picture_area(row: dict, focal_length: float | None) -> float:
     return width * height * scale**2
 
 
-def _open_picture(value, where: str) -> PIL.Image.Image:
-    name = "a picture"
-    try:
-        if isinstance(value, dict):
-            name = value.get("path") or name
-            value = BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-        elif isinstance(value, np.ndarray):
-            return PIL.Image.fromarray(value)
-        if not isinstance(value, PIL.Image.Image):
-            name = name if isinstance(value, BytesIO) else value
-            value = PIL.Image.open(value)
-        value.load()
-        return value
-    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise CorruptFileError(f"{where}: {name} can't be read ({error})") from error
-    except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{where}: it must be a picture or a path, got {type(value).__name__}") from error
-
-
 def _check_expressions(sample: dict, where: str) -> None:
     texts, numbers = sample["expressions"], sample.get("expression_instances")
     if not all(isinstance(text, str) and text.strip() for text in texts):
@@ -312,26 +288,21 @@ def _check_expressions(sample: dict, where: str) -> None:
         raise ValueError(f"{where}, column `expression_instances`: `instances` lacks {sorted(missing)}")
 
 
-def _check_segmentation(values: np.ndarray, id2label: dict[int, str] | None, where: str) -> None:
+def _check_segmentation(values: np.ndarray, id2label: dict[int, str] | None, ignore_index: int, where: str) -> None:
     if not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"{where}: it must be integers, got {values.dtype}")
     if id2label is None:
         raise ValueError(f"{where}: `id2label` is needed, a dict from class id to name")
-    if values.size and values.min() < 0:
-        raise ValueError(f"{where}: class ids must be at least 0, got {values.min()}")
-    unknown = set(present_values(values).tolist()) - set(id2label) - {IGNORE_INDEX}
+    unknown = set(present_values(values).tolist()) - set(id2label) - {ignore_index}
+    if unknown and min(unknown) < 0:
+        raise ValueError(
+            f"{where}: class ids must be at least 0, or `ignore_index` = {ignore_index}, got {min(unknown)}"
+        )
     if unknown:
-        raise ValueError(f"{where}: it has the class ids {sorted(unknown)[:10]}, which `id2label` lacks")
-
-
-def _metres(values: np.ndarray, depth_scale: float | None, where: str) -> np.ndarray:
-    if np.issubdtype(values.dtype, np.floating):
-        return values.astype(np.float32)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"{where}: it must be numbers, got {values.dtype}")
-    if depth_scale is None:
-        raise ValueError(f"{where}: `depth_scale`, metres a unit, is needed for depth as {values.dtype}")
-    return values.astype(np.float32) * np.float32(depth_scale)
+        raise ValueError(
+            f"{where}: it has the class ids {sorted(unknown)[:10]}, which `id2label` lacks, and which aren't "
+            f"`ignore_index` = {ignore_index}"
+        )
 
 
 def _check_messages(messages, where: str) -> None:
@@ -350,8 +321,10 @@ def load_samples(name: str, split: str = "train", streaming: bool = False):
 
     Args:
         name: a folder that `save_to_disk` wrote; a folder with `image/` (and `segmentation/`, `depth/`, `mask/` beside
-            it, files of one sample having one stem; in a folder with the split's name, if there is one); or whatever
-            `datasets.load_dataset` takes: a Hub name, a folder of parquet files, an image folder with metadata...
+            it, files of one sample having one stem, in the same sub-folder if there are any; in a folder with the
+            split's name, if there is one); a file of rows (parquet, arrow, json, jsonl or csv), which is the split
+            "train"; or whatever `datasets.load_dataset` takes: a Hub name, a folder of parquet files, an image folder
+            with metadata...
         split: name of the split.
         streaming: read while training; see [`DenseIterableDataset`].
     """
@@ -371,6 +344,8 @@ def load_samples(name: str, split: str = "train", streaming: bool = False):
             logger.warning(f"{name} has no folder {split!r}: all of it is taken for that split")
         data = _plain_folder(root)
         data = data.to_iterable_dataset() if streaming else data
+    elif folder.suffix.lower() in FILE_KINDS or folder.is_file():
+        data = _rows_of_file(folder, split, streaming)
     else:
         data = load_dataset(name, split=split, streaming=streaming, cache_dir=_cache_of(folder))
     if not set(MAPS + ("messages",)) & set(data.column_names or MAPS):
@@ -379,6 +354,18 @@ def load_samples(name: str, split: str = "train", streaming: bool = False):
         if isinstance(feature, Image):
             data = data.cast_column(column, Image(decode=False))
     return data
+
+
+def _rows_of_file(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
+    if not path.is_file():
+        raise ValueError(f"the data set {path} is no file that is there")
+    if path.suffix.lower() not in FILE_KINDS:
+        raise ValueError(f"the data set {path} must be a folder, a name on the Hub, or a file {', '.join(FILE_KINDS)}")
+    if split != "train":
+        raise ValueError(f"`split` must be 'train', the one split of a single file, {path}, got {split!r}")
+    return load_dataset(
+        FILE_KINDS[path.suffix.lower()], data_files=glob.escape(str(path)), split=split, streaming=streaming
+    )
 
 
 def _cache_of(folder: Path) -> str | None:
@@ -395,12 +382,14 @@ def _cache_of(folder: Path) -> str | None:
 def _plain_folder(root: Path) -> Dataset:
     columns = {column: {} for column in ("image", *MAPS) if (root / column).is_dir()}
     for column, files in columns.items():
-        for path in sorted((root / column).iterdir()):
-            if path.name.startswith("."):
+        for path in sorted((root / column).rglob("*")):
+            place = path.relative_to(root / column)
+            if path.is_dir() or any(part.startswith(".") or part.lower() in LITTER for part in place.parts):
                 continue
-            if path.stem in files:
-                raise ValueError(f"{root / column} has two files of the sample {path.stem!r}")
-            files[path.stem] = str(path)
+            stem = place.with_suffix("").as_posix()
+            if stem in files:
+                raise ValueError(f"{root / column} has two files of the sample {stem!r}")
+            files[stem] = str(path)
     unmatched = {stem for files in columns.values() for stem in files} - set(columns["image"])
     if unmatched:
         raise ValueError(f"{root / 'image'} lacks the pictures of {sorted(unmatched)[:10]}, which are annotated")
@@ -411,14 +400,113 @@ def _plain_folder(root: Path) -> Dataset:
     )
 
 
+def find_id2label(name: str) -> str | None:
+    """The file of class names that a local data set brings: `id2label.json` or `id2label.txt` in its folder."""
+    folder = Path(name).parent if Path(name).is_file() else Path(name)
+    files = (folder / file for file in ("id2label.json", "id2label.txt"))
+    return next((str(file) for file in files if file.is_file()), None)
+
+
 def load_id2label(name: str) -> dict[int, str]:
-    """A JSON file `{"0": "wall", ...}` as a dict from class id to name."""
-    with open(name, encoding="utf-8") as file:
-        labels = json.load(file)
+    """Class id to name from a file.
+
+    Args:
+        name: a JSON file `{"0": "wall", ...}`; or a `.txt` file of the same, or with a class a line: an id and a name
+            (`0: wall`) in all of them, or names alone, which are numbered from 0. UTF-8, or what its byte order mark
+            says.
+
+    Raises:
+        ValueError: the file has something else.
+    """
+    content = Path(name).read_bytes()
     try:
-        return {int(key): label for key, label in labels.items()}
+        text = content.decode(json.detect_encoding(content))
+        is_list = str(name).lower().endswith(".txt") and not text.lstrip().startswith("{")
+        pairs = _pairs_of_lines(text) if is_list else json.loads(text).items()
+        labels = [(int(key), label) for key, label in pairs]
     except (AttributeError, ValueError) as error:
-        raise ValueError(f"{name} must be a JSON object from class id to name ({error})") from error
+        raise ValueError(
+            f"{name} must be a JSON object from class id to name, or a .txt of names ({error})"
+        ) from error
+    if not labels or any(not isinstance(label, str) or not label.strip() for _, label in labels):
+        raise ValueError(f"{name} must have a name for each class id, got {labels[:10]}")
+    if len(dict(labels)) < len(labels):
+        raise ValueError(f"{name} has a class id twice")
+    return dict(labels)
+
+
+def _pairs_of_lines(text: str) -> list[tuple[str | int, str]]:
+    lines = [line.strip() for line in text.strip().splitlines()]
+    numbered = [re.fullmatch(r"(\d+)\s*[\s:=,;]\s*(.+)", line) for line in lines]
+    if all(numbered):
+        return [match.groups() for match in numbered]
+    for line in lines:
+        if "\t" in line or re.match(r"\d+\s*[:=,;]", line):
+            raise ValueError(f"not all lines have an id and a name, but this one has columns: {line!r}")
+    return list(enumerate(lines))
+
+
+# ---- what the class maps have ----
+
+
+class _LabelUse:
+    """Which classes the maps of a source have, and how much of them is ignored."""
+
+    def __init__(self, id2label: dict[int, str], ignore_index: int):
+        self.id2label, self.ignore_index = id2label, ignore_index
+        self.rows, self.share, self.found = 0, 0.0, set()
+
+    def add(self, values: np.ndarray) -> None:
+        self.rows += 1
+        self.share += float((values == self.ignore_index).mean())
+        self.found.update(present_values(values).tolist())
+
+    def warn(self, where: str, total: int | None) -> None:
+        """Say what may be a mistake; `total` rows are there (`None`: unknown)."""
+        if not self.rows:
+            return
+        missing = [f"{key} ({name})" for key, name in sorted(self.id2label.items()) if key not in self.found]
+        share = self.share / self.rows
+        if not missing and share <= LARGE_IGNORED_SHARE:
+            return
+        facts = []
+        if missing:
+            names = ", ".join(missing[:10]) + ("..." if len(missing) > 10 else "")
+            facts.append(f"{len(missing)} of {len(self.id2label)} classes of `id2label` never occur: {names}")
+        if share:
+            facts.append(f"{share:.0%} of the pixels are ignored, as `ignore_index` is {self.ignore_index}")
+        seen = f"all {total}" if self.rows == total else f"{self.rows} of {total or 'many'}"
+        logger.warning(f"{where}: in `segmentation` of {seen} rows, {'; '.join(facts)}")
+
+
+def warn_of_labels(data, id2label: dict[int, str], ignore_index: int, where: str) -> None:
+    """Warn of classes that never occur, and of a large share of ignored pixels, in up to 100 rows from all over the
+    data: names, ids and `ignore_index` may belong to other maps. What can't be read isn't looked at.
+
+    Args:
+        data: sequence of samples.
+        id2label, ignore_index: see [`DenseSource`].
+        where: how messages name the data.
+    """
+    if hasattr(data, "select_columns"):
+        if "segmentation" not in data.column_names:
+            return
+        data = data.select_columns(["segmentation"])
+    use = _LabelUse(id2label, ignore_index)
+    rows = np.unique(np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(int)).tolist()
+    for row in rows:
+        try:
+            value = data[row].get("segmentation")
+            if value is None:
+                continue
+            if isinstance(value, (dict, str, os.PathLike, BytesIO, PIL.Image.Image)):
+                value = open_file(value, where, "segmentation")
+            values = np.asarray(value)
+        except (ValueError, OSError, SyntaxError):  # reading the row will tell what is wrong with it
+            continue
+        if values.size and np.issubdtype(values.dtype, np.integer):
+            use.add(values)
+    use.warn(where, use.rows if len(rows) == len(data) else len(data))
 
 
 # ---- mixing ----
@@ -455,12 +543,14 @@ class _Mixture:
         settings = self.sources[source]
         if settings.columns is not None:
             row = {column: row.get(column) for column in settings.columns}
-        sample = read_sample(row, where, settings.id2label, settings.depth_scale)
+        sample = read_sample(row, where, settings.id2label, settings.depth_scale, settings.ignore_index)
         if self.augmentation is not None or "expression" not in sample:
-            sample = draw_expression(sample, self._generator(source, index, 1))
+            sample = draw_expression(sample, self._generator(source, index, 1), settings.ignore_index)
         if self.augmentation is not None:
             sample = self.augmentation(sample, self._generator(source, index))
-        return sample | {"id2label": settings.id2label, "depth_range": settings.depth_range}
+        # What the maps are now is the sample's own: depth is in metres.
+        own = {name: getattr(settings, name) for name in ("id2label", "depth_range", "ignore_index")}
+        return sample | own | {"depth_scale": 1.0}
 
 
 @lru_cache(maxsize=64)
@@ -636,7 +726,8 @@ class DenseCollator:
 
     Args:
         processor: of the model.
-        id2label, depth_range: see [`DenseSource`], for samples that don't bring their own.
+        id2label, depth_range, depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own,
+            such as those of a plain data set.
         candidates, min_label_share: see `DenseMLLMProcessor.encode_annotations`.
     """
 
@@ -647,10 +738,14 @@ class DenseCollator:
         depth_range: str | None = None,
         candidates: str = "vocabulary",
         min_label_share: float = 0.0,
+        depth_scale: float | None = None,
+        ignore_index: int = IGNORE_INDEX,
     ):
         self.processor = processor
         self.id2label = None if id2label is None else processor.normalize_labels(id2label)
         self.depth_range = depth_range
+        check_ignore_index(ignore_index, self.id2label)
+        self.depth_scale, self.ignore_index = depth_scale, ignore_index
         self.candidates, self.min_label_share = candidates, min_label_share
         self._vocabulary = processor.tokenizer.get_vocab()
 
@@ -685,7 +780,9 @@ class DenseCollator:
 
     def entries(self, sample: dict) -> list[tuple[PIL.Image.Image, dict, list[str]]]:
         """A sample as (picture, its annotations, its conversation) once or more: prompt, answer, next prompt..."""
-        original = picture = self.processor.image_processor.load_picture(sample["image"])
+        sample = upright_sample(sample, "a sample", self.processor.image_processor)
+        original = picture = sample["image"]
+        ignore_index = sample.get("ignore_index", self.ignore_index)
         depth_range = sample.get("depth_range") or self.depth_range
         picture, focal_length = self._at_focal_length(picture, sample, depth_range)
         annotation, first = {}, []
@@ -693,10 +790,10 @@ class DenseCollator:
             id2label = self.id2label if sample.get("id2label") is None else sample["id2label"]
             if id2label is None:
                 raise ValueError("`id2label` is needed: the data has a `segmentation`")
-            annotation |= {"segmentation": np.asarray(sample["segmentation"]), "id2label": id2label}
+            annotation |= {"segmentation": sample["segmentation"], "id2label": id2label, "ignore_index": ignore_index}
         if sample.get("depth") is not None:
-            depth = {"depth": np.asarray(sample["depth"], dtype=np.float32), "depth_range": depth_range}
-            depth["focal_length"] = focal_length
+            metres = read_metres(sample["depth"], sample.get("depth_scale", self.depth_scale), "column `depth`")
+            depth = {"depth": metres, "depth_range": depth_range, "focal_length": focal_length}
             prompt = self.processor.get_depth_range(depth_range).get("prompt")
             if prompt:
                 first = [(picture, depth, self._texts([{"role": "user", "content": ""}], prompt))]
@@ -704,14 +801,14 @@ class DenseCollator:
                     return first
             else:
                 annotation |= depth
-        mask = None if sample.get("mask") is None else np.asarray(sample["mask"]) > 0
+        mask = None if sample.get("mask") is None else read_mask(sample["mask"], ignore_index)
         expression = sample.get("expression")
         one_pass = self.processor.referring_prompt is not None
-        if expression is None or mask is None or one_pass or not mask.any():
+        if expression is None or mask is None or one_pass or not (mask > 0).any():
             if mask is not None and (expression is None or one_pass):
                 annotation["mask"] = mask
             return [*first, (picture, annotation, self.conversation(sample, annotation))]
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        rows, columns = (np.flatnonzero((mask > 0).any(axis=axis)) for axis in (1, 0))
         box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         crop, (x0, y0, x1, y1) = crop_box(original, box, self.processor.referring_crop_size)
         scales = (picture.width / original.width, picture.height / original.height) * 2
@@ -758,10 +855,12 @@ class DenseCollator:
         if answer is not None:
             question = TASKS["referring"].question.format(text=sample["expression"].strip())
         elif "segmentation" in annotation:
-            present = present_values(annotation["segmentation"])
+            present = set(present_values(annotation["segmentation"]).tolist())
             names = self.processor.normalize_labels(annotation["id2label"])
-            question = TASKS["segmentation"].question
             refs = "".join(f"<ref>{name}</ref>" for key, name in names.items() if key in present)
+            if not refs:  # all of it is ignored: what there is isn't known
+                return self._texts([{"role": "user", "content": ""}], before)
+            question = TASKS["segmentation"].question
             answer = f"The target categories include {refs}."
         else:
             return self._texts([{"role": "user", "content": ""}], before)
@@ -801,7 +900,9 @@ __all__ = [
     "DenseDataset",
     "DenseIterableDataset",
     "DenseSource",
+    "find_id2label",
     "load_id2label",
     "load_samples",
     "read_sample",
+    "warn_of_labels",
 ]

@@ -68,7 +68,14 @@ from transformers.hf_argparser import HfArg
 
 import densemllm
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import IGNORE_INDEX, draw_expression, load_id2label, load_samples, read_sample
+from densemllm.data_densemllm import (
+    draw_expression,
+    find_id2label,
+    load_id2label,
+    load_samples,
+    read_sample,
+    warn_of_labels,
+)
 from densemllm.evaluation_densemllm import (
     ClassListMetrics,
     DepthMetrics,
@@ -76,7 +83,9 @@ from densemllm.evaluation_densemllm import (
     SegmentationMetrics,
     predict_batch,
 )
+from densemllm.maps_densemllm import IGNORE_INDEX
 from densemllm.prediction_densemllm import colorize_depth, label_colors
+from densemllm.processing_densemllm import check_ignore_index, index_values
 from densemllm.trainer_densemllm import METRIC_TASKS
 
 
@@ -127,7 +136,12 @@ class EvaluationArguments:
     id2label: str | None = HfArg(
         default=None, help="JSON file from class id to name; `id2label.json` in the data's folder"
     )
-    depth_scale: float | None = HfArg(default=None, help="metres a unit of depth in integers")
+    ignore_index: int = HfArg(
+        default=IGNORE_INDEX, help="value of pixels that aren't annotated; no class of `id2label`"
+    )
+    depth_scale: float | None = HfArg(
+        default=None, help="metres a unit of depth; left out: floats are metres, and integers are refused"
+    )
     depth_range: str | None = HfArg(default=None, help="row of the config's `depth_ranges`; its default row")
     min_depth: float | None = HfArg(default=None, help="only depth beyond so many metres counts")
     max_depth: float | None = HfArg(default=None, help="only depth below so many metres counts (NYUv2: 10, KITTI: 80)")
@@ -173,12 +187,13 @@ class EvaluationArguments:
             raise ValueError(f"`dtype` must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
         if self.update_card and not os.path.isdir(self.model):
             raise ValueError(f"`update_card` needs a `model` that is a local folder, got {self.model!r}")
-        self.make_metrics(1)  # names what of cap, crop, average and align can't be used
+        self.make_metrics(None)  # names what of cap, crop, average and align can't be used
 
-    def make_metrics(self, num_labels: int) -> dict:
+    def make_metrics(self, id2label: dict[int, str] | None) -> dict:
         """The accumulator of each task."""
+        keys = sorted(id2label) if id2label else [0 if self.ignore_index else 1]
         make = {
-            "segmentation": lambda: SegmentationMetrics(num_labels, IGNORE_INDEX),
+            "segmentation": lambda: SegmentationMetrics(len(keys), self.ignore_index, keys),
             "depth": lambda: DepthMetrics(
                 self.min_depth, self.max_depth, self.crop, self.depth_average, self.depth_align
             ),
@@ -238,11 +253,13 @@ def open_data(args: EvaluationArguments) -> tuple[datasets.Dataset, dict[int, st
         raise ValueError(f"`data` {args.data} has no samples in the split {args.split!r}")
     if "segmentation" not in columns:
         return data, None
-    beside = Path(args.data) / "id2label.json"
-    file = args.id2label or (str(beside) if beside.is_file() else None)
+    file = args.id2label or find_id2label(args.data)
     if file is None:
         raise ValueError("`id2label` is needed for segmentation and class_list: a JSON file from class id to name")
-    return data, load_id2label(file)
+    id2label = load_id2label(file)
+    check_ignore_index(args.ignore_index, id2label)
+    warn_of_labels(data, id2label, args.ignore_index, "data")
+    return data, id2label
 
 
 # ---- state ----
@@ -472,14 +489,19 @@ def draw_cases(task: str, cases: list[dict], id2label: dict[int, str] | None) ->
 
 def _segmentation_panels(case, image, id2label):
     maps = [np.asarray(case[name]).astype(np.int64) for name in ("reference", "prediction")]
-    # Ignored, or none of the classes: black.
-    colors = np.zeros((max(id2label) + 2, 3), np.uint8)
-    colors[:-1] = label_colors(max(id2label) + 1)
-    maps = [np.where((values < 0) | (values == IGNORE_INDEX), max(id2label) + 1, values) for values in maps]
-    panels = [PIL.Image.fromarray(colors[values]).resize(image.size, PIL.Image.Resampling.NEAREST) for values in maps]
-    counts = sum(np.bincount(values.ravel(), minlength=len(colors)) for values in maps)
-    present = [key for key in np.argsort(-counts, kind="stable").tolist() if counts[key]]
-    return panels, [(tuple(colors[key].tolist()), id2label.get(key, "ignored or none")) for key in present]
+    keys = sorted(id2label)
+    places_of = {key: place for place, key in enumerate(keys)}
+    colors = np.zeros((len(keys) + 1, 3), np.uint8)  # ignored, or none of the classes: black
+    colors[:-1] = label_colors(len(keys))
+    panels, counts = [], np.zeros(len(colors), np.int64)
+    for values in maps:
+        present, places = index_values(values)
+        values = np.array([places_of.get(key, len(keys)) for key in present.tolist()])[places]
+        counts += np.bincount(values.ravel(), minlength=len(colors))
+        panels.append(PIL.Image.fromarray(colors[values]).resize(image.size, PIL.Image.Resampling.NEAREST))
+    names = [*(id2label[key] for key in keys), "ignored or none"]
+    there = [place for place in np.argsort(-counts, kind="stable").tolist() if counts[place]]
+    return panels, [(tuple(colors[place].tolist()), names[place]) for place in there]
 
 
 def _depth_panels(case, image, id2label):
@@ -497,7 +519,7 @@ def _depth_panels(case, image, id2label):
 def _referring_panels(case, image, id2label):
     panels, pixels = [], np.asarray(image, dtype=np.float32)
     for name, color in (("reference", (60, 200, 90)), ("prediction", (235, 90, 60))):
-        mask = PIL.Image.fromarray(np.asarray(case[name]).astype(np.uint8) * 255).resize(image.size)
+        mask = PIL.Image.fromarray((np.asarray(case[name]) > 0).astype(np.uint8) * 255).resize(image.size)
         inside = (np.asarray(mask) > 0)[..., None]
         mixed = np.where(inside, 0.4 * pixels + 0.6 * np.array(color), 0.45 * pixels)
         panels.append(PIL.Image.fromarray(mixed.round().astype(np.uint8)))
@@ -759,7 +781,7 @@ def main(arguments: list[str] | None = None) -> dict:
     done = {number for piece in before for number in piece["batches"]}
     todo = [number for number in range(math.ceil(len(data) / args.batch_size)) if number not in done]
     todo = todo[process.process_index :: process.num_processes]
-    metrics = args.make_metrics(max(id2label) + 1 if id2label else 1)
+    metrics = args.make_metrics(id2label)
     images_kwargs = {"scale": args.scale, "max_num_patches": args.max_num_patches}
     predict = partial(
         predict_batch,
@@ -768,12 +790,15 @@ def main(arguments: list[str] | None = None) -> dict:
         id2label=id2label,
         depth_range=args.depth_range,
         refine=args.refine,
+        ignore_index=args.ignore_index,
         **{name: value for name, value in images_kwargs.items() if value is not None},
     )
 
     def read(row):
-        sample = read_sample(data[row], f"row {row}", id2label, args.depth_scale)
-        return sample if "expression" in sample else draw_expression(sample, np.random.default_rng(row))
+        sample = read_sample(data[row], f"row {row}", id2label, args.depth_scale, args.ignore_index)
+        if "expression" in sample:
+            return sample
+        return draw_expression(sample, np.random.default_rng(row), args.ignore_index)
 
     pieces = before + gather_object(evaluate_pending(args, predict, read, len(data), metrics, state, todo))
     scores = add_up(metrics, [record for piece in pieces for record in piece["records"]])
@@ -807,18 +832,17 @@ def main(arguments: list[str] | None = None) -> dict:
                 {
                     "id": key,
                     "label": name,
-                    "iou": values["per_label_iou"][key],
-                    "boundary_iou": values["per_label_boundary_iou"][key],
-                    "pixels": int(metric.confusion[key].sum()),
+                    "iou": values["per_label_iou"][place],
+                    "boundary_iou": values["per_label_boundary_iou"][place],
+                    "pixels": int(metric.confusion[place].sum()),
                 }
-                for key, name in sorted(id2label.items())
+                for place, (key, name) in enumerate(sorted(id2label.items()))
             ]
     results = _plain(results)
     if process.is_main_process:
         if "segmentation" in metrics:
-            keys = sorted(id2label)
-            confusion = metrics["segmentation"].confusion[keys][:, [*keys, -1]].numpy()
-            picture = draw_confusion(confusion, [id2label[key] for key in keys])
+            confusion = metrics["segmentation"].confusion.numpy()
+            picture = draw_confusion(confusion, [name for _, name in sorted(id2label.items())])
             write_atomically(folder / "confusion.png", _png(picture))
         sheet = draw_sheet(args, predict, read, id2label, scores)
         if sheet is not None:

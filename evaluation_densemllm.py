@@ -16,12 +16,22 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .processing_densemllm import BACKGROUND_LABEL, TASKS, DenseMLLMProcessor, parse_refs, present_values
+from .maps_densemllm import IGNORE_INDEX, read_mask, read_metres, upright_sample
+from .processing_densemllm import (
+    BACKGROUND_LABEL,
+    TASKS,
+    DenseMLLMProcessor,
+    check_ignore_index,
+    index_values,
+    parse_refs,
+    present_values,
+)
 
 
 # Parts of the image on which depth is compared by convention: top, bottom, left and right as shares of its edges.
@@ -60,14 +70,22 @@ class SegmentationMetrics(_Metrics):
 
     Args:
         num_labels: number of classes.
-        ignore_index: value of reference pixels that don't count.
+        ignore_index: value of reference pixels that don't count; no class.
+        label_ids: the ids of the classes, in the order of the results; 0, 1, ..., `num_labels` - 1 where left out.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255):
+    def __init__(self, num_labels: int, ignore_index: int = IGNORE_INDEX, label_ids: Sequence[int] | None = None):
         if num_labels < 1:
             raise ValueError(f"`num_labels` must be at least 1, got {num_labels}")
+        if label_ids is not None and (len(set(label_ids)) != num_labels or min(label_ids) < 0):
+            raise ValueError(
+                f"`label_ids` must be {num_labels} different ids of at least 0, got {list(label_ids)[:10]}"
+            )
         self.num_labels = num_labels
         self.ignore_index = ignore_index
+        self.label_ids = list(range(num_labels) if label_ids is None else label_ids)
+        self._columns = {key: column for column, key in enumerate(self.label_ids)}
+        check_ignore_index(ignore_index, {key: f"class {key}" for key in self.label_ids})
         # The confusion matrix, and for each class pixels of both boundaries, of the prediction's, of the reference's.
         self.totals = torch.zeros(num_labels, num_labels + 4, dtype=torch.long)
 
@@ -82,17 +100,12 @@ class SegmentationMetrics(_Metrics):
         prediction, reference = torch.as_tensor(prediction).long(), torch.as_tensor(reference).long()
         _check_shapes(prediction, reference)
         counted = reference != self.ignore_index
-        prediction = prediction.masked_fill(prediction < 0, self.num_labels)
-        for name, values, high in (
-            ("prediction", prediction[counted], self.num_labels),
-            ("reference", reference[counted], self.num_labels - 1),
-        ):
-            if values.numel() and not (0 <= int(values.min()) and int(values.max()) <= high):
-                raise ValueError(f"`{name}` has the class id {int(values.max())}; there are {self.num_labels} classes")
+        # An ignored area, -1 from here on, is no part of either, so that its outline is one of both.
+        prediction = self._places("prediction", prediction, counted & (prediction >= 0))
+        prediction = prediction.masked_fill(counted & (prediction < 0), self.num_labels)
+        reference = self._places("reference", reference, counted)
         columns = self.num_labels + 1
         cells = torch.bincount(reference[counted] * columns + prediction[counted], minlength=self.num_labels * columns)
-        # An ignored area is no part of either, so that its outline is one of both.
-        prediction = torch.where(counted, prediction, self.ignore_index)
         edges = [boundary_region(values) & counted for values in (prediction, reference)]
         both = edges[0] & edges[1] & (prediction == reference)
         boundaries = [
@@ -101,9 +114,23 @@ class SegmentationMetrics(_Metrics):
         ]
         return torch.cat([cells.view(self.num_labels, columns), torch.stack(boundaries, dim=1)], dim=1)
 
+    def _places(self, name: str, values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """Class ids as places in `label_ids`, -1 where they don't count."""
+        present, places = index_values(values[counted].numpy())
+        unknown = [key for key in present.tolist() if key not in self._columns]
+        if unknown:
+            raise ValueError(
+                f"`{name}` has the class id {unknown[-1]}, which is none of the {self.num_labels} classes"
+            )
+        columns = torch.tensor([self._columns[key] for key in present.tolist()], dtype=torch.long)
+        result = torch.full_like(values, -1)
+        result[counted] = columns[torch.from_numpy(places)]
+        return result
+
     def compute(self, totals: torch.Tensor | None = None) -> dict:
         """`mean_iou` and `mean_boundary_iou` over the classes that occur in references or predictions,
-        `pixel_accuracy`, and `per_label_iou` and `per_label_boundary_iou` (NaN where a class does not occur)."""
+        `pixel_accuracy`, and `per_label_iou` and `per_label_boundary_iou` (in the order of `label_ids`, NaN where a
+        class does not occur)."""
         totals = self.totals if totals is None else totals
         confusion, boundaries = totals[:, : self.num_labels + 1], totals[:, self.num_labels + 1 :]
         hits = confusion[:, :-1].diagonal()
@@ -210,15 +237,20 @@ class ReferringMetrics(_Metrics):
         self.totals = torch.zeros(5, dtype=torch.float64)
 
     def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """What one image adds: booleans `[height, width]`. Two empty masks agree."""
-        prediction, reference = torch.as_tensor(prediction).bool(), torch.as_tensor(reference).bool()
+        """What one image adds: booleans `[height, width]`. Two empty masks agree. Pixels where an integer reference is
+        below 0 don't count."""
+        prediction, reference = torch.as_tensor(prediction).bool(), torch.as_tensor(reference)
         _check_shapes(prediction, reference)
+        counted = reference >= 0
+        # An ignored area is no part of either, so that its outline is one of both.
+        edges = [boundary_region(torch.where(counted, mask, -1)) & counted for mask in (prediction, reference > 0)]
+        prediction, reference = prediction & counted, (reference > 0) & counted
 
         def overlap(one, other):
             intersection, union = (one & other).sum().item(), (one | other).sum().item()
             return intersection, union, intersection / union if union else 1.0
 
-        edges = [mask & boundary_region(mask) for mask in (prediction, reference)]
+        edges = [mask & edge for mask, edge in zip((prediction, reference), edges, strict=True)]
         return torch.tensor([1, *overlap(prediction, reference), overlap(*edges)[2]], dtype=torch.float64)
 
     def compute(self, totals: torch.Tensor | None = None) -> dict:
@@ -296,6 +328,8 @@ def predict_batch(
     depth_range: str | None = None,
     batch_size: int = 8,
     refine: str | None = None,
+    depth_scale: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
     **images_kwargs,
 ) -> list[tuple[int, str, object, object]]:
     """What a model says of a few samples, and what is true, at the annotations' own size.
@@ -306,6 +340,7 @@ def predict_batch(
         tasks: of `"segmentation"`, `"depth"`, `"referring"` and `"class_list"` (the names of the classes that are in
             the picture, for which the model is asked); a sample is left out where its annotation lacks.
         refine, images_kwargs: as for `predict_dense`.
+        depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own.
 
     Returns:
         (position in `samples`, task, prediction, reference), the latter two as the task's metrics take them.
@@ -317,6 +352,10 @@ def predict_batch(
         "class_list": "segmentation",
     }
     options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
+    samples = [
+        upright_sample(sample, f"`samples[{position}]`", processor.image_processor)
+        for position, sample in enumerate(samples)
+    ]
     results = []
     # Samples with the same annotations share a forward pass.
     groups: dict[tuple, list[int]] = {}
@@ -336,7 +375,9 @@ def predict_batch(
             encodings = model.encode_image(images, **cameras, **options)
             for position, sample, encoded in zip(positions, group, encodings, strict=True):
                 answer = model.query(encoded, question, processor, stop_at=processor.mask_token)
-                present = present_values(np.asarray(sample["segmentation"])).tolist()
+                present = present_values(sample["segmentation"]).tolist()
+                if set(present) <= {sample.get("ignore_index", ignore_index)}:
+                    continue  # all of it is ignored: what there is isn't known
                 true = [names[key] for key in present if names.get(key, BACKGROUND_LABEL) != BACKGROUND_LABEL]
                 results.append((position, "class_list", parse_refs(answer), true))
             continue
@@ -346,7 +387,7 @@ def predict_batch(
             task=shared,
             labels=id2label if "segmentation" in shared else None,
             text=[sample["expression"] for sample in group] if "referring" in shared else None,
-            target_sizes=[np.asarray(sample[field]).shape for sample in group],
+            target_sizes=[sample[field].shape for sample in group],
             refine=refine if "segmentation" in shared else None,
             **cameras,
             **options,
@@ -354,11 +395,12 @@ def predict_batch(
         for position, sample, prediction in zip(positions, group, predictions, strict=True):
             for task in shared:
                 if task == "segmentation":
-                    pair = prediction.segmentation, np.array(sample["segmentation"])
+                    pair = prediction.segmentation, sample["segmentation"]
                 elif task == "depth":
-                    pair = prediction.predicted_depth, np.array(sample["depth"], dtype=np.float32)
+                    scale = sample.get("depth_scale", depth_scale)
+                    pair = prediction.predicted_depth, read_metres(sample["depth"], scale, "column `depth`")
                 else:
-                    pair = prediction.mask, np.array(sample["mask"]) > 0
+                    pair = prediction.mask, read_mask(sample["mask"], sample.get("ignore_index", ignore_index))
                 results.append((position, task, *pair))
     return results
 
@@ -371,6 +413,8 @@ def evaluate_dense(
     depth_range: str | None = None,
     batch_size: int = 8,
     accelerator=None,
+    depth_scale: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
 ) -> dict:
     """Metrics of `predict_dense` on annotated samples, at the annotations' own size.
 
@@ -384,6 +428,7 @@ def evaluate_dense(
         batch_size: images a forward pass.
         accelerator (`accelerate.Accelerator`, *optional*): share the samples among its processes; each returns the
             metrics over all of them.
+        depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own.
 
     Returns:
         what [`SegmentationMetrics`], [`DepthMetrics`] and [`ReferringMetrics`] compute, of those that had a sample.
@@ -392,13 +437,16 @@ def evaluate_dense(
     model.eval()
     metrics = {"depth": DepthMetrics(), "referring": ReferringMetrics()}
     if id2label:
-        metrics["segmentation"] = SegmentationMetrics(max(id2label) + 1)
+        metrics["segmentation"] = SegmentationMetrics(len(id2label), ignore_index, sorted(id2label))
     first, processes = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     indices = range(first, len(samples), processes)
     starts = range(0, len(indices), batch_size)
     for start in tqdm(starts, desc="evaluating", leave=False, disable=first > 0):
         batch = [samples[index] for index in indices[start : start + batch_size]]
-        predicted = predict_batch(model, processor, batch, tuple(metrics), id2label, depth_range, batch_size)
+        predicted = predict_batch(
+            model, processor, batch, tuple(metrics), id2label, depth_range, batch_size,
+            depth_scale=depth_scale, ignore_index=ignore_index,
+        )  # fmt: skip
         for _, task, prediction, reference in predicted:
             metrics[task].add(prediction, reference)
     results = {}

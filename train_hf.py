@@ -27,7 +27,6 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import yaml
@@ -40,6 +39,7 @@ from densemllm.data_densemllm import (
     DenseDataset,
     DenseIterableDataset,
     DenseSource,
+    find_id2label,
     load_id2label,
     load_samples,
 )
@@ -92,7 +92,14 @@ class DataArguments:
         default=None,
         metadata={"help": "JSON file from class id to name, one or one a data set; `id2label.json` in its folder"},
     )
-    depth_scale: float | None = field(default=None, metadata={"help": "metres a unit of depth in integers"})
+    ignore_index: list[int] | None = field(
+        default=None,
+        metadata={"help": "value of pixels of `segmentation` that aren't annotated, one or one a data set; 255"},
+    )
+    depth_scale: list[float] | None = field(
+        default=None,
+        metadata={"help": "metres a unit of depth, one or one a data set; left out: floats are metres"},
+    )
     depth_range: list[str] | None = field(
         default=None, metadata={"help": "row of the config's `depth_ranges`, one or one a data set"}
     )
@@ -205,8 +212,7 @@ def make_datasets(args: DataArguments, seed: int):
         return values * (len(args.dataset) // len(values))
 
     def labels(folder, file):
-        beside = Path(folder) / "id2label.json"
-        file = file or (str(beside) if beside.is_file() else None)
+        file = file or find_id2label(folder)
         return None if file is None else load_id2label(file)
 
     if args.dataset_weights is not None and len(args.dataset_weights) != len(args.dataset):
@@ -218,18 +224,27 @@ def make_datasets(args: DataArguments, seed: int):
         args.color_jitter,
     )
     files, ranges = one_each("id2label", args.id2label), one_each("depth_range", args.depth_range)
+    scales, ignored = one_each("depth_scale", args.depth_scale), one_each("ignore_index", args.ignore_index or [255])
     columns = [names and names.split(",") for names in one_each("columns", args.columns)]
     sources = [
         DenseSource(
             load_samples(name, args.train_split, args.streaming),
             weight,
             labels(name, file),
-            args.depth_scale,
+            scale,
             row,
             own,
+            ignore_index,
         )
-        for name, weight, file, row, own in zip(
-            args.dataset, args.dataset_weights or [None] * len(args.dataset), files, ranges, columns, strict=True
+        for name, weight, file, scale, row, own, ignore_index in zip(
+            args.dataset,
+            args.dataset_weights or [None] * len(args.dataset),
+            files,
+            scales,
+            ranges,
+            columns,
+            ignored,
+            strict=True,
         )
     ]
     if args.streaming:
@@ -241,7 +256,8 @@ def make_datasets(args: DataArguments, seed: int):
     name = args.eval_dataset or args.dataset[0]
     places = [place for place, own in enumerate(args.dataset) if own == name]
     if not places:
-        for option, values in (("id2label", files), ("depth_range", ranges), ("columns", columns)):
+        options = {"id2label": files, "depth_scale": scales, "depth_range": ranges, "columns": columns}
+        for option, values in (options | {"ignore_index": ignored}).items():
             if any(value != values[0] for value in values):
                 raise ValueError(f"`eval_dataset` {name} is none of `dataset`: which `{option}` has it, of {values}?")
         places = [0]
@@ -249,8 +265,9 @@ def make_datasets(args: DataArguments, seed: int):
     learned = [columns[place] for place in places]
     learned = None if None in learned else list(dict.fromkeys(column for own in learned for column in own))
     evaluation = DenseSource(
-        load_samples(name, args.eval_split), None, labels(name, files[first]), args.depth_scale, ranges[first], learned
-    )
+        load_samples(name, args.eval_split), None, labels(name, files[first]), scales[first], ranges[first], learned,
+        ignored[first],
+    )  # fmt: skip
     return train, DenseDataset(evaluation, None, args.max_corrupt_share, seed)
 
 

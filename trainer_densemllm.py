@@ -225,10 +225,11 @@ class DenseTrainer(Trainer):
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in evaluated.items():
             sources = getattr(dataset, "sources", [])
-            if any((s.id2label, s.depth_range) != (sources[0].id2label, sources[0].depth_range) for s in sources):
+            kinds = [(source.id2label, source.depth_range, source.ignore_index) for source in sources]
+            if any(kind != kinds[0] for kind in kinds):
                 raise ValueError(
-                    f"the sources of `{name}` differ in `id2label` or `depth_range`: no metric is of them all. Give a "
-                    "dict of data sets as `eval_dataset`"
+                    f"the sources of `{name}` differ in `id2label`, `depth_range` or `ignore_index`: no metric is of "
+                    "them all. Give a dict of data sets as `eval_dataset`"
                 )
         if self.args.n_gpu > 1:
             raise ValueError("packed images can't be split by DataParallel; use `torchrun` or `accelerate launch`")
@@ -396,6 +397,8 @@ class DenseTrainer(Trainer):
                 source.depth_range or self.data_collator.depth_range,
                 self.args.per_device_eval_batch_size,
                 self.accelerator,
+                self.data_collator.depth_scale,
+                source.ignore_index,
             )
             scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scalars.items()})

@@ -24,7 +24,8 @@ Args:
     predictions: class ids `[height, width]` of each image; negative: none of the classes.
     references: class ids `[height, width]`; images may differ in size.
     num_labels: number of classes.
-    ignore_index: value of reference pixels that don't count.
+    ignore_index: value of reference pixels that don't count; no class.
+    label_ids: the ids of the classes, in the order of the results; 0, 1, ..., num_labels - 1 where left out.
 Returns:
     `mean_iou`, `mean_boundary_iou`, `pixel_accuracy`, and `per_label_iou` and `per_label_boundary_iou`, with NaN where
     a class does not occur.
@@ -33,7 +34,7 @@ Returns:
 
 class DenseSegmentation(evaluate.Metric):
     def _info(self):
-        rows = datasets.Sequence(datasets.Sequence(datasets.Value("int32")))
+        rows = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
         return evaluate.MetricInfo(
             description=__doc__,
             citation="Boundary IoU: Cheng et al. 2021, arXiv:2103.16562",
@@ -41,8 +42,8 @@ class DenseSegmentation(evaluate.Metric):
             features=datasets.Features({"predictions": rows, "references": rows}),
         )
 
-    def _compute(self, predictions, references, num_labels, ignore_index=255):
-        metrics = SegmentationMetrics(num_labels, ignore_index)
+    def _compute(self, predictions, references, num_labels, ignore_index=255, label_ids=None):
+        metrics = SegmentationMetrics(num_labels, ignore_index, label_ids)
         for prediction, reference in zip(predictions, references, strict=True):
             metrics.add(prediction, reference)
         return metrics.compute()
