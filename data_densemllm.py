@@ -49,6 +49,7 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 import torch
 from datasets import Dataset, DatasetDict, Image, IterableDataset, config, load_dataset, load_from_disk
+from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
@@ -242,15 +243,15 @@ def read_sample(
     return sample
 
 
-def _headers(source: DenseSource):
-    """The rows of a source with what tells the size of their pictures only, and whether that is changed."""
+def _headers(source: DenseSource) -> tuple[Sequence, list[str]]:
+    """The rows of a source, and the names of the columns that tell the size of a picture and whether it is changed;
+    without the others where that saves reading them."""
     data, columns = source.data, source.columns or COLUMNS
     wanted = [name for name in ("image", "focal_length", "messages") if name in columns]
     if hasattr(data, "select_columns"):
         wanted = [name for name in wanted if name in data.column_names]
         data = data.select_columns(wanted)
-    for row in data:
-        yield {name: row.get(name) for name in wanted}
+    return data, wanted
 
 
 def _picture_area(row: dict, focal_length: float | None) -> float:
@@ -589,28 +590,38 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
             edges = np.cumsum([0, *(source.weight for source in self.sources)])
             edges = np.round(edges / edges[-1] * sum(lengths)).astype(int)
             self.counts = np.diff(edges).tolist()
-        self._areas = None
+        self._areas = self._headers = None
+        for number, source in enumerate(self.sources):
+            if source.id2label is not None and "segmentation" in (source.columns or COLUMNS):
+                warn_of_labels(source.data, source.id2label, source.ignore_index, f"`sources[{number}]`")
         # Shared with the loader's workers.
         self.corrupt = [torch.zeros(length, dtype=torch.bool).share_memory_() for length in lengths]
 
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def estimated_lengths(self, focal_lengths: "list[float | None]") -> list[float]:
-        """What each sample of this epoch is to the model, in pixels: known without decoding its picture. A crop, which
-        makes all of one size, isn't looked at.
+    def estimated_lengths(
+        self, focal_lengths: "list[float | None]", indices: "Sequence[int] | None" = None
+    ) -> list[float]:
+        """What samples of this epoch are to the model, in pixels: known without decoding their pictures. A crop, which
+        makes all of one size, isn't looked at. Each picture is opened once, the first time that it is asked for.
 
         Args:
             focal_lengths: of each source's depth range, to which its pictures are resized; `None`: they aren't.
+            indices: of the samples; all where left out.
         """
         if self._areas is None:
-            self._areas = [
-                [(_picture_area(row, focal), not row.get("messages")) for row in _headers(source)]
-                for source, focal in zip(self.sources, focal_lengths, strict=True)
-            ]
+            self._areas = [{} for _ in self.sources]
+            self._headers = [_headers(source) for source in self.sources]
         lengths = []
-        for index in range(len(self)):
+        for index in range(len(self)) if indices is None else indices:
             source, row = self._locate(index)
+            if row not in self._areas[source]:
+                data, wanted = self._headers[source]
+                header = data[row]
+                header = {name: header.get(name) for name in wanted}
+                area = _picture_area(header, focal_lengths[source])
+                self._areas[source][row] = (area, not header.get("messages"))
             area, resized = self._areas[source][row]
             if resized and self.augmentation is not None:
                 area *= self.augmentation.draw_scale(self._generator(source, index)) ** 2
@@ -658,7 +669,8 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
 
 class DenseIterableDataset(_Mixture, torch.utils.data.IterableDataset):
     """The same for sources that are read as a stream, `datasets.IterableDataset`s: the source of each sample is drawn
-    by weight, and the stream ends with the first source that does.
+    by weight, and the stream ends with the first source that does. Each of a loader's workers reads a part of every
+    source, however many shards it has.
 
     Args:
         sources, augmentation, max_corrupt_share, seed: as for [`DenseDataset`]. The share is that of the rows seen so
@@ -672,29 +684,37 @@ class DenseIterableDataset(_Mixture, torch.utils.data.IterableDataset):
     ):
         super().__init__(sources, augmentation, max_corrupt_share, seed)
         self.repeat = repeat
+        self._process, self._processes = 0, 1
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
-        # The same stream in every process (each takes its own part of the batches), another one in each worker.
-        rng = np.random.default_rng([self.seed, self.epoch, worker.id if worker else 0])
+        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        parts, part = self._processes * workers, self._process * workers + own
+        rng = np.random.default_rng([self.seed, self.epoch, part])
         weights = np.array([source.weight or 1.0 for source in self.sources])
         turns, counts = [0] * len(self.sources), [0] * len(self.sources)
-        streams = [self._stream(source, 0) for source in range(len(self.sources))]
+        streams = [self._stream(source, 0, part, parts) for source in range(len(self.sources))]
+        uses = [_LabelUse(source.id2label or {}, source.ignore_index) for source in self.sources]
         seen = corrupt = 0
-        while True:
+        while weights.any():
             source = rng.choice(len(streams), p=weights / weights.sum()) if len(streams) > 1 else 0
             place, row = next(streams[source], (None, None))
             if place is None and self.repeat and counts[source]:
                 turns[source] += 1
-                streams[source] = self._stream(source, turns[source])
+                streams[source] = self._stream(source, turns[source], part, parts)
                 place, row = next(streams[source], (None, None))
             if place is None:
-                return
+                if part == 0 and uses[source].rows < LOOKED_AT:
+                    uses[source].warn(f"`sources[{source}]`", uses[source].rows)
+                if counts[source] or parts == 1:
+                    return
+                weights[source] = 0  # it has fewer rows than there are parts: the others go on without it
+                continue
             seen += 1
             counts[source] += 1
             try:
                 where = f"source {source}, row {place} of the stream"
-                yield self._sample(row, source, where, counts[source] - 1)
+                sample = self._sample(row, source, where, (counts[source] - 1) * parts + part)
             except CorruptFileError as error:
                 corrupt += 1
                 logger.warning(f"skipped: {error}")
@@ -703,12 +723,35 @@ class DenseIterableDataset(_Mixture, torch.utils.data.IterableDataset):
                         f"{corrupt} of the first {seen} rows can't be read, a share larger than `max_corrupt_share` = "
                         f"{self.max_corrupt_share}. The last: {error}"
                     ) from error
+                continue
+            if "segmentation" in sample and uses[source].rows < LOOKED_AT:
+                uses[source].add(sample["segmentation"])
+                if part == 0 and uses[source].rows == LOOKED_AT:
+                    uses[source].warn(f"`sources[{source}]`", None)
+            yield sample
 
-    def _stream(self, source: int, turn: int) -> Iterator[tuple[int, dict]]:
+    def split_by_process(self, process: int, processes: int) -> None:
+        """Read the own share of the rows only: that of one of several processes, each of which has this data set.
+        [`DenseTrainer`] calls it for a data set that repeats."""
+        self._process, self._processes = process, processes
+
+    def _stream(self, source: int, turn: int, part: int, parts: int) -> Iterator[tuple[int, dict]]:
+        """The rows of one part of a source, numbered."""
         data = self.sources[source].data
         if hasattr(data, "set_epoch"):  # another order of what is shuffled
             data.set_epoch(self.epoch + turn)
-        return enumerate(data)
+        if parts == 1:
+            return enumerate(data)
+        if not isinstance(data, IterableDataset):
+            return ((place, row) for place, row in enumerate(data) if place % parts == part)
+        # Parts of like sizes, as one that ends sooner begins its rows anew more often: whole shards where there are
+        # many, or as many for each part; else each part reads all rows, and keeps one of `parts`.
+        if data.num_shards >= 10 * parts:
+            data = data.shard(num_shards=parts, index=part)
+        else:
+            data = split_dataset_by_node(data, rank=part, world_size=parts)
+        # In batches of one: iterated row by row, it would share out its shards among the loader's workers once more.
+        return enumerate({name: values[0] for name, values in batch.items()} for batch in data.iter(batch_size=1))
 
 
 # ---- batches ----

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate.data_loader import IterableDatasetShard
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
-from .data_densemllm import DenseDataset
+from .data_densemllm import DenseDataset, DenseIterableDataset
 from .evaluation_densemllm import evaluate_dense
 from .loss_densemllm import supervised_tokens
 
@@ -195,8 +195,14 @@ class LikeSizesSampler(torch.utils.data.Sampler):
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
-        lengths = self.dataset.estimated_lengths(self.focal_lengths)
-        return iter(get_length_grouped_indices(lengths, self.batch_size, generator=generator))
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        # Part by part, as large as in transformers' own grouping: the first step doesn't wait for all pictures.
+        size = self.batch_size * max(1, min(len(order) // (4 * self.batch_size), 50))
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            lengths = self.dataset.estimated_lengths(self.focal_lengths, indices)
+            by_length = sorted(zip(lengths, indices, strict=True), key=lambda pair: pair[0], reverse=True)
+            yield from (index for _, index in by_length)
 
 
 class DenseTrainer(Trainer):
@@ -259,6 +265,16 @@ class DenseTrainer(Trainer):
             return super()._get_eval_sampler(eval_dataset)
         # In order, as `Trainer` does without that strategy; accelerate shares the batches among processes.
         return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """The Trainer's own. Of an endless stream, each process reads its part alone, not all to keep its batches."""
+        loader = super().get_train_dataloader()
+        shard = loader.dataset
+        if isinstance(shard, IterableDatasetShard) and isinstance(shard.dataset, DenseIterableDataset):
+            if shard.dataset.repeat:
+                shard.dataset.split_by_process(shard.process_index, shard.num_processes)
+                shard.process_index, shard.num_processes = 0, 1
+        return loader
 
     # ---- losses ----
 
