@@ -17,8 +17,7 @@ r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a
         --rooms 2400 2400 2400 --processes 1 2 2 --output_dir checkpoints/densemllm-rooms
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data out/rooms/data --split test \
         --depth_scale 0.002 --task segmentation depth referring class_list --update_card --data_name rooms
-    python examples/rooms/gallery.py --data out/rooms/data --split test --refine crf \
-        --out checkpoints/densemllm-rooms/gallery.png
+    python examples/rooms/gallery.py --refine crf --overwrite --out checkpoints/densemllm-rooms/gallery.png
 """
 
 import argparse
