@@ -300,9 +300,8 @@ class DenseMLLMImageProcessor(PilBackend):
             )
         if isinstance(image, PIL.Image.Image):
             image = _upright(image)
-            if image.mode == "RGB" and "transparency" not in image.info:
-                kwargs["do_convert_rgb"] = False  # it would only copy
-            return super().process_image(image, **kwargs)
+            pixels = np.asarray(_to_rgb(image) if kwargs.get("do_convert_rgb", True) else image)
+            return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
         array = _to_numpy(image)
         convert = _byte_conversion(array, most) if do_rescale or array.dtype.kind != "f" else None
         data_format = kwargs.get("input_data_format") or infer_channel_dimension_format(array, (1, 3, 4))
@@ -310,7 +309,7 @@ class DenseMLLMImageProcessor(PilBackend):
         if convert is not None:
             rows = _in_bands(rows, convert)
         if kwargs.get("do_convert_rgb", True) and rows.shape[-1] != 3:
-            rows = _in_bands(rows, lambda band: self.convert_to_rgb(band, input_data_format=ChannelDimension.LAST))
+            rows = _in_bands(rows, _channels_to_rgb)
         return np.moveaxis(rows, -1, 0)
 
     def load_picture(self, image, **kwargs) -> PIL.Image.Image:
@@ -547,6 +546,29 @@ def _byte_conversion(array: np.ndarray, most: int) -> "Callable[[np.ndarray], np
             "of `uint16`"
         )
     return lambda part: part.astype(np.uint8)
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image of any mode in RGB, what is transparent laid on white: on transformers before 5.23 as well."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def _channels_to_rgb(rows: np.ndarray) -> np.ndarray:
+    """[`_to_rgb`] of arrays `[height, width, 1 or 4]`: `uint8`, or floats from 0 to 1."""
+    if rows.shape[-1] == 1:
+        return np.repeat(rows, 3, axis=-1)
+    white = 255 if rows.dtype == np.uint8 else 1
+    if white == 1 and rows.size and not (rows.min() >= 0 and rows.max() <= 1):
+        raise ValueError(
+            "`images` has an array of floats with transparency; accepted are values from 0 to 1, got "
+            f"{rows.min()} to {rows.max()}"
+        )
+    alpha = rows[..., 3:] / white
+    mixed = alpha * rows[..., :3] + (1 - alpha) * white
+    return (np.round(mixed) if white == 255 else mixed).astype(rows.dtype)
 
 
 def _in_bands(rows: np.ndarray, function: "Callable[[np.ndarray], np.ndarray]") -> np.ndarray:
