@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from packaging.version import Version
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -362,6 +363,9 @@ def test_fused_cross_entropy_equals_plain(seed, n, chunk, wrapped, num_items):
 @pytest.mark.parametrize("kind", ["wrapped", "fully_shard"])
 def test_processes_with_different_counts_call_a_sharded_head_equally_often(kind):
     """Or they would wait for each other for ever."""
+    if kind == "fully_shard" and Version(torch.__version__) < Version("2.13"):
+        # Said as an error and not by waiting; a head in its model's root group is gathered once, and works.
+        pytest.skip("an older torch doesn't gather a module anew that is called several times and computed again")
     folder = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",

@@ -3,6 +3,7 @@
 import accelerate
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 from transformers import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
@@ -159,6 +160,10 @@ OFFLOADED = (cpu_offload, cpu_offload_by_default, disk_offload, device_map, all_
 
 @pytest.mark.parametrize("make", OFFLOADED)
 def test_offloaded_models_predict(checkpoint, tmp_path, make):
+    if make in OFFLOADED[3:] and Version(accelerate.__version__) < Version("1.15"):
+        pytest.skip(
+            "an older accelerate reads other weights from the disk, of another shape, or refuses the whole model"
+        )
     whole = DenseMLLMForConditionalGeneration.from_pretrained(checkpoint)
     expected = predict(whole)
     model = make(checkpoint, DenseMLLMForConditionalGeneration, tmp_path)
