@@ -283,7 +283,7 @@ def refuse_state_of_muon(optimizer: torch.optim.Optimizer, state_dict: dict) -> 
 
 
 def learned_labels(
-    sources: "list[DenseSource | DenseCollator]", collator: Callable[[list], dict]
+    sources: list[DenseSource | DenseCollator], collator: Callable[[list], dict]
 ) -> dict[int, str] | None:
     """The classes of all data sets together, id to name; `None` where none has any.
 
