@@ -53,7 +53,7 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from densemllm import DenseMLLMForConditionalGeneration, __version__
+from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, __version__
 from densemllm.environment import describe_environment
 from densemllm.files_densemllm import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
 from densemllm.image_processing_densemllm import open_image
@@ -130,7 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def write_prediction(
-    prediction, task: str, image: PIL.Image.Image, path: Path, form: str, overwrite: bool = False
+    prediction: DensePrediction, task: str, image: PIL.Image.Image, path: Path, form: str, overwrite: bool = False
 ) -> None:
     """Write one map in the form that the file's name and `form` ask for; a file is there whole or not at all."""
     field, suffix = FIELDS[task], path.suffix.lower()
@@ -148,7 +148,7 @@ def write_prediction(
             prediction.to_pil(field, legend=True).save(staged)
 
 
-def numbers(prediction, task: str) -> np.ndarray:
+def numbers(prediction: DensePrediction, task: str) -> np.ndarray:
     """A map as `uint8` or `uint16 [height, width]`, for a PNG."""
     values = getattr(prediction, FIELDS[task]).numpy()
     if task == "depth":
@@ -202,7 +202,7 @@ def check_images(names: list[str]) -> None:
         open_image(name).close()
 
 
-def check_numbers(args) -> None:
+def check_numbers(args: argparse.Namespace) -> None:
     """Raise a `ValueError` for a number that no image has, before a model is loaded."""
     for name in ("scale", "focal_length"):
         value = getattr(args, name, None)
@@ -213,7 +213,7 @@ def check_numbers(args) -> None:
         raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
 
 
-def check_arguments(args) -> list[Path]:
+def check_arguments(args: argparse.Namespace) -> list[Path]:
     """The file of each image; `ValueError`s name what can't be used."""
     check_numbers(args)
     for name, tasks in MEANT_FOR.items():
@@ -255,7 +255,7 @@ def check_arguments(args) -> list[Path]:
     return paths
 
 
-def load_model(args) -> DenseMLLMForConditionalGeneration:
+def load_model(args: argparse.Namespace) -> DenseMLLMForConditionalGeneration:
     try:
         torch.empty(1, device=args.device).item()  # of a device without memory, too
     except (RuntimeError, AssertionError) as error:
@@ -266,7 +266,7 @@ def load_model(args) -> DenseMLLMForConditionalGeneration:
     return model.eval().to(args.device)
 
 
-def predict(args) -> None:
+def predict(args: argparse.Namespace) -> None:
     paths = check_arguments(args)
     labels = None if args.labels is None else parse_labels(args.labels)
     check_images(args.images)
@@ -289,7 +289,7 @@ def predict(args) -> None:
         tqdm.write(f"{path}: {describe(prediction, FIELDS[args.task])}")
 
 
-def describe(prediction, field: str) -> str:
+def describe(prediction: DensePrediction, field: str) -> str:
     """One line on what is in a map."""
     values = getattr(prediction, field)
     if field == "predicted_depth":
@@ -300,7 +300,7 @@ def describe(prediction, field: str) -> str:
     return ", ".join(f"{row['label']} {100 * row['area'] / values.numel():.1f} %" for row in rows) or "none of them"
 
 
-def ask(args) -> None:
+def ask(args: argparse.Namespace) -> None:
     check_numbers(args)
     check_images(args.images)
     if args.max_new_tokens < 1:

@@ -21,6 +21,7 @@ import operator
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 import PIL.Image
@@ -146,7 +147,7 @@ def _outer_item(outer: tuple) -> tuple:
 class _Scale:
     """From pixels of the resized image to pixels of the image, clipped to it."""
 
-    def __init__(self, image_size, resized_size):
+    def __init__(self, image_size, resized_size) -> None:
         for name, size in (("image_size", image_size), ("resized_size", resized_size)):
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"`{name}` must be (height, width) in pixels, at least 1, got {tuple(size)}")
@@ -236,7 +237,13 @@ class PolygonMasks(Sequence):
     def __len__(self) -> int:
         return len(self.objects)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "PolygonMasks": ...
+
+    def __getitem__(self, index: int | slice) -> "torch.Tensor | PolygonMasks":
         if isinstance(index, slice):
             return PolygonMasks(self.objects[index], self.image_size)
         mask = PIL.Image.new("1", self.image_size[::-1])

@@ -17,17 +17,23 @@ can't be used."""
 
 import math
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 
+# What users give. A sequence is a list or a tuple: type checkers take `list` for one of exactly its entries' type.
+Box = Sequence[float] | np.ndarray | torch.Tensor  # (x0, y0, x1, y1)
+Sizes = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | torch.Tensor  # (height, width), one or one an image
+FocalLengths = float | Sequence[float | None] | np.ndarray | torch.Tensor  # one, or one an image
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 60
 
 
-def shown(value) -> str:
+def shown(value: object) -> str:
     """What was given, in a few words: the type and shape of an array, a short `repr` of anything else."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
@@ -37,7 +43,7 @@ def shown(value) -> str:
         return f"a {type(value).__name__}"
 
 
-def plain(value):
+def plain(value: object) -> Any:
     """Arrays, tensors and their scalars, alone or in a list or tuple, as numbers and lists."""
     if isinstance(value, (list, tuple)):
         return [_from_array(entry) for entry in value]
@@ -55,7 +61,7 @@ def _from_array(value):
         return value
 
 
-def check_flag(name: str, value) -> bool:
+def check_flag(name: str, value: object) -> bool:
     """`True` or `False`, also of numpy or torch."""
     flag = _from_array(value)
     if not isinstance(flag, bool):
@@ -63,7 +69,7 @@ def check_flag(name: str, value) -> bool:
     return flag
 
 
-def check_number(name: str, value, accepted: str, is_accepted: Callable[[float], bool]) -> float:
+def check_number(name: str, value: object, accepted: str, is_accepted: Callable[[float], bool]) -> float:
     """A number, also of numpy or torch, for which `is_accepted` holds; `accepted` says the same in words."""
     number = _number(value)
     if number is None:
@@ -73,23 +79,23 @@ def check_number(name: str, value, accepted: str, is_accepted: Callable[[float],
     return number
 
 
-def check_positive(name: str, value, unit: str = "") -> float:
+def check_positive(name: str, value: object, unit: str = "") -> float:
     """A finite number above 0; `unit` is read after it in the message, such as `" of pixels"`."""
     return check_number(name, value, f"a finite number{unit} greater than 0", lambda x: 0 < x < math.inf)
 
 
-def check_share(name: str, value) -> float:
+def check_share(name: str, value: object) -> float:
     """A number in [0, 1]."""
     return check_number(name, value, "a number in [0, 1]", lambda x: 0 <= x <= 1)
 
 
-def check_count(name: str, value, least: int = 1) -> int:
+def check_count(name: str, value: object, least: int = 1) -> int:
     """A whole number of at least `least`."""
     accepted = f"a whole number of at least {least}"
     return int(check_number(name, value, accepted, lambda x: x >= least and float(x).is_integer()))
 
 
-def check_text(name: str, value, accepted: str = "a text") -> str:
+def check_text(name: str, value: object, accepted: str = "a text") -> str:
     """A string that can be written as Unicode: one with a lone surrogate can't, and no tokenizer takes it."""
     if not isinstance(value, str):
         raise TypeError(f"`{name}` must be {accepted}, got {shown(value)}")
@@ -100,14 +106,14 @@ def check_text(name: str, value, accepted: str = "a text") -> str:
     return value
 
 
-def check_choice(name: str, value, choices: Iterable[str]) -> str:
+def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     """One of the strings `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {shown(value)}")
     return value
 
 
-def check_corners(name: str, value) -> tuple[float, float, float, float]:
+def check_corners(name: str, value: object) -> tuple[float, float, float, float]:
     """A box: four finite numbers."""
     corners = plain(value)
     accepted = f"`{name}` must be (x0, y0, x1, y1) in pixels, got {shown(value)}"
@@ -119,7 +125,7 @@ def check_corners(name: str, value) -> tuple[float, float, float, float]:
     return tuple(numbers)
 
 
-def check_target_sizes(target_sizes, count: int, max_pixels: int = 178_956_970) -> list[tuple[int, int]]:
+def check_target_sizes(target_sizes: Sizes, count: int, max_pixels: int = 178_956_970) -> list[tuple[int, int]]:
     """Sizes of `count` maps as pairs (height, width), from one pair for all of them or a pair for each.
 
     Raises:
@@ -150,7 +156,7 @@ def check_target_sizes(target_sizes, count: int, max_pixels: int = 178_956_970) 
     return sizes
 
 
-def one_an_image(name: str, value, count: int, check: Callable, is_one: Callable | None = None) -> list:
+def one_an_image(name: str, value: object, count: int, check: Callable, is_one: Callable | None = None) -> list:
     """`value` for each of `count` images: the same for all, or a list with one for each.
 
     Args:

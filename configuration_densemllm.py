@@ -13,6 +13,9 @@
 # limitations under the License.
 """Configuration of DenseMLLM (arXiv 2602.14134). The defaults are the geometry of `tencent/Youtu-VL-4B-Instruct`."""
 
+import os
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, YoutuConfig
 from transformers.activations import ACT2FN
@@ -64,7 +67,7 @@ class CustomPipelines(dict):
         super().__init__(listed)
         self.replaced = replaced
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[dict, dict]]:
         return type(self), (dict(self), self.replaced)
 
     def __contains__(self, task: object) -> bool:
@@ -338,7 +341,7 @@ class DenseMLLMVisionConfig(PreTrainedConfig):
     fullatt_block_indexes: list[int] | tuple[int, ...] | None = None
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.fullatt_block_indexes is None:
             released = (7, 15, 23, 26)
             self.fullatt_block_indexes = [index for index in released if index < self.num_hidden_layers]
@@ -346,7 +349,7 @@ class DenseMLLMVisionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.validate_fields()  # here too: `@strict` wraps a validator's error into one that is no ValueError
 
-    def validate_fields(self):
+    def validate_fields(self) -> None:
         _check_choice(self, "position_embedding", ("rope", "table"))
         _check_sizes(self)
         _check_positive(self, "layer_norm_eps", "rope_theta")
@@ -434,7 +437,7 @@ class DenseMLLMConfig(PreTrainedConfig):
     default_depth_range: str | None = None
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None or isinstance(self.vision_config, dict):
             vision = dict(self.vision_config or {})
             if self.spatial_merge_size is not None:
@@ -467,7 +470,9 @@ class DenseMLLMConfig(PreTrainedConfig):
         return {**super().to_dict(), "densemllm_version": __version__}
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not set(values) - {"_commit_hash"}:
             # The defaults would take its place: those of the released model, with four billion random weights.
@@ -499,7 +504,7 @@ class DenseMLLMConfig(PreTrainedConfig):
         stretched = [(row.get("original_max_position_embeddings") or length) * row["factor"] for row in scalings]
         return int(max([length, *stretched]))
 
-    def validate_fields(self):
+    def validate_fields(self) -> None:
         _check_choice(self, "vision_attention", ("causal", "bidirectional"))
         # `model_type` and not the class: a checkpoint's own code is a second copy of this module.
         if self.vision_config.model_type != DenseMLLMVisionConfig.model_type:

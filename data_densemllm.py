@@ -54,7 +54,16 @@ from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
 from .image_processing_densemllm import DenseMLLMImageProcessor
-from .maps_densemllm import IGNORE_INDEX, MAPS, CorruptFileError, open_file, read_mask, read_metres, upright_sample
+from .maps_densemllm import (
+    IGNORE_INDEX,
+    MAPS,
+    CorruptFileError,
+    Samples,
+    open_file,
+    read_mask,
+    read_metres,
+    upright_sample,
+)
 from .prediction_densemllm import crop_box
 from .processing_densemllm import (
     TASKS,
@@ -99,7 +108,7 @@ class DenseSource:
             take another one, such as -1, which no image can have.
     """
 
-    data: Sequence | IterableDataset
+    data: Samples | IterableDataset
     weight: float | None = None
     id2label: dict[int, str] | None = None
     depth_scale: float | None = None
@@ -107,7 +116,7 @@ class DenseSource:
     columns: Sequence[str] | None = None
     ignore_index: int = IGNORE_INDEX
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ignore_index(self.ignore_index, self.id2label)
         if self.depth_scale is not None and not 0 < self.depth_scale < float("inf"):
             raise ValueError(f"`depth_scale` must be a number of metres > 0, got {self.depth_scale}")
@@ -134,7 +143,7 @@ class Augmentation:
     flip_probability: float = 0.0
     color_jitter: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < float("inf"):
             raise ValueError(f"`scale` must be two factors, 0 < lowest <= highest, got {self.scale}")
         if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
@@ -328,7 +337,9 @@ def _check_messages(messages, where: str) -> None:
         raise ValueError(f"{where}: user and assistant must take turns and the assistant have the last, got {roles}")
 
 
-def load_samples(name: str, split: str = "train", streaming: bool = False, whole: bool = False):
+def load_samples(
+    name: str, split: str = "train", streaming: bool = False, whole: bool = False
+) -> Dataset | IterableDataset:
     """A split of a data set, its pictures not yet decoded.
 
     Args:
@@ -499,7 +510,7 @@ class _LabelUse:
         logger.warning(f"{where}: in `segmentation` of {seen} rows, {'; '.join(facts)}")
 
 
-def warn_of_labels(data, id2label: dict[int, str], ignore_index: int, where: str) -> None:
+def warn_of_labels(data: Samples, id2label: dict[int, str], ignore_index: int, where: str) -> None:
     """Warn of classes that never occur, and of a large share of ignored pixels, in up to 100 rows from all over the
     data: names, ids and `ignore_index` may belong to other maps. What can't be read isn't looked at.
 
@@ -533,7 +544,7 @@ def warn_of_labels(data, id2label: dict[int, str], ignore_index: int, where: str
 
 
 class _Mixture:
-    def __init__(self, sources, augmentation, max_corrupt_share, seed):
+    def __init__(self, sources, augmentation, max_corrupt_share, seed) -> None:
         self.sources = [sources] if isinstance(sources, DenseSource) else list(sources)
         if not self.sources:
             raise ValueError("`sources` is empty; at least one is needed")
@@ -595,7 +606,7 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
 
     def __init__(
         self,
-        sources: "DenseSource | list[DenseSource]",
+        sources: "DenseSource | Sequence[DenseSource]",
         augmentation: Augmentation | None = None,
         max_corrupt_share: float = 0.01,
         seed: int = 0,
@@ -699,7 +710,12 @@ class DenseIterableDataset(_Mixture, torch.utils.data.IterableDataset):
     """
 
     def __init__(
-        self, sources, augmentation=None, max_corrupt_share: float = 0.01, seed: int = 0, repeat: bool = False
+        self,
+        sources: "DenseSource | Sequence[DenseSource]",
+        augmentation: Augmentation | None = None,
+        max_corrupt_share: float = 0.01,
+        seed: int = 0,
+        repeat: bool = False,
     ):
         super().__init__(sources, augmentation, max_corrupt_share, seed)
         self.repeat = repeat

@@ -14,6 +14,8 @@
 """What maps look like: colours of labels and of depth, legends and scales."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -21,6 +23,10 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from .checks_densemllm import plain, shown
+
+
+# A name of a known palette, colours (three integers) by name or number of their class, or `[n, 3]`.
+Palette = str | dict[str, Any] | dict[int, Any] | Sequence[Sequence[int]] | np.ndarray
 
 
 # sRGB, in the order of the numbers of labels; made by `tools/make_palette.py`. Any two of the first 150, and black and
@@ -101,7 +107,9 @@ PALETTES = {
 }  # fmt: skip
 
 
-def label_colors(numbers, palette=None, names: "dict[int, str] | None" = None) -> np.ndarray:
+def label_colors(
+    numbers: int | Sequence[int] | np.ndarray, palette: Palette | None = None, names: dict[int, str] | None = None
+) -> np.ndarray:
     """Colours of labels, the same in every call.
 
     Args:

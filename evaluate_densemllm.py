@@ -44,11 +44,13 @@ import platform
 import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import datasets
@@ -173,7 +175,7 @@ class EvaluationArguments:
         default=False, help="start anew in a folder that has an evaluation's files, which are replaced"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.task = [self.task] if isinstance(self.task, str) else list(self.task)
         unknown = set(self.task) - set(COLUMNS)
         if not self.task or unknown or len(set(self.task)) < len(self.task):
@@ -330,7 +332,7 @@ class State:
     def __enter__(self) -> "State":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.lock.release()
 
     @property
@@ -681,7 +683,15 @@ def update_card(folder: str, results: dict) -> None:
 # ---- the script ----
 
 
-def evaluate_pending(args, predict, read, count: int, metrics: dict, state: State, todo: list[int]) -> list[dict]:
+def evaluate_pending(
+    args: EvaluationArguments,
+    predict: Callable[..., list[tuple[int, str, Any, Any]]],
+    read: Callable[[int], dict],
+    count: int,
+    metrics: dict,
+    state: State,
+    todo: list[int],
+) -> list[dict]:
     """Evaluate batches and save them piece by piece.
 
     Args:
@@ -731,7 +741,13 @@ def add_up(metrics: dict, records: list[dict]) -> dict[str, list[tuple[float, in
     return scores
 
 
-def draw_sheet(args, predict, read, id2label, scores: dict) -> PIL.Image.Image | None:
+def draw_sheet(
+    args: EvaluationArguments,
+    predict: Callable[..., list[tuple[int, str, Any, Any]]],
+    read: Callable[[int], dict],
+    id2label: dict[int, str] | None,
+    scores: dict,
+) -> PIL.Image.Image | None:
     """The best, median and worst images of each task, which are predicted once more; `None` without any."""
     sheets = []
     for task in args.task:
@@ -850,7 +866,7 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         **{name: value for name, value in images_kwargs.items() if value is not None},
     )
 
-    def read(row):
+    def read(row: int) -> dict:
         sample = read_sample(data[row], f"row {row}", id2label, args.depth_scale, args.ignore_index)
         if "expression" in sample:
             return sample

@@ -16,14 +16,15 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from .answers_densemllm import normalize_name
-from .maps_densemllm import IGNORE_INDEX, read_mask, read_metres, upright_sample
+from .maps_densemllm import IGNORE_INDEX, Samples, read_mask, read_metres, upright_sample
 from .processing_densemllm import (
     BACKGROUND_LABEL,
     TASKS,
@@ -33,6 +34,12 @@ from .processing_densemllm import (
     parse_refs,
     present_values,
 )
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .modeling_densemllm import DenseMLLMForConditionalGeneration
 
 
 # Parts of the image on which depth is compared by convention: top, bottom, left and right as shares of its edges.
@@ -80,10 +87,10 @@ class _Metrics(ABC):
     totals: torch.Tensor
 
     @abstractmethod
-    def count(self, prediction, reference) -> torch.Tensor:
+    def count(self, prediction: Any, reference: Any) -> torch.Tensor:
         """What one image adds to `totals`."""
 
-    def add(self, prediction, reference) -> None:
+    def add(self, prediction: Any, reference: Any) -> None:
         """Add one image, in the form that [`count`] takes."""
         self.totals += self.count(prediction, reference)
 
@@ -263,7 +270,7 @@ class ReferringMetrics(_Metrics):
     """cIoU, gIoU and boundary IoU of masks: the intersections of all images over their unions, the mean of each
     image's IoU, and the mean of each image's IoU of the two [`boundary_region`]s."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.totals = torch.zeros(5, dtype=torch.float64, device="cpu")
 
     def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -296,10 +303,10 @@ class ClassListMetrics(_Metrics):
     """Precision, recall and F1 between the names that were given and those that are true, micro-averaged: hits,
     misses and false alarms are counted over all images before the ratio."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.totals = torch.zeros(4, dtype=torch.long)
 
-    def count(self, prediction, reference) -> torch.Tensor:
+    def count(self, prediction: Iterable[str], reference: Iterable[str]) -> torch.Tensor:
         """What one image adds: names, in any order; compared as [`normalize_name`] makes them."""
         for name, names in (("prediction", prediction), ("reference", reference)):
             if isinstance(names, str):
@@ -352,18 +359,18 @@ def _check_shapes(prediction: torch.Tensor, reference: torch.Tensor) -> None:
 
 
 def predict_batch(
-    model,
+    model: "DenseMLLMForConditionalGeneration",
     processor: DenseMLLMProcessor,
     samples: list[dict],
-    tasks,
+    tasks: Sequence[str],
     id2label: dict[int, str] | None = None,
     depth_range: str | None = None,
     batch_size: int = 8,
     refine: str | None = None,
     depth_scale: float | None = None,
     ignore_index: int = IGNORE_INDEX,
-    **images_kwargs,
-) -> list[tuple[int, str, object, object]]:
+    **images_kwargs: Any,
+) -> list[tuple[int, str, Any, Any]]:
     """What a model says of a few samples, and what is true, at the annotations' own size.
 
     Args:
@@ -438,13 +445,13 @@ def predict_batch(
 
 
 def evaluate_dense(
-    model,
+    model: "DenseMLLMForConditionalGeneration",
     processor: DenseMLLMProcessor,
-    samples,
+    samples: Samples,
     id2label: dict[int, str] | None = None,
     depth_range: str | None = None,
     batch_size: int = 8,
-    accelerator=None,
+    accelerator: "Accelerator | None" = None,
     depth_scale: float | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> dict:

@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 OVERWRITE_HELP = "replace files that are there already; inputs are never written over"
@@ -73,7 +74,7 @@ def check_outputs(
             raise ValueError(f"{argument}: {path} can't be written, {folder} is not a folder that one may write to")
 
 
-def check_outputs_of_script(parser: argparse.ArgumentParser, *args, **kwargs) -> None:
+def check_outputs_of_script(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
     """[`check_outputs`] for a script, which ends with a line on stderr where something would be lost."""
     try:
         check_outputs(*args, **kwargs)

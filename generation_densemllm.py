@@ -14,11 +14,16 @@
 """How `query` uses `generate`: which of its arguments it takes, and how it goes on from an image that was read."""
 
 import copy
+from typing import TYPE_CHECKING
 
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import GenerationConfig, GenerationMode
 
 from .compat_densemllm import CACHE_NAMES, ENCODES_IMAGES_FIRST
+
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import PreTrainedModel
 
 
 MAX_NEW_TOKENS = 256  # where nobody says how long an answer may be
@@ -66,7 +71,7 @@ def generation_options(
     return config, {name: value for name, value in rest.items() if name in arguments}
 
 
-def check_assistant(assistant, model) -> None:
+def check_assistant(assistant: "PreTrainedModel | None", model: "PreTrainedModel") -> None:
     """`ValueError` for a model that can't propose words to `model`."""
     if assistant is None or ENCODES_IMAGES_FIRST or assistant.config.model_type == model.config.model_type:
         return

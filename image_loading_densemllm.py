@@ -21,6 +21,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import IO
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
@@ -29,19 +30,22 @@ import PIL.Image
 from .compat_densemllm import httpx
 
 
+# What [`open_image`] takes.
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | PIL.Image.Image
+
 LOADING_KWARGS = ("allow_urls", "url_timeout", "max_url_bytes")
 ACCEPTED = "a path, a URL, a data URI, base64 text, bytes, a binary file, a PIL image, or a numpy or torch array"
 MAX_REDIRECTS = 5
 
 
-def is_image_source(value) -> bool:
+def is_image_source(value: object) -> bool:
     """Whether `value` is of a type that [`open_image`] takes; nothing is opened."""
     types = (str, os.PathLike, bytes, bytearray, memoryview, PIL.Image.Image)
     return isinstance(value, types) or hasattr(value, "read")
 
 
 def open_image(
-    source, allow_urls: bool = True, url_timeout: float = 30.0, max_url_bytes: int = 64 * 2**20
+    source: ImageSource, allow_urls: bool = True, url_timeout: float = 30.0, max_url_bytes: int = 64 * 2**20
 ) -> PIL.Image.Image:
     """Open an image without decoding its pixels.
 

@@ -16,7 +16,8 @@
 import bisect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.ExifTags
@@ -37,9 +38,11 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .checks_densemllm import check_target_sizes
-from .image_loading_densemllm import LOADING_KWARGS, is_image_source, open_image
+from .checks_densemllm import Sizes, check_target_sizes
+from .image_loading_densemllm import LOADING_KWARGS, ImageSource, is_image_source, open_image
 
+
+AnyImage = ImageSource | np.ndarray | torch.Tensor  # what an image may be, wherever this package takes one
 
 MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # far beyond what any image needs
 
@@ -253,6 +256,9 @@ class DenseMLLMImageProcessor(PilBackend):
     valid_kwargs = DenseMLLMImageProcessorKwargs
     model_input_names = ["pixel_values", "image_grid_thw"]
 
+    def __init__(self, **kwargs: Unpack[DenseMLLMImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
     def preprocess(self, images: ImageInput, **kwargs: Unpack[DenseMLLMImageProcessorKwargs]) -> BatchFeature:
         return super().preprocess(self.fetch_images(images, **kwargs), **kwargs)
 
@@ -263,7 +269,9 @@ class DenseMLLMImageProcessor(PilBackend):
         # The size is found from the picture itself: there is no `size` for the common check to ask for.
         super()._validate_preprocess_kwargs(**{**kwargs, "do_resize": False})
 
-    def fetch_images(self, image_url_or_urls, **kwargs):
+    def fetch_images(
+        self, image_url_or_urls: AnyImage | Sequence[Any], **kwargs: Any
+    ) -> PIL.Image.Image | np.ndarray | torch.Tensor | list[Any]:
         """Paths, URLs and all else that [`open_image`] takes as PIL images; arrays as they are.
 
         Args:
@@ -284,7 +292,12 @@ class DenseMLLMImageProcessor(PilBackend):
         return {name: given.get(name, getattr(self, name)) for name in LOADING_KWARGS}
 
     def process_image(
-        self, image, max_image_pixels: int | None = None, do_rescale: bool | None = True, most: int = 255, **kwargs
+        self,
+        image: PIL.Image.Image | np.ndarray | torch.Tensor,
+        max_image_pixels: int | None = None,
+        do_rescale: bool | None = True,
+        most: int = 255,
+        **kwargs: Any,
     ) -> np.ndarray:
         """One image to a channel-first array `[3, height, width]`, upright, `uint8`. Without `do_rescale`,
         floating-point arrays stay as they are; `most` is the largest value that is taken of them with it."""
@@ -312,7 +325,7 @@ class DenseMLLMImageProcessor(PilBackend):
             rows = _in_bands(rows, _channels_to_rgb)
         return np.moveaxis(rows, -1, 0)
 
-    def load_picture(self, image, **kwargs) -> PIL.Image.Image:
+    def load_picture(self, image: AnyImage, **kwargs: Any) -> PIL.Image.Image:
         """One image of any accepted kind as an upright RGB picture, for [`predict_dense`].
 
         Args:
@@ -428,8 +441,8 @@ class DenseMLLMImageProcessor(PilBackend):
 
     def post_process_semantic_segmentation(
         self,
-        outputs,
-        target_sizes: list[tuple[int, int]] | None = None,
+        outputs: Any,
+        target_sizes: Sizes | None = None,
         background: bool = False,
         return_segmentation_scores: bool = False,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
@@ -469,7 +482,7 @@ class DenseMLLMImageProcessor(PilBackend):
         return results
 
     def post_process_depth_estimation(
-        self, outputs, target_sizes: list[tuple[int, int]] | None = None
+        self, outputs: Any, target_sizes: Sizes | None = None
     ) -> list[dict[str, torch.Tensor]]:
         """Depth maps to the images' sizes, in the form of transformers' own image processors.
 

@@ -16,6 +16,7 @@
 import math
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,14 +40,14 @@ class CheckpointFiles:
     options: dict = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of_call(cls, path, options: dict) -> "CheckpointFiles":
+    def of_call(cls, path: str | os.PathLike[str], options: dict) -> "CheckpointFiles":
         """Those of a call of `from_pretrained`."""
         path = os.fspath(path)
         if os.path.isdir(path):
             path = os.path.abspath(path)
         return cls(path, {name: options[name] for name in FILE_OPTIONS if options.get(name) is not None})
 
-    def __deepcopy__(self, memo) -> "CheckpointFiles":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CheckpointFiles":
         return self  # nothing changes it; with its token, unlike a pickle
 
     def __getstate__(self) -> dict:
@@ -71,7 +72,7 @@ def non_finite_weights(model: nn.Module) -> list[str]:
 
 
 def check_loaded_weights(
-    model: nn.Module, loading_info: dict, source, refused: tuple[str, ...], way_out: str | None = None
+    model: nn.Module, loading_info: dict, source: object, refused: tuple[str, ...], way_out: str | None = None
 ) -> dict:
     """Refuse a model that doesn't have the weights of its checkpoint, all of them, as finite numbers.
 

@@ -235,7 +235,9 @@ class _FusedNTPM(torch.autograd.Function):
     and chosen negatives are kept. Backward: weighted sums of those ids' rows, and of those tokens' states."""
 
     @staticmethod
-    def forward(ctx, dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items, n_factors, *factors):
+    def forward(
+        ctx, dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items, n_factors, *factors
+    ) -> torch.Tensor:
         states, weights = factors[:n_factors], factors[n_factors:]
         weights = [weight.to(states[0].dtype) for weight in weights]  # under autocast a copy, for as long as this runs
         device = states[0].device
@@ -298,7 +300,7 @@ class _FusedNTPM(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx, grad_output) -> tuple[torch.Tensor | None, ...]:
         n = ctx.n_factors
         saved = ctx.saved_tensors  # once: a checkpoint lets them go
         states, weights, kept = saved[:n], saved[n : 2 * n], saved[2 * n :]
@@ -401,7 +403,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, labels, n_factors, *factors):
+    def forward(ctx, labels, n_factors, *factors) -> torch.Tensor:
         states, weights = factors[:n_factors], factors[n_factors:]
         wide = torch.float64 if states[0].dtype == torch.float64 else torch.float32
         normalizer = torch.full(labels.shape, float("-inf"), dtype=wide, device=labels.device)
@@ -417,7 +419,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx, grad_output) -> tuple[torch.Tensor | None, ...]:
         n = ctx.n_factors
         labels, normalizer, *factors = ctx.saved_tensors  # once: a checkpoint lets them go
         states, weights = factors[:n], factors[n:]

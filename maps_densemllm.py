@@ -23,12 +23,19 @@ size can't say it (180 degrees, mirrored, square), a map without a tag is refuse
 import os
 from contextlib import closing, nullcontext
 from io import BytesIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import PIL.TiffImagePlugin
+
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from .image_processing_densemllm import DenseMLLMImageProcessor
 
 
 MAPS = ("segmentation", "depth", "mask", "instances")
@@ -54,6 +61,14 @@ TURNS = {
 }
 
 
+class Samples(Protocol):
+    """Annotated samples by number: a list of dicts, a data set of `datasets` or of torch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class CorruptFileError(ValueError):
     """An image or a map of a sample that can't be read."""
 
@@ -62,7 +77,12 @@ class _RefusedError(ValueError):
     """A file that may be sound, but isn't read."""
 
 
-def open_file(value, where: str, column: str, max_image_pixels: int | None = None) -> "PIL.Image.Image | np.ndarray":
+def open_file(
+    value: "PIL.Image.Image | np.ndarray | str | os.PathLike[str] | BytesIO | dict[str, Any]",
+    where: str,
+    column: str,
+    max_image_pixels: int | None = None,
+) -> "PIL.Image.Image | np.ndarray":
     """An image or map of a row: its pixels decoded, as they are stored.
 
     Args:
@@ -187,13 +207,13 @@ def _read_tiff(source, named: str) -> np.ndarray:
         raise CorruptFileError(f"{named} can't be read ({error})") from error
 
 
-def exif_orientation(image) -> int:
+def exif_orientation(image: object) -> int:
     """The EXIF orientation of a PIL image, 1 (upright) to 8; 1 of anything else."""
     value = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) if isinstance(image, PIL.Image.Image) else 1
     return value if value in TURNS else 1
 
 
-def upright_sample(sample: dict, where: str, image_processor) -> dict:
+def upright_sample(sample: dict, where: str, image_processor: "DenseMLLMImageProcessor") -> dict:
     """A copy of a sample with an upright RGB `image`, and its maps as upright arrays `[H, W]` of the same size.
 
     Args:
@@ -252,7 +272,7 @@ def _read_map(value, column: str, stored, image: PIL.Image.Image, where: str) ->
     return np.require(values, requirements=("C", "W"))
 
 
-def read_metres(values, depth_scale: float | None, where: str) -> np.ndarray:
+def read_metres(values: "ArrayLike | PIL.Image.Image", depth_scale: float | None, where: str) -> np.ndarray:
     """Depth as `float32` metres.
 
     Args:
@@ -270,7 +290,7 @@ def read_metres(values, depth_scale: float | None, where: str) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def read_mask(values, ignore_index: int = IGNORE_INDEX) -> np.ndarray:
+def read_mask(values: "ArrayLike | PIL.Image.Image", ignore_index: int = IGNORE_INDEX) -> np.ndarray:
     """A mask as booleans `[H, W]`; or, where some of it isn't annotated, as `int8`: 1, 0 and -1 for what isn't.
 
     Args:

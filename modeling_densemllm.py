@@ -15,10 +15,10 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,9 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation.utils import GenerateOutput
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -54,6 +56,12 @@ from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig, che
 from .loading_densemllm import check_loaded_weights
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
+
+
+if TYPE_CHECKING:
+    from .parts_densemllm import TextPart, VisionPart
+    from .pipeline_densemllm import DensePredictionPipeline
+    from .processing_densemllm import DenseMLLMProcessor
 
 
 logger = logging.get_logger(__name__)
@@ -170,8 +178,8 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
-):
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
     attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     attn_weights = F.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
     attn_weights = F.dropout(attn_weights, p=dropout, training=module.training)
@@ -292,7 +300,13 @@ class DenseMLLMPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, strict: bool | None = None, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:  # with `output_loading_info=True` a tuple of it and a dict, for the caller to cast
         """As for every model, but a checkpoint whose weights are not all those of the model is refused: it would
         predict with random ones.
 
@@ -461,7 +475,14 @@ class DenseMLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     ntp_m_loss: torch.FloatTensor | None = None
 
 
-def sdpa_padded_attention_forward(module, query, key, value, attention_mask, **kwargs):
+def sdpa_padded_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """`sdpa` for values narrower than keys, as latent attention has them: on a CPU, torch's attention in blocks takes
     one width only, and without it there is a matrix `[n_tokens, n_tokens]` in float32 for each head."""
     width = value.shape[-1]
@@ -475,7 +496,7 @@ AttentionMaskInterface.register("sdpa_padded", sdpa_mask)
 
 
 @contextmanager
-def attention_in_blocks(config, device: torch.device):
+def attention_in_blocks(config: PreTrainedConfig, device: torch.device) -> Iterator[None]:
     """Latent attention by [`sdpa_padded_attention_forward`] on a CPU, for as long as this lasts.
 
     Only without gradients: a layer that is computed again in the backward pass would be so outside of it.
@@ -694,7 +715,9 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
+    ) -> Self:
         """As for every model; a checkpoint in the layout of `tencent/Youtu-VL-4B-Instruct` loads as it is."""
         kwargs.setdefault("key_mapping", RELEASED_KEYS)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
@@ -702,13 +725,13 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         model._keep_checkpoint_files(pretrained_model_name_or_path, kwargs)
         return loaded
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As for every model. Weights keep the names that they have here: under a config of this type, those of the
         released checkpoint that a model was loaded from would be found by nobody."""
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     @classmethod
-    def from_pretrained_parts(cls, vision, text, **kwargs) -> "DenseMLLMForConditionalGeneration":
+    def from_pretrained_parts(cls, vision: "VisionPart", text: "TextPart", **kwargs: Any) -> Self:
         r"""
         A DenseMLLM to train from a vision tower and a language model that don't know each other yet.
 
@@ -742,7 +765,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
         return make_from_parts(cls, vision, text, **kwargs)
 
-    def as_pipeline(self, processor=None, **kwargs):
+    def as_pipeline(self, processor: "DenseMLLMProcessor | None" = None, **kwargs: Any) -> "DensePredictionPipeline":
         """This model, where it is, as a [`DensePredictionPipeline`]; `kwargs` are those of `pipeline` and of
         `predict_dense`."""
         # Imported here as that file imports this one; and saving a checkpoint copies what is imported anywhere.
@@ -889,7 +912,9 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             **cache_argument(get_cache(outputs)),
         )
 
-    def generate(self, inputs=None, generation_config=None, **kwargs):
+    def generate(
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> GenerateOutput | torch.LongTensor:
         """As for every model that generates.
 
         Raises:
@@ -955,7 +980,9 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
                 "`vision_attention` 'bidirectional'; leave it out, or take one whose chunks end between images"
             )
 
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         # With a static cache the mask is made before forward, from `mm_token_type_ids` alone.
         if self.config.vision_attention == "bidirectional" and kwargs.get("mm_token_type_ids") is None:
             use_embeds = inputs_embeds is not None and kwargs.get("is_first_iteration")
@@ -967,15 +994,15 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
 
     @staticmethod
     def create_masks_for_generate(
-        config,
+        config: DenseMLLMConfig,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         cache: Cache | None = None,
         position_ids: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Any:  # of the attention implementation: a tensor, a `BlockMask`, a dict of them by kind of layer, or `None`
         """The mask for a static cache; the vision tokens of an image see each other where the config says so."""
         cache, blocks = either_cache(cache, past_key_values), None
         if config.vision_attention == "bidirectional" and inputs_embeds.shape[1] > 1 and mm_token_type_ids is None:

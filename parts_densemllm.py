@@ -15,16 +15,22 @@
 
 import math
 import os
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Siglip2VisionModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import check_loaded_weights
 from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
 
+
+VisionPart = str | os.PathLike[str] | PreTrainedModel | DenseMLLMVisionConfig | dict[str, Any]
+TextPart = str | os.PathLike[str] | PreTrainedModel
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 # What new tokens mean, in words that every language model knows: their embeddings start at the words' mean.
 DESCRIPTIONS = {
@@ -58,7 +64,9 @@ X_ANCHORS = ("left edge", "left", "horizontal centre", "right", "right edge")
 Y_ANCHORS = ("top edge", "top", "vertical centre", "bottom", "bottom edge")
 
 
-def load_vision_part(vision, dtype, merge_size: int) -> tuple[DenseMLLMVisionConfig, dict[str, torch.Tensor] | None]:
+def load_vision_part(
+    vision: VisionPart, dtype: str | torch.dtype, merge_size: int
+) -> tuple[DenseMLLMVisionConfig, dict[str, torch.Tensor] | None]:
     """The tower's config, and its weights (`None`: a new tower)."""
     if isinstance(vision, (dict, DenseMLLMVisionConfig)):
         values = vision if isinstance(vision, dict) else vision.to_dict()
@@ -99,7 +107,9 @@ def load_vision_part(vision, dtype, merge_size: int) -> tuple[DenseMLLMVisionCon
     return config, {name: value for name, value in state.items() if not name.startswith("head.")}
 
 
-def load_text_part(text, tokenizer, dtype, text_kwargs: dict) -> tuple[PreTrainedModel, object]:
+def load_text_part(
+    text: TextPart, tokenizer: PreTrainedTokenizerBase | None, dtype: str | torch.dtype, text_kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model and its tokenizer."""
     if isinstance(text, (str, os.PathLike)):
         files = {name: value for name, value in text_kwargs.items() if name in ("gguf_file", "revision", "subfolder")}
@@ -129,7 +139,11 @@ def load_text_part(text, tokenizer, dtype, text_kwargs: dict) -> tuple[PreTraine
 
 @torch.no_grad()
 def start_new_rows(
-    weight: torch.Tensor, tokenizer, old_ids: dict[str, int], described: dict[str, list[int]], num_depth_bins: int
+    weight: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    old_ids: dict[str, int],
+    described: dict[str, list[int]],
+    num_depth_bins: int,
 ) -> None:
     """Give the rows of added tokens a sensible start, in place.
 
@@ -187,10 +201,13 @@ def start_projector(projector: nn.Module, embeddings: torch.Tensor) -> None:
 
 
 def make_from_parts(
-    model_class, vision, text, tokenizer=None, dtype="auto", attn_implementation=None, text_kwargs=None,
-    image_processor=None, num_depth_bins: int = 1000, num_coordinates: int = 2048, spatial_merge_size: int = 2,
-    depth_ranges=None, default_depth_range=None, referring_crop_size: int = 1280, **config_kwargs,
-):  # fmt: skip
+    model_class: type[Model], vision: VisionPart, text: TextPart, tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str | torch.dtype = "auto", attn_implementation: str | None = None,
+    text_kwargs: dict[str, Any] | None = None, image_processor: DenseMLLMImageProcessor | None = None,
+    num_depth_bins: int = 1000, num_coordinates: int = 2048, spatial_merge_size: int = 2,
+    depth_ranges: dict[str, dict[str, Any]] | None = None, default_depth_range: str | None = None,
+    referring_crop_size: int = 1280, **config_kwargs: Any,
+) -> Model:  # fmt: skip
     """See [`DenseMLLMForConditionalGeneration.from_pretrained_parts`]."""
     text_kwargs = {"attn_implementation": attn_implementation, **(text_kwargs or {})}
     vision_config, vision_state = load_vision_part(vision, dtype, spatial_merge_size)

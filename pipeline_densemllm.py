@@ -13,9 +13,11 @@
 # limitations under the License.
 """Pipelines: `dense-prediction`, `depth-estimation` and `image-segmentation`, and the models of the last two."""
 
+import os
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -38,7 +40,7 @@ from .checks_densemllm import (
 )
 from .drawing_densemllm import depth_to_gray
 from .modeling_densemllm import DenseMLLMForConditionalGeneration
-from .prediction_densemllm import EncodedImage, load_image
+from .prediction_densemllm import EncodedImage, ImageOrEncoded, load_image
 from .processing_densemllm import BACKGROUND_LABEL
 
 
@@ -93,14 +95,19 @@ class DensePredictionPipeline(Pipeline):
     )  # fmt: skip
     OWN = ("text", "box", "focal_length", "target_sizes")
 
-    def __init__(self, *args, task: str | None = None, **kwargs):
+    def __init__(self, *args: Any, task: str | None = None, **kwargs: Any):
         if task not in (None, self.NAME):
             raise ValueError(f"`task` {task!r} has to be given with each call: pipe(images, task={task!r})")
         super().__init__(*args, task=self.NAME, **_check_counts(kwargs))
         if self.device.type == "meta":  # of a model whose weights are offloaded
             self.device = self.model._input_device
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(
+        self,
+        inputs: ImageOrEncoded | Sequence[ImageOrEncoded] | Dataset | Iterator[ImageOrEncoded],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # what a pipeline makes of an image, a list of it, or an iterator for a data set or a generator
         kwargs = _check_counts(kwargs)
         lists = {name: plain(kwargs.pop(name)) for name in self.OWN if _is_list(name, kwargs.get(name))}
         if isinstance(inputs, types.GeneratorType) or (isinstance(inputs, Dataset) and not hasattr(inputs, "__len__")):
@@ -116,7 +123,7 @@ class DensePredictionPipeline(Pipeline):
             inputs = _Input(inputs, own={name: values[0] for name, values in lists.items()})
         return super().__call__(inputs, *args, **kwargs)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Model and processor, as a checkpoint that works alone."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
@@ -236,7 +243,7 @@ class DenseImageSegmentationPipeline(DensePredictionPipeline):
         labels = _class_names(self.model.config) if labels is None else labels
         return super()._forward(model_inputs, task="segmentation", labels=labels, **options)
 
-    def postprocess(self, model_outputs: dict, labels=None) -> list[dict] | None:
+    def postprocess(self, model_outputs: dict, labels: dict[int, str] | None = None) -> list[dict] | None:
         found = super().postprocess(model_outputs)
         labels = _class_names(self.model.config) if labels is None else labels
         if found is None:
@@ -297,7 +304,7 @@ class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
     """A model that takes pictures alone, as the pipelines of transformers call it. Its weights are those of
     [`DenseMLLMForConditionalGeneration`]; its processor is that of the checkpoint."""
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """The model, and the processor without which it can't tell what to look for."""
         processor = self.get_processor()  # nothing is written where there is none
         super().save_pretrained(save_directory, **kwargs)

@@ -16,8 +16,9 @@
 import contextlib
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 import numpy as np
 import PIL.Image
@@ -32,6 +33,9 @@ from transformers.utils import logging
 
 from .answers_densemllm import encode_rle, parse_grounding
 from .checks_densemllm import (
+    Box,
+    FocalLengths,
+    Sizes,
     check_choice,
     check_corners,
     check_count,
@@ -47,11 +51,11 @@ from .checks_densemllm import (
 )
 from .compat_densemllm import cache_argument, get_cache
 from .configuration_densemllm import check_prompt_length
-from .drawing_densemllm import add_names, add_scale, colorize_depth, label_colors
+from .drawing_densemllm import Palette, add_names, add_scale, colorize_depth, label_colors
 from .generation_densemllm import can_start_from_cache, check_assistant, copy_cache, generation_options
-from .image_processing_densemllm import DenseMLLMImageProcessor, resize_map
+from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor, resize_map
 from .loading_densemllm import CheckpointFiles
-from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, get_task, parse_refs
+from .processing_densemllm import BACKGROUND_LABEL, DenseMLLMProcessor, Labels, get_task, parse_refs
 from .records_densemllm import Record
 
 
@@ -93,7 +97,9 @@ class DensePrediction(Record):
     logits: "torch.Tensor | dict[str, torch.Tensor] | None" = None
     text: str | None = None
 
-    def to_pil(self, field: str | None = None, legend: bool = False, palette=None) -> PIL.Image.Image:
+    def to_pil(
+        self, field: str | None = None, legend: bool = False, palette: Palette | None = None
+    ) -> PIL.Image.Image:
         """A picture of one field: classes and the mask in colours, depth from near (bright) to far (dark).
 
         Args:
@@ -141,7 +147,9 @@ class DensePrediction(Record):
             for row in self.segments_info
         ]  # fmt: skip
 
-    def overlay(self, image, field: str | None = None, alpha: float = 0.55, palette=None) -> PIL.Image.Image:
+    def overlay(
+        self, image: AnyImage, field: str | None = None, alpha: float = 0.55, palette: Palette | None = None
+    ) -> PIL.Image.Image:
         """The picture of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
 
         Args:
@@ -198,6 +206,9 @@ class EncodedImage(Record):
     def image_size(self) -> tuple[int, int]:
         """`(height, width)` of the picture in pixels."""
         return self.image.height, self.image.width
+
+
+ImageOrEncoded = AnyImage | EncodedImage
 
 
 class DensePredictionMixin:
@@ -281,19 +292,40 @@ class DensePredictionMixin:
                 f"or give it to the call ({error})"
             ) from error
 
+    @overload
+    def encode_image(
+        self, images: AnyImage, prompt: str = ..., processor: DenseMLLMProcessor | None = ..., batch_size: int = ...,
+        use_cache: bool = ..., focal_length: FocalLengths | None = ..., depth_range: str | None = ...,
+        on_error: Literal["raise"] = ..., **images_kwargs: Any,
+    ) -> EncodedImage: ...  # fmt: skip
+
+    @overload
+    def encode_image(
+        self, images: Sequence[AnyImage], prompt: str = ..., processor: DenseMLLMProcessor | None = ...,
+        batch_size: int = ..., use_cache: bool = ..., focal_length: FocalLengths | None = ...,
+        depth_range: str | None = ..., on_error: Literal["raise"] = ..., **images_kwargs: Any,
+    ) -> list[EncodedImage]: ...  # fmt: skip
+
+    @overload
+    def encode_image(
+        self, images: AnyImage | Sequence[AnyImage], prompt: str = ..., processor: DenseMLLMProcessor | None = ...,
+        batch_size: int = ..., use_cache: bool = ..., focal_length: FocalLengths | None = ...,
+        depth_range: str | None = ..., on_error: str = ..., **images_kwargs: Any,
+    ) -> EncodedImage | list[EncodedImage | None] | None: ...  # fmt: skip
+
     @torch.no_grad()
     def encode_image(
         self,
-        images,
+        images: AnyImage | Sequence[AnyImage],
         prompt: str = "",
         processor: DenseMLLMProcessor | None = None,
         batch_size: int = 8,
         use_cache: bool = True,
-        focal_length: "float | list[float | None] | None" = None,
+        focal_length: FocalLengths | None = None,
         depth_range: str | None = None,
         on_error: str = "raise",
-        **images_kwargs,
-    ) -> "EncodedImage | list[EncodedImage]":
+        **images_kwargs: Any,
+    ) -> EncodedImage | list[EncodedImage] | list[EncodedImage | None] | None:
         """Read images once, to predict and ask often.
 
         A vision token sees only what stands before it, so its hidden state is the same whatever is asked afterwards.
@@ -409,12 +441,34 @@ class DensePredictionMixin:
             )
         return ids[: at[0]], ids[at[0] + 1 :]
 
+    @overload
+    def query(
+        self, image: ImageOrEncoded | Sequence[ImageOrEncoded], text: str | Sequence[str],
+        processor: DenseMLLMProcessor | None = ..., max_new_tokens: int | None = ..., stop_at: str | None = ...,
+        focal_length: FocalLengths | None = ..., depth_range: str | None = ..., *, num_return_sequences: int,
+        **kwargs: Any,
+    ) -> str | list[str] | list[list[str]]: ...  # fmt: skip
+
+    @overload
+    def query(
+        self, image: ImageOrEncoded, text: str | Sequence[str], processor: DenseMLLMProcessor | None = ...,
+        max_new_tokens: int | None = ..., stop_at: str | None = ..., focal_length: FocalLengths | None = ...,
+        depth_range: str | None = ..., **kwargs: Any,
+    ) -> str: ...  # fmt: skip
+
+    @overload
+    def query(
+        self, image: Sequence[ImageOrEncoded], text: str | Sequence[str], processor: DenseMLLMProcessor | None = ...,
+        max_new_tokens: int | None = ..., stop_at: str | None = ..., focal_length: FocalLengths | None = ...,
+        depth_range: str | None = ..., **kwargs: Any,
+    ) -> list[str]: ...  # fmt: skip
+
     @torch.no_grad()
     def query(
-        self, image, text: "str | list[str]", processor: DenseMLLMProcessor | None = None,
-        max_new_tokens: int | None = None, stop_at: str | None = None,
-        focal_length: "float | list[float | None] | None" = None, depth_range: str | None = None, **kwargs,
-    ) -> "str | list[str] | list[list[str]]":  # fmt: skip
+        self, image: ImageOrEncoded | Sequence[ImageOrEncoded], text: str | Sequence[str],
+        processor: DenseMLLMProcessor | None = None, max_new_tokens: int | None = None, stop_at: str | None = None,
+        focal_length: FocalLengths | None = None, depth_range: str | None = None, **kwargs: Any,
+    ) -> str | list[str] | list[list[str]]:  # fmt: skip
         """Ask about images in words.
 
         Args:
@@ -535,26 +589,66 @@ class DensePredictionMixin:
             logits = torch.cat(chunks)
             return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
 
+    @overload
+    def predict_dense(
+        self, images: ImageOrEncoded, task: str | tuple[str, ...] = ..., labels: Labels | None = ...,
+        text: str | None = ..., box: Sequence[float] | None = ..., background: bool = ...,
+        threshold: float | None = ..., depth_range: str | None = ..., focal_length: FocalLengths | None = ...,
+        target_sizes: Sizes | None = ..., refine: str | None = ..., return_logits: bool = ...,
+        processor: DenseMLLMProcessor | None = ..., batch_size: int = ..., on_error: Literal["raise"] = ...,
+        **images_kwargs: Any,
+    ) -> DensePrediction: ...  # fmt: skip
+
+    @overload  # several objects of one image
+    def predict_dense(
+        self, images: ImageOrEncoded, task: str | tuple[str, ...] = ..., labels: Labels | None = ...,
+        text: str | Sequence[str | None] | None = ..., box: Sequence[Box | None] | None = ..., background: bool = ...,
+        threshold: float | None = ..., depth_range: str | None = ..., focal_length: FocalLengths | None = ...,
+        target_sizes: Sizes | None = ..., refine: str | None = ..., return_logits: bool = ...,
+        processor: DenseMLLMProcessor | None = ..., batch_size: int = ..., on_error: Literal["raise"] = ...,
+        **images_kwargs: Any,
+    ) -> list[DensePrediction]: ...  # fmt: skip
+
+    @overload
+    def predict_dense(
+        self, images: Sequence[ImageOrEncoded], task: str | tuple[str, ...] = ..., labels: Labels | None = ...,
+        text: str | Sequence[str | None] | None = ..., box: Box | Sequence[Box | None] | None = ...,
+        background: bool = ..., threshold: float | None = ..., depth_range: str | None = ...,
+        focal_length: FocalLengths | None = ..., target_sizes: Sizes | None = ..., refine: str | None = ...,
+        return_logits: bool = ..., processor: DenseMLLMProcessor | None = ..., batch_size: int = ...,
+        on_error: Literal["raise"] = ..., **images_kwargs: Any,
+    ) -> list[DensePrediction]: ...  # fmt: skip
+
+    @overload
+    def predict_dense(
+        self, images: ImageOrEncoded | Sequence[ImageOrEncoded], task: str | tuple[str, ...] = ...,
+        labels: Labels | None = ..., text: str | Sequence[str | None] | None = ...,
+        box: Box | Sequence[Box | None] | None = ..., background: bool = ..., threshold: float | None = ...,
+        depth_range: str | None = ..., focal_length: FocalLengths | None = ..., target_sizes: Sizes | None = ...,
+        refine: str | None = ..., return_logits: bool = ..., processor: DenseMLLMProcessor | None = ...,
+        batch_size: int = ..., on_error: str = ..., **images_kwargs: Any,
+    ) -> DensePrediction | list[DensePrediction] | list[DensePrediction | None] | None: ...  # fmt: skip
+
     @torch.no_grad()
     def predict_dense(
         self,
-        images,
-        task: "str | tuple[str, ...]" = "segmentation",
-        labels: "list[str] | dict[int, str] | None" = None,
-        text: "str | list[str] | None" = None,
-        box=None,
+        images: ImageOrEncoded | Sequence[ImageOrEncoded],
+        task: str | tuple[str, ...] = "segmentation",
+        labels: Labels | None = None,
+        text: str | Sequence[str | None] | None = None,
+        box: Box | Sequence[Box | None] | None = None,
         background: bool = False,
         threshold: float | None = None,
         depth_range: str | None = None,
-        focal_length: "float | list[float | None] | None" = None,
-        target_sizes=None,
+        focal_length: FocalLengths | None = None,
+        target_sizes: Sizes | None = None,
         refine: str | None = None,
         return_logits: bool = False,
         processor: DenseMLLMProcessor | None = None,
         batch_size: int = 8,
         on_error: str = "raise",
-        **images_kwargs,
-    ) -> "DensePrediction | list[DensePrediction]":
+        **images_kwargs: Any,
+    ) -> DensePrediction | list[DensePrediction] | list[DensePrediction | None] | None:
         """Dense maps from the vision tokens' logits: the columns of the label tokens, and an argmax. No head.
 
         Args:
@@ -864,20 +958,43 @@ class DensePredictionMixin:
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
         return encoded.grid[0] * cell, encoded.grid[1] * cell
 
+    @overload
+    def predict(
+        self, images: ImageOrEncoded, task: str, text: str | Sequence[str] | None = ..., prompt: str | None = ...,
+        processor: DenseMLLMProcessor | None = ..., max_new_tokens: int = ...,
+        focal_length: FocalLengths | None = ..., depth_range: str | None = ..., on_error: Literal["raise"] = ...,
+        **kwargs: Any,
+    ) -> dict[str, Any]: ...  # fmt: skip
+
+    @overload
+    def predict(
+        self, images: Sequence[ImageOrEncoded], task: str, text: str | Sequence[str] | None = ...,
+        prompt: str | None = ..., processor: DenseMLLMProcessor | None = ..., max_new_tokens: int = ...,
+        focal_length: FocalLengths | None = ..., depth_range: str | None = ..., on_error: Literal["raise"] = ...,
+        **kwargs: Any,
+    ) -> list[dict[str, Any]]: ...  # fmt: skip
+
+    @overload
+    def predict(
+        self, images: ImageOrEncoded | Sequence[ImageOrEncoded], task: str, text: str | Sequence[str] | None = ...,
+        prompt: str | None = ..., processor: DenseMLLMProcessor | None = ..., max_new_tokens: int = ...,
+        focal_length: FocalLengths | None = ..., depth_range: str | None = ..., on_error: str = ..., **kwargs: Any,
+    ) -> dict[str, Any] | list[dict[str, Any] | None] | None: ...  # fmt: skip
+
     @torch.no_grad()
     def predict(
         self,
-        images,
+        images: ImageOrEncoded | Sequence[ImageOrEncoded],
         task: str,
-        text: "str | list[str] | None" = None,
+        text: str | Sequence[str] | None = None,
         prompt: str | None = None,
         processor: DenseMLLMProcessor | None = None,
         max_new_tokens: int = 1024,
-        focal_length: "float | list[float | None] | None" = None,
+        focal_length: FocalLengths | None = None,
         depth_range: str | None = None,
         on_error: str = "raise",
-        **kwargs,
-    ) -> "dict | list[dict]":
+        **kwargs: Any,
+    ) -> dict[str, Any] | list[dict[str, Any]] | list[dict[str, Any] | None] | None:
         """Answers in words, as objects: prompt, [`query`], and the parser of what came.
 
         Args:
@@ -1024,7 +1141,9 @@ def _load_images(
     return pictures, places
 
 
-def load_image(image, image_processor: DenseMLLMImageProcessor, name: str, **images_kwargs) -> PIL.Image.Image:
+def load_image(
+    image: AnyImage, image_processor: DenseMLLMImageProcessor, name: str, **images_kwargs: Any
+) -> PIL.Image.Image:
     """One image as an RGB picture, or a `TypeError` or `ValueError` that begins with its `name`."""
     try:
         return image_processor.load_picture(image, **images_kwargs)
@@ -1057,7 +1176,7 @@ def with_focal_scale(
     return images_kwargs
 
 
-def check_box(box, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+def check_box(box: Box, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
     """`box` clipped to an image of `(width, height)` pixels, or a `ValueError` if it has no area there."""
     values = check_corners("box", box)
     width, height = image_size

@@ -15,17 +15,19 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import torch
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
-from transformers.tokenization_utils_base import AddedToken
+from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
 
 from .answers_densemllm import (
     normalize_name,
@@ -37,12 +39,13 @@ from .answers_densemllm import (
     parse_run_length,
     plain_name,
 )
-from .checks_densemllm import check_target_sizes, check_text
+from .checks_densemllm import Sizes, check_target_sizes, check_text
 from .compat_densemllm import ProcessorDefaults
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
     MAX_SCALE,
     MIN_SCALE,
+    AnyImage,
     DenseMLLMImageProcessor,
     class_chances,
     decode_depth_bins,
@@ -50,6 +53,12 @@ from .image_processing_densemllm import (
     resize_map,
 )
 from .refinement_densemllm import check_crf_options, refine_crf_argmax
+
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Labels = list[str] | tuple[str, ...] | dict[int, str]  # names of classes, or `id2label`
 
 
 # `{% generation %}` marks what an assistant says, the end of its text included. What can't be written is refused: the
@@ -159,7 +168,9 @@ ANSWER_TASKS = {
 }  # fmt: skip
 
 
-def add_dense_tokens(tokenizer, num_depth_bins: int = 1000, num_coordinates: int = 2048) -> int:
+def add_dense_tokens(
+    tokenizer: PreTrainedTokenizerBase, num_depth_bins: int = 1000, num_coordinates: int = 2048
+) -> int:
     """Add the tokens of DenseMLLM that `tokenizer` lacks, so that any tokenizer can become a DenseMLLM one.
 
     The image tokens are added as special ones. The others (`<ref>`, `<FG>`, depth bins `<custom_1>`..., coordinates
@@ -226,9 +237,9 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
-        chat_template=None,
+        image_processor: DenseMLLMImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template: str | dict[str, str] | None = None,
         depth_ranges: dict | None = None,
         default_depth_range: str | None = None,
         num_depth_bins: int = 1000,
@@ -256,7 +267,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs) -> list[Any]:
         # Our own class and not AutoImageProcessor, which would ask for `trust_remote_code` to load this same code.
         image_processor = DenseMLLMImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         # With no config at hand, AutoTokenizer would ask to run this checkpoint's code just to read one.
@@ -273,19 +284,33 @@ class DenseMLLMProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return super().model_input_names + ["mm_token_type_ids"]
 
-    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def prepare_inputs_layout(
+        self,
+        images: AnyImage | Sequence[Any] | None = None,
+        text: str | list[str] | list[list[str]] | None = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
         if images is not None:  # opened here, as it is done without the arguments of the call otherwise
             own = {**kwargs, **(kwargs.get("images_kwargs") or {})}
             images = self.image_processor.fetch_images(images, **own)
         return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         merge_size = kwargs.get("merge_size") or self.image_processor.merge_size
         return self.image_token * (
             math.prod(int(edge) for edge in image_inputs["image_grid_thw"][image_idx]) // merge_size**2
         )
 
-    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs) -> None:
+    def validate_inputs(
+        self,
+        images: AnyImage | Sequence[Any] | None = None,
+        text: list[str] | list[list[str]] | None = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """As for every processor; images and their placeholders are counted here, as transformers before 5.23 doesn't.
 
         Raises:
@@ -310,7 +335,12 @@ class DenseMLLMProcessor(ProcessorMixin):
         patches = [self.image_processor.get_number_of_image_patches(*size, images_kwargs) for size in image_sizes]
         return MultiModalData(num_image_tokens=[n // merge_size**2 for n in patches], num_image_patches=patches)
 
-    def apply_chat_template(self, conversation, *args, **kwargs):
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # texts, or what the processor makes of them, as the arguments ask
         """As for every processor; OpenAI's forms of image and text parts are taken too, see [`read_parts`].
 
         Raises:
@@ -321,7 +351,7 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     # ---- labels and depth as vocabulary ids ----
 
-    def normalize_labels(self, labels) -> dict[int, str]:
+    def normalize_labels(self, labels: Labels) -> dict[int, str]:
         """Label names in the form that is tokenised, by their key.
 
         Rules: a list's keys are its positions, a dict's its own integer keys (`id2label`); names become what
@@ -355,7 +385,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             seen[name] = key
         return names
 
-    def label_token_ids(self, labels) -> list[list[int]]:
+    def label_token_ids(self, labels: Labels) -> list[list[int]]:
         """The vocabulary ids of each label's sub-words, in the labels' order.
 
         Args:
@@ -428,7 +458,9 @@ class DenseMLLMProcessor(ProcessorMixin):
             )
         return scale
 
-    def depth_to_bins(self, depth, depth_range: str | None = None, focal_length: float | None = None) -> np.ndarray:
+    def depth_to_bins(
+        self, depth: "ArrayLike", depth_range: str | None = None, focal_length: float | None = None
+    ) -> np.ndarray:
         """Metres to depth bins.
 
         Args:
@@ -455,7 +487,9 @@ class DenseMLLMProcessor(ProcessorMixin):
         bins = np.clip((position * self.num_depth_bins).astype(np.int64) + 1, 1, self.num_depth_bins)
         return np.where(valid, bins, 0)
 
-    def bins_to_depth(self, bins, depth_range: str | None = None, focal_length: float | None = None) -> torch.Tensor:
+    def bins_to_depth(
+        self, bins: "torch.Tensor | ArrayLike", depth_range: str | None = None, focal_length: float | None = None
+    ) -> torch.Tensor:
         """Depth bins to metres: the bins' centres. The inverse of [`depth_to_bins`] to within half a bin.
 
         Args:
@@ -487,7 +521,7 @@ class DenseMLLMProcessor(ProcessorMixin):
     def encode_annotations(
         self,
         annotations: list[dict],
-        image_grid_thw,
+        image_grid_thw: "torch.Tensor | np.ndarray | Sequence[Sequence[int]]",
         candidates: str = "vocabulary",
         min_label_share: float = 0.0,
     ) -> dict[str, torch.Tensor]:
@@ -655,7 +689,7 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     # ---- outputs ----
 
-    def task_label_ids(self, task: str, labels=None) -> list[list[int]]:
+    def task_label_ids(self, task: str, labels: Labels | None = None) -> list[list[int]]:
         """The vocabulary ids of a task's labels: of `labels` for classes, else of the task's own tokens."""
         label_set = get_task(task).label_set
         if label_set == "classes":
@@ -664,10 +698,10 @@ class DenseMLLMProcessor(ProcessorMixin):
         return [[token_id] for token_id in own]
 
     def decode_dense(
-        self, task: str, logits: torch.Tensor, size: tuple[int, int], labels=None, background: bool = False,
-        threshold: float | None = None, depth_range: str | None = None, focal_length: float | None = None,
-        refine: str | None = None, image=None,
-    ) -> dict:  # fmt: skip
+        self, task: str, logits: torch.Tensor, size: tuple[int, int], labels: Labels | None = None,
+        background: bool = False, threshold: float | None = None, depth_range: str | None = None,
+        focal_length: float | None = None, refine: str | None = None, image: PIL.Image.Image | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Label logits of one image to maps of `size`, (height, width) in pixels (paper, section on decoding).
 
         Args:
@@ -727,7 +761,9 @@ class DenseMLLMProcessor(ProcessorMixin):
         best, scores = refine_crf_argmax(chances, pixels, **self.crf_options)
         return (best.masked_fill(best == len(logits), -1) if background else best), scores
 
-    def answer_task(self, task: str, text=None, prompt: str | None = None):
+    def answer_task(
+        self, task: str, text: str | Iterable[str] | None = None, prompt: str | None = None
+    ) -> tuple[str, Callable[[str, tuple[int, int], tuple[int, int]], dict[str, Any]]]:
         """The question of a task that is answered in words, and the function that reads the answer.
 
         Args:
@@ -757,27 +793,37 @@ class DenseMLLMProcessor(ProcessorMixin):
             return question, lambda answer, *sizes: parse(answer, names)
         return question, parse
 
-    def post_process_grounding(self, text: str, image_size, resized_size) -> dict:
+    def post_process_grounding(
+        self, text: str, image_size: tuple[int, int], resized_size: tuple[int, int]
+    ) -> dict[str, Any]:
         """See [`parse_grounding`]."""
         return parse_grounding(text, image_size, resized_size)
 
-    def post_process_detection(self, text: str, image_size, resized_size) -> dict:
+    def post_process_detection(
+        self, text: str, image_size: tuple[int, int], resized_size: tuple[int, int]
+    ) -> dict[str, Any]:
         """See [`parse_detection`]."""
         return parse_detection(text, image_size, resized_size)
 
-    def post_process_polygons(self, text: str, image_size, resized_size) -> dict:
+    def post_process_polygons(
+        self, text: str, image_size: tuple[int, int], resized_size: tuple[int, int]
+    ) -> dict[str, Any]:
         """See [`parse_polygons`]."""
         return parse_polygons(text, image_size, resized_size)
 
-    def post_process_pose(self, text: str, image_size, resized_size) -> dict:
+    def post_process_pose(
+        self, text: str, image_size: tuple[int, int], resized_size: tuple[int, int]
+    ) -> dict[str, Any]:
         """See [`parse_pose`]."""
         return parse_pose(text, image_size, resized_size)
 
-    def post_process_counting(self, text: str, image_size, resized_size) -> dict:
+    def post_process_counting(
+        self, text: str, image_size: tuple[int, int], resized_size: tuple[int, int]
+    ) -> dict[str, Any]:
         """See [`parse_counting`]."""
         return parse_counting(text, image_size, resized_size)
 
-    def post_process_run_length(self, text: str, image_size) -> dict:
+    def post_process_run_length(self, text: str, image_size: tuple[int, int]) -> dict[str, Any]:
         """See [`parse_run_length`]."""
         return parse_run_length(text, image_size)
 
@@ -807,15 +853,23 @@ class DenseMLLMProcessor(ProcessorMixin):
         return {"label": None}
 
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes=None, background: bool = False, return_segmentation_scores: bool = False
-    ):
+        self,
+        outputs: Any,
+        target_sizes: Sizes | None = None,
+        background: bool = False,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """See [`DenseMLLMImageProcessor.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(
             outputs, target_sizes, background, return_segmentation_scores
         )
 
     def post_process_depth_estimation(
-        self, outputs, target_sizes=None, depth_range: str | None = None, focal_length: float | None = None
+        self,
+        outputs: Any,
+        target_sizes: Sizes | None = None,
+        depth_range: str | None = None,
+        focal_length: float | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """Logits of the depth tokens to depth maps, in the form of transformers' own image processors.
 
@@ -838,7 +892,12 @@ class DenseMLLMProcessor(ProcessorMixin):
         ]
         return [{"predicted_depth": depth} for depth in maps]
 
-    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
+    def post_process_image_text_to_text(
+        self,
+        generated_outputs: "torch.Tensor | np.ndarray | list[list[int]]",
+        skip_special_tokens: bool = True,
+        **kwargs: Any,
+    ) -> list[str]:
         """Generated ids to texts; structural tokens such as `<ref>` stay."""
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
@@ -882,7 +941,7 @@ def index_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return present + low, table[places]
 
 
-def read_parts(chat):
+def read_parts(chat: Any) -> Any:
     """A chat with the parts of its messages in transformers' form.
 
     Args:

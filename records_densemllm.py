@@ -17,7 +17,7 @@ import dataclasses
 import importlib
 import operator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self, SupportsIndex
 
 import torch
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
@@ -26,10 +26,10 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 class _Later:
     """What a call gives, made when a pickle is read and not when it is written."""
 
-    def __init__(self, function, *arguments):
+    def __init__(self, function, *arguments) -> None:
         self.call = function, arguments
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return self.call
 
 
@@ -54,7 +54,7 @@ class Record:
         return values
 
     @classmethod
-    def from_dict(cls, values: "dict[str, Any] | SimpleNamespace"):
+    def from_dict(cls, values: "dict[str, Any] | SimpleNamespace") -> Self:
         """The record of which [`to_dict`], or a pickle read without this class, gave the fields.
 
         Raises:
@@ -68,10 +68,10 @@ class Record:
             raise ValueError(f"`values` must be the fields of a {cls.__name__}: unknown {unknown}, missing {missing}")
         return cls(**values)
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         return dataclasses.replace(self)
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         own = type(self)
         if own.__module__.split(".")[0] != TRANSFORMERS_DYNAMIC_MODULE_NAME:
             return super().__reduce_ex__(protocol)

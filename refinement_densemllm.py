@@ -105,7 +105,7 @@ def refine_crf(
 
 @torch.no_grad()
 def refine_crf_argmax(
-    probabilities: torch.Tensor, image: "np.ndarray | PIL.Image.Image", iterations: int = 5, **options
+    probabilities: torch.Tensor, image: "np.ndarray | PIL.Image.Image", iterations: int = 5, **options: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best label of each pixel after [`refine_crf`] of maps that are resized to the image, and its probability.
 

@@ -31,7 +31,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -52,6 +52,10 @@ from densemllm.data_densemllm import (
 )
 from densemllm.maps_densemllm import IGNORE_INDEX
 from densemllm.trainer_densemllm import STATE_NAME, DenseTrainer, DenseTrainingArguments
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass
@@ -141,7 +145,9 @@ class DataArguments:
     color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
 
 
-def parse_arguments(arguments: list[str] | None = None):
+def parse_arguments(
+    arguments: list[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, DenseTrainingArguments]:
     """Arguments of the command line, with a configuration file's in front, as three dataclasses."""
     classes = (ModelArguments, DataArguments, DenseTrainingArguments)
     parser = HfArgumentParser(
@@ -270,7 +276,7 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
     return model, processor
 
 
-def add_adapters(model: DenseMLLMForConditionalGeneration, args: ModelArguments, parts: list):
+def add_adapters(model: DenseMLLMForConditionalGeneration, args: ModelArguments, parts: list) -> "PeftModel":
     """LoRA adapters on the linear layers of the given parts, or on those that are named; the rest is frozen."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -322,7 +328,7 @@ def _make_source(name: str, split: str, options: dict, weight: float | None = No
     )
 
 
-def make_datasets(args: DataArguments, seed: int):
+def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseIterableDataset, DenseDataset | None]:
     """The mixture to train on, and the data set to evaluate on or `None`."""
     if args.dataset_weights is not None and len(args.dataset_weights) != len(args.dataset):
         raise ValueError(f"`dataset_weights` must be one a data set, got {len(args.dataset_weights)}")

@@ -16,9 +16,11 @@
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -26,14 +28,29 @@ from accelerate.data_loader import IterableDatasetShard
 from filelock import FileLock, Timeout
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, sort_checkpoints
 from transformers.utils import logging
 
 from .compat_densemllm import CACHE_NAMES
-from .data_densemllm import DenseDataset, DenseIterableDataset
+from .data_densemllm import DenseCollator, DenseDataset, DenseIterableDataset, DenseSource
 from .evaluation_densemllm import evaluate_dense, greater_is_better
 from .loss_densemllm import IGNORED, supervised_tokens
+
+
+if TYPE_CHECKING:
+    import datasets
+    import optuna
 
 
 logger = logging.get_logger(__name__)
@@ -110,7 +127,7 @@ class DenseTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "evaluate; left out: where there is data for it, after a training"}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.do_train is None:
             self.do_train = not (self.do_eval or self.do_predict)
         if not self.do_eval and self.eval_strategy != "no":
@@ -154,7 +171,14 @@ def check_arguments(args: TrainingArguments) -> None:
 class SetEpoch(TrainerCallback):
     """Tell the data set its epoch: the loader's own call is lost behind a sampler that has one of its own."""
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
         dataset = getattr(train_dataloader, "dataset", None)
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch))
@@ -208,10 +232,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return {name: values for part in self.parts.values() for name, values in part.state.items()}
 
     @state.setter
-    def state(self, value) -> None:
+    def state(self, value: dict) -> None:
         """`Optimizer.__init__` sets an empty one."""
 
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else closure()
         for part in self.parts.values():
             part.step()
@@ -234,7 +258,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 class MuonFactory:
     """Makes a [`MuonWithAdamW`] for a model: what `Trainer` calls an optimizer factory."""
 
-    def __call__(self, model, decayed: set[str], **kwargs) -> MuonWithAdamW:
+    def __call__(self, model: nn.Module, decayed: set[str], **kwargs: Any) -> MuonWithAdamW:
         """`decayed`: names of the parameters with weight decay; the others as for `MuonWithAdamW.of_parameters`."""
         # What goes in and comes out is no map between hidden states.
         ends = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
@@ -250,7 +274,7 @@ class MuonFactory:
         return MuonWithAdamW.of_parameters(**groups, **kwargs)
 
 
-def refuse_state_of_muon(optimizer, state_dict: dict) -> None:
+def refuse_state_of_muon(optimizer: torch.optim.Optimizer, state_dict: dict) -> None:
     """Hook of an optimizer's `load_state_dict`: a checkpoint of [`MuonWithAdamW`] is named instead of its keys."""
     if set(state_dict) == {"muon", "adamw"}:
         raise ValueError(
@@ -258,7 +282,9 @@ def refuse_state_of_muon(optimizer, state_dict: dict) -> None:
         )
 
 
-def learned_labels(sources: list, collator) -> dict[int, str] | None:
+def learned_labels(
+    sources: list[DenseSource | DenseCollator], collator: Callable[[list], dict]
+) -> dict[int, str] | None:
     """The classes of all data sets together, id to name; `None` where none has any.
 
     Ids stay as they are where no two data sets contradict each other. Else the names are numbered from 0, in order.
@@ -281,7 +307,7 @@ def learned_labels(sources: list, collator) -> dict[int, str] | None:
 
 
 @contextmanager
-def written(folder: Path):
+def written(folder: Path) -> Iterator[None]:
     """Remove a folder in which something can't be written to its end.
 
     Raises:
@@ -330,13 +356,13 @@ class LikeSizesSampler(torch.utils.data.Sampler):
         seed: of the order.
     """
 
-    def __init__(self, dataset, batch_size: int, focal_lengths: list, seed: int):
+    def __init__(self, dataset: DenseDataset, batch_size: int, focal_lengths: list, seed: int):
         self.dataset, self.batch_size, self.focal_lengths, self.seed = dataset, batch_size, focal_lengths, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
         order = torch.randperm(len(self.dataset), generator=generator).tolist()
         # Part by part, as large as in transformers' own grouping: the first step doesn't wait for all pictures.
@@ -368,7 +394,14 @@ class DenseTrainer(Trainer):
     names the classes instead of those of the sources; class id to name, or `{}` to leave the config as it is.
     """
 
-    def __init__(self, model=None, args=None, *, id2label: dict[int, str] | None = None, **kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        id2label: dict[int, str] | None = None,
+        **kwargs: Any,
+    ):
         if args is not None and not isinstance(args, DenseTrainingArguments):
             if greater_is_better(args.metric_for_best_model) is False:
                 args.greater_is_better = False  # `TrainingArguments` takes all but a loss for the contrary
@@ -400,7 +433,13 @@ class DenseTrainer(Trainer):
         self._supervised, self._unsupervised_steps = False, 0
         self._logged_step = self._logged_at = None
 
-    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: "optuna.Trial | dict[str, Any] | None" = None,
+        ignore_keys_for_eval: list[str] | None = None,
+        **kwargs: Any,
+    ) -> TrainOutput:
         """As `Trainer`'s.
 
         Raises:
@@ -421,7 +460,7 @@ class DenseTrainer(Trainer):
 
     # ---- order ----
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         """As `Trainer`'s, with `group_by_length` for a [`DenseDataset`]; of an endless stream, each process reads its
         part alone, not all to keep its batches."""
         dataset, args = self.train_dataset, self.args
@@ -453,13 +492,13 @@ class DenseTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(self, eval_dataset: "str | Dataset | datasets.Dataset | None" = None) -> DataLoader:
         """As `Trainer`'s; in order with `group_by_length`, too."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         with self._in_order(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
             return super().get_eval_dataloader(eval_dataset)
 
-    def get_test_dataloader(self, test_dataset):
+    def get_test_dataloader(self, test_dataset: "Dataset | datasets.Dataset") -> DataLoader:
         """As `Trainer`'s; in order with `group_by_length`, too."""
         with self._in_order(test_dataset):
             return super().get_test_dataloader(test_dataset)
@@ -480,7 +519,9 @@ class DenseTrainer(Trainer):
 
     # ---- losses ----
 
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
         """As `Trainer`'s; each batch also gets the NTP-M loss's count of all batches of the step."""
         # Labels at image placeholders are ignored by forward, and must not count.
         batches = map(self._without_image_labels, epoch_iterator)
@@ -528,7 +569,13 @@ class DenseTrainer(Trainer):
                 "metres (else give `depth_scale`), and whether class ids are ignored"
             )
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """As `Trainer`'s, with both losses logged.
 
         Raises:
@@ -600,7 +647,7 @@ class DenseTrainer(Trainer):
 
     # ---- optimiser ----
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As `Trainer`'s, with the learning rates of parts or with Muon."""
         if self.optimizer is not None:
             return super().create_optimizer(model)
@@ -644,7 +691,13 @@ class DenseTrainer(Trainer):
 
     # ---- evaluation ----
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """As `Trainer`'s, but for predictions, which are token ids `int64 [batch_size, sequence_length]`.
 
         Position i has the id that the model holds most likely to follow it, and -100 where no label follows: logits of
@@ -664,7 +717,9 @@ class DenseTrainer(Trainer):
         ids[is_followed.to(ids.device)] = logits.reshape(-1, logits.shape[-1]).argmax(dim=-1).to(ids.dtype)
         return loss, ids, labels
 
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         started = time.monotonic()
         samples = dataloader.dataset
         epoch = getattr(samples, "epoch", None)
@@ -815,8 +870,10 @@ class DenseTrainer(Trainer):
     # ---- model card ----
 
     def create_model_card(
-        self, language=None, license=None, tags=None, model_name=None, finetuned_from=None, tasks=None,
-        dataset_tags=None, dataset=None, dataset_args=None,
+        self, language: str | None = None, license: str | None = None, tags: str | list[str] | None = None,
+        model_name: str | None = None, finetuned_from: str | None = None, tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None, dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
     ) -> None:  # fmt: skip
         """Write `README.md` with the last evaluation as its model index; arguments as for `Trainer`'s."""
         if not self.is_world_process_zero():
