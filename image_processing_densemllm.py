@@ -221,21 +221,73 @@ def resize_map(values: torch.Tensor, size: tuple[int, int], mode: str = "bilinea
     return F.interpolate(values[None, None], size=tuple(size), mode=mode, align_corners=align_corners)[0, 0]
 
 
-class DenseMLLMImageProcessor(PilBackend):
-    r"""
-    Turns pictures into packed patches. `pixel_values` is `float32 [n_patches, patch_size * patch_size * 3]`, the
-    patches of all pictures one after another; `image_grid_thw` is `int64 [n_images, 3]`, rows `(1, patches high,
-    patches wide)`. Patches are merge-block-major: `merge_size**2` consecutive rows are one block, the cell of one
-    vision token; the features of a patch are ordered `(dy, dx, channel)`.
+def patch_grid(height: int, width: int, patch_size: int) -> list[int]:
+    """The row of `image_grid_thw` of an image of that size in pixels."""
+    return [1, height // patch_size, width // patch_size]
 
-    Pictures may be what [`open_image`] takes, numpy or torch arrays (HWC or CHW), or lists of them, converted so: the
-    EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and others become RGB. White is
-    65535 in 16-bit pictures and arrays of `uint16`, and in 32-bit integer PIL pictures with a value above 255; it is
-    255 in all other integers. Floating-point numbers, of PIL pictures and arrays alike, are 0 to 1, or 0 to 255 where
-    one is at least 2; with `do_rescale=False`, arrays of them are left as they are. Other values, NaN among them,
-    pictures of zero size, truncated files and pictures of more than `max_image_pixels` pixels raise a `ValueError`;
-    the last of these before anything is decoded.
+
+def to_patches(images: np.ndarray | torch.Tensor, patch_size: int, merge_size: int) -> np.ndarray | torch.Tensor:
+    """Images to merge-block-major patches.
+
+    Args:
+        images: numpy array or tensor `[n_images, channels, height, width]`.
+        patch_size: edge of a patch in pixels.
+        merge_size: edge, in patches, of the block that becomes one vision token.
+
+    Returns:
+        of the same kind and dtype, `[n_images, n_patches, patch_size**2 * channels]`; `merge_size**2` consecutive
+        patches are one block, the features of a patch are ordered `(dy, dx, channel)`.
+
+    Raises:
+        ValueError: an edge is not a multiple of `patch_size * merge_size` pixels.
     """
+    count, channels, height, width = images.shape
+    cell = patch_size * merge_size
+    if height % cell or width % cell:
+        raise ValueError(
+            f"without `do_resize`, image edges must be multiples of {cell} pixels, got height {height} and width "
+            f"{width}"
+        )
+    blocks = images.reshape(
+        count, channels, height // cell, merge_size, patch_size, width // cell, merge_size, patch_size
+    )
+    reorder = blocks.permute if isinstance(blocks, torch.Tensor) else blocks.transpose
+    features = patch_size**2 * channels
+    return reorder(0, 2, 5, 3, 6, 4, 7, 1).reshape(count, (height // patch_size) * (width // patch_size), features)
+
+
+def channels_to_rgb(pixels: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """Grey repeated, transparency laid on white.
+
+    Args:
+        pixels: numpy array or tensor `[height, width, 1, 3 or 4]`, `uint8` or floating-point numbers in [0, 1].
+
+    Returns:
+        of the same kind, `[height, width, 3]`: of `uint8`, whole numbers from 0 to 255 in any dtype.
+
+    Raises:
+        ValueError: another number of channels, or transparent numbers that are not in [0, 1].
+    """
+    channels = pixels.shape[-1]
+    if channels not in (1, 3, 4):
+        raise ValueError(f"`images` has an array with {channels} channels; accepted are 1, 3 and 4")
+    if channels < 4:
+        return pixels[..., [0, 0, 0]] if channels == 1 else pixels
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    if pixels.dtype in (np.uint8, torch.uint8):
+        alpha = alpha / 255
+        return (alpha * colours + (1 - alpha) * 255).round()
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"`images` has an array of floats with transparency; accepted are values from 0 to 1, got {low} to {high}"
+        )
+    return alpha * colours + (1 - alpha)
+
+
+class DenseMLLMImageProcessorMixin:
+    """What the image processors of all backends share: defaults, checks, the kinds of images, sizes, maps. A class of
+    one derives from this and from the backend, and has `process_image` and `_preprocess`."""
 
     do_resize = True
     resample = PILImageResampling.BILINEAR
@@ -291,16 +343,11 @@ class DenseMLLMImageProcessor(PilBackend):
         given = {name: kwargs[name] for name in LOADING_KWARGS if kwargs.get(name) is not None}
         return {name: given.get(name, getattr(self, name)) for name in LOADING_KWARGS}
 
-    def process_image(
-        self,
-        image: PIL.Image.Image | np.ndarray | torch.Tensor,
-        max_image_pixels: int | None = None,
-        do_rescale: bool | None = True,
-        most: int = 255,
-        **kwargs: Any,
-    ) -> np.ndarray:
-        """One image to a channel-first array `[3, height, width]`, upright, `uint8`. Without `do_rescale`,
-        floating-point arrays stay as they are; `most` is the largest value that is taken of them with it."""
+    def check_image_size(
+        self, image: PIL.Image.Image | np.ndarray | torch.Tensor, max_image_pixels: int | None = None
+    ) -> None:
+        """`ValueError` for an image of no pixels, or of more than `max_image_pixels`; the processor's own where left
+        out."""
         max_image_pixels = self.max_image_pixels if max_image_pixels is None else max_image_pixels
         size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape)
         if 0 in size:
@@ -311,18 +358,33 @@ class DenseMLLMImageProcessor(PilBackend):
                 f"`images` has an entry of size {size}; accepted are at most `max_image_pixels` = {max_image_pixels} "
                 "pixels"
             )
+
+    def to_channels_first(
+        self,
+        image: PIL.Image.Image | np.ndarray | torch.Tensor,
+        max_image_pixels: int | None = None,
+        do_rescale: bool | None = True,
+        do_convert_rgb: bool | None = True,
+        input_data_format: str | ChannelDimension | None = None,
+        most: int = 255,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """One image to a channel-first array `[3, height, width]`, upright, `uint8`. Without `do_rescale`,
+        floating-point arrays stay as they are; `most` is the largest value that is taken of them with it, and further
+        arguments of a call aren't needed."""
+        self.check_image_size(image, max_image_pixels)
         if isinstance(image, PIL.Image.Image):
             image = _upright(image)
-            pixels = np.asarray(_to_rgb(image) if kwargs.get("do_convert_rgb", True) else image)
+            pixels = np.asarray(_to_rgb(image) if do_convert_rgb else image)
             return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
         array = _to_numpy(image)
         convert = _byte_conversion(array, most) if do_rescale or array.dtype.kind != "f" else None
-        data_format = kwargs.get("input_data_format") or infer_channel_dimension_format(array, (1, 3, 4))
+        data_format = input_data_format or infer_channel_dimension_format(array, (1, 3, 4))
         rows = array if data_format == ChannelDimension.LAST else np.moveaxis(array, 0, -1)
         if convert is not None:
             rows = _in_bands(rows, convert)
-        if kwargs.get("do_convert_rgb", True) and rows.shape[-1] != 3:
-            rows = _in_bands(rows, _channels_to_rgb)
+        if do_convert_rgb and rows.shape[-1] != 3:
+            rows = _in_bands(rows, lambda band: channels_to_rgb(band).astype(band.dtype))
         return np.moveaxis(rows, -1, 0)
 
     def load_picture(self, image: AnyImage, **kwargs: Any) -> PIL.Image.Image:
@@ -353,9 +415,7 @@ class DenseMLLMImageProcessor(PilBackend):
                 )
         else:
             image = open_image(image, **self._loading_options(kwargs))
-        pixels = self.process_image(
-            image, kwargs.get("max_image_pixels"), most=1, do_convert_rgb=True, input_data_format=data_format
-        )
+        pixels = self.to_channels_first(image, kwargs.get("max_image_pixels"), most=1, input_data_format=data_format)
         return PIL.Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
 
     def get_resized_size(self, height: int, width: int, images_kwargs: dict | None = None) -> tuple[int, int]:
@@ -372,72 +432,22 @@ class DenseMLLMImageProcessor(PilBackend):
         patch_size = (images_kwargs or {}).get("patch_size", self.patch_size)
         return (resized_height // patch_size) * (resized_width // patch_size)
 
+    def target_size(self, height: int, width: int, do_resize: bool, patch_size: int, **kwargs: Any) -> tuple[int, int]:
+        """The size, in pixels, whose patches an image of that size becomes; `ValueError` where they are too many."""
+        if do_resize:
+            return self.get_resized_size(height, width, {"patch_size": patch_size, **kwargs})
+        n_patches = (height // patch_size) * (width // patch_size)
+        if n_patches > kwargs["max_num_patches"]:
+            raise ValueError(
+                f"without `do_resize`, an image has {n_patches} patches; accepted are at most "
+                f"`max_num_patches` = {kwargs['max_num_patches']}"
+            )
+        return height, width
+
     def patchify(self, image: np.ndarray, patch_size: int, merge_size: int) -> tuple[np.ndarray, list[int]]:
         """`[channels, height, width]` to merge-block-major patches `[n_patches, patch_size**2 * channels]`."""
-        channels, height, width = image.shape
-        cell = patch_size * merge_size
-        if height % cell or width % cell:
-            raise ValueError(
-                f"without `do_resize`, image edges must be multiples of {cell} pixels, got height {height} and width "
-                f"{width}"
-            )
-        blocks = image.reshape(
-            channels, height // cell, merge_size, patch_size, width // cell, merge_size, patch_size
-        ).transpose(1, 4, 2, 5, 3, 6, 0)
-        grid = [1, height // patch_size, width // patch_size]
-        return np.ascontiguousarray(blocks, dtype=np.float32).reshape(grid[1] * grid[2], -1), grid
-
-    def _preprocess(
-        self,
-        images: list[np.ndarray],
-        do_resize: bool,
-        resample: "PILImageResampling | None",
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: float | list[float] | None,
-        image_std: float | list[float] | None,
-        patch_size: int,
-        merge_size: int,
-        max_num_patches: int,
-        scale: float,
-        return_tensors: str | TensorType | None,
-        **kwargs,
-    ) -> BatchFeature:
-        resized, grids = [], []
-        for image in images:
-            height, width = image.shape[-2:]
-            if do_resize:
-                height, width = get_resized_size(
-                    height, width, patch_size * merge_size, patch_size, max_num_patches, scale
-                )
-                if (height, width) != image.shape[-2:]:
-                    image = self.resize(image, SizeDict(height=height, width=width), resample)
-            grids.append([1, height // patch_size, width // patch_size])
-            if math.prod(grids[-1]) > max_num_patches:
-                raise ValueError(
-                    f"without `do_resize`, an image has {math.prod(grids[-1])} patches; accepted are at most "
-                    f"`max_num_patches` = {max_num_patches}"
-                )
-            resized.append(image)
-        features = [patch_size**2 * len(image) for image in resized]
-        patches = np.empty((sum(math.prod(grid) for grid in grids), *set(features)), dtype=np.float32)
-        done = 0
-        for image in resized:
-            # In bands of whole cells: in floating point, an image is many times as large as its pixels.
-            cell = patch_size * merge_size
-            rows = max(1, 2**20 // (cell * image.shape[0] * image.shape[2])) * cell
-            for top in range(0, image.shape[1], rows):
-                band = image[:, top : top + rows]
-                if do_rescale:
-                    band = self.rescale(band, rescale_factor)
-                if do_normalize:
-                    band = self.normalize(band, image_mean, image_std)
-                band_patches, _ = self.patchify(band, patch_size, merge_size)
-                patches[done : done + len(band_patches)] = band_patches
-                done += len(band_patches)
-        data = {"pixel_values": patches, "image_grid_thw": np.array(grids, dtype=np.int64)}
-        return BatchFeature(data=data, tensor_type=return_tensors)
+        blocks = to_patches(image[None], patch_size, merge_size)[0]
+        return np.ascontiguousarray(blocks, dtype=np.float32), patch_grid(*image.shape[-2:], patch_size)
 
     def post_process_semantic_segmentation(
         self,
@@ -501,6 +511,71 @@ class DenseMLLMImageProcessor(PilBackend):
         return [{"predicted_depth": resize_map(depth.float(), size)} for depth, size in zip(maps, sizes, strict=True)]
 
 
+class DenseMLLMImageProcessor(DenseMLLMImageProcessorMixin, PilBackend):
+    r"""
+    Turns pictures into packed patches. `pixel_values` is `float32 [n_patches, patch_size * patch_size * 3]`, the
+    patches of all pictures one after another; `image_grid_thw` is `int64 [n_images, 3]`, rows `(1, patches high,
+    patches wide)`. Patches are merge-block-major: `merge_size**2` consecutive rows are one block, the cell of one
+    vision token; the features of a patch are ordered `(dy, dx, channel)`.
+
+    Pictures may be what [`open_image`] takes, numpy or torch arrays (HWC or CHW), or lists of them, converted so: the
+    EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and others become RGB. White is
+    65535 in 16-bit pictures and arrays of `uint16`, and in 32-bit integer PIL pictures with a value above 255; it is
+    255 in all other integers. Floating-point numbers, of PIL pictures and arrays alike, are 0 to 1, or 0 to 255 where
+    one is at least 2; with `do_rescale=False`, arrays of them are left as they are. Other values, NaN among them,
+    pictures of zero size, truncated files and pictures of more than `max_image_pixels` pixels raise a `ValueError`;
+    the last of these before anything is decoded.
+    """
+
+    def process_image(self, image: PIL.Image.Image | np.ndarray | torch.Tensor, **kwargs: Any) -> np.ndarray:
+        """See `to_channels_first`."""
+        return self.to_channels_first(image, **kwargs)
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_resize: bool,
+        resample: "PILImageResampling | None",
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float] | None,
+        image_std: float | list[float] | None,
+        patch_size: int,
+        merge_size: int,
+        max_num_patches: int,
+        scale: float,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        rule = {"merge_size": merge_size, "max_num_patches": max_num_patches, "scale": scale}
+        resized, grids = [], []
+        for image in images:
+            height, width = self.target_size(*image.shape[-2:], do_resize, patch_size, **rule)
+            if (height, width) != image.shape[-2:]:
+                image = self.resize(image, SizeDict(height=height, width=width), resample)
+            grids.append(patch_grid(height, width, patch_size))
+            resized.append(image)
+        features = [patch_size**2 * len(image) for image in resized]
+        patches = np.empty((sum(math.prod(grid) for grid in grids), *set(features)), dtype=np.float32)
+        done = 0
+        for image in resized:
+            # In bands of whole cells: in floating point, an image is many times as large as its pixels.
+            cell = patch_size * merge_size
+            rows = max(1, 2**20 // (cell * image.shape[0] * image.shape[2])) * cell
+            for top in range(0, image.shape[1], rows):
+                band = image[:, top : top + rows]
+                if do_rescale:
+                    band = self.rescale(band, rescale_factor)
+                if do_normalize:
+                    band = self.normalize(band, image_mean, image_std)
+                band_patches, _ = self.patchify(band, patch_size, merge_size)
+                patches[done : done + len(band_patches)] = band_patches
+                done += len(band_patches)
+        data = {"pixel_values": patches, "image_grid_thw": np.array(grids, dtype=np.int64)}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """The image decoded, turned as its EXIF orientation says, with 8 bits a channel."""
     file_format = image.format
@@ -531,34 +606,53 @@ def _to_numpy(image: "np.ndarray | torch.Tensor") -> np.ndarray:
         raise ValueError(f"`images` has a tensor that numpy can't take: {image.dtype}, {image.layout}") from error
 
 
-def _byte_conversion(array: np.ndarray, most: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """What makes the numbers of an image, or some of them, `uint8` from 0 to 255; `ValueError` where nothing can."""
-    kind = array.dtype.kind
-    if array.dtype == np.uint8:
-        return lambda part: part
+def white_level(kind: str, dtype: np.dtype | torch.dtype, limits: "Callable[[], tuple]", most: int = 255) -> int:
+    """What white is in an image of numbers: 1, 255 or 65535.
+
+    Args:
+        kind: of the numbers, as numpy's `dtype.kind`.
+        dtype: of the numbers, for messages; its `itemsize` is looked at.
+        limits: the lowest and the highest number; called where it matters only.
+        most: the largest floating-point number that is taken, 1 or 255.
+
+    Raises:
+        ValueError: the numbers are none of these.
+    """
     if kind == "b":
-        return lambda part: part.astype(np.uint8) * 255
-    if kind == "u" and array.dtype.itemsize == 2:
-        return lambda part: (part / 257).round().astype(np.uint8)
+        return 1
+    if kind == "u" and dtype.itemsize <= 2:
+        return 255 if dtype.itemsize == 1 else 65535
     if kind not in "iuf":
-        raise ValueError(f"`images` has an array of {array.dtype}; accepted are booleans, integers and floats")
-    low, high = array.min(), array.max()
+        raise ValueError(f"`images` has an array of {dtype}; accepted are booleans, integers and floats")
+    low, high = limits()
     if kind == "f":
-        if not (np.isfinite(low) and np.isfinite(high)):
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("`images` has an entry with NaN or infinite values; accepted are finite numbers")
         if 0 <= low and high <= 1:
-            return lambda part: (part * np.float32(255)).round().astype(np.uint8)
+            return 1
         # A little over 1 is an overshoot in the range 0 to 1, and not a black image in the other one.
         if 0 <= low and 2 <= high <= most:
-            return lambda part: part.round().astype(np.uint8)
+            return 255
         accepted = "0 to 1" if most == 1 else f"0 to 1, or 0 to {most} with one of at least 2"
         raise ValueError(f"`images` has a floating-point array with values {low}..{high}; accepted are {accepted}")
     if low < 0 or high > 255:
         raise ValueError(
-            f"`images` has an array of {array.dtype} with values {low}..{high}; accepted are 0 to 255, or all values "
+            f"`images` has an array of {dtype} with values {low}..{high}; accepted are 0 to 255, or all values "
             "of `uint16`"
         )
-    return lambda part: part.astype(np.uint8)
+    return 255
+
+
+def _byte_conversion(array: np.ndarray, most: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """What makes the numbers of an image, or some of them, `uint8` from 0 to 255; `ValueError` where nothing can."""
+    white = white_level(array.dtype.kind, array.dtype, lambda: (array.min(), array.max()), most)
+    if array.dtype == np.uint8:
+        return lambda part: part
+    if white == 1:
+        return lambda part: (part * np.float32(255)).round().astype(np.uint8)
+    if white == 65535:
+        return lambda part: (part / 257).round().astype(np.uint8)
+    return lambda part: part.round().astype(np.uint8)
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -567,21 +661,6 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return image.convert("RGB")
-
-
-def _channels_to_rgb(rows: np.ndarray) -> np.ndarray:
-    """[`_to_rgb`] of arrays `[height, width, 1 or 4]`: `uint8`, or floats from 0 to 1."""
-    if rows.shape[-1] == 1:
-        return np.repeat(rows, 3, axis=-1)
-    white = 255 if rows.dtype == np.uint8 else 1
-    if white == 1 and rows.size and not (rows.min() >= 0 and rows.max() <= 1):
-        raise ValueError(
-            "`images` has an array of floats with transparency; accepted are values from 0 to 1, got "
-            f"{rows.min()} to {rows.max()}"
-        )
-    alpha = rows[..., 3:] / white
-    mixed = alpha * rows[..., :3] + (1 - alpha) * white
-    return (np.round(mixed) if white == 255 else mixed).astype(rows.dtype)
 
 
 def _in_bands(rows: np.ndarray, function: "Callable[[np.ndarray], np.ndarray]") -> np.ndarray:

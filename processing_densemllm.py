@@ -39,7 +39,7 @@ from .answers_densemllm import (
     parse_run_length,
     plain_name,
 )
-from .checks_densemllm import Sizes, check_target_sizes, check_text
+from .checks_densemllm import Sizes, check_choice, check_target_sizes, check_text
 from .compat_densemllm import ProcessorDefaults
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
@@ -210,10 +210,11 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     Calling it is as with every processor of transformers: `processor(images=..., text=..., return_tensors="pt")`
     gives `input_ids`, `attention_mask`, `mm_token_type_ids`, `pixel_values` and `image_grid_thw`; each `<|image_pad|>`
-    of the text is expanded to one placeholder a vision token.
+    of the text is expanded to one placeholder a vision token. `from_pretrained` takes `backend="torchvision"` for the
+    image processor that works on any device, [`DenseMLLMImageProcessorTorchvision`]; left out, it is `"pil"`.
 
     Args:
-        image_processor (`DenseMLLMImageProcessor`): the image processor.
+        image_processor (`DenseMLLMImageProcessor` or `DenseMLLMImageProcessorTorchvision`): the image processor.
         tokenizer (`PreTrainedTokenizerBase`): a tokenizer that has `<|image_pad|>`; see [`add_dense_tokens`].
         chat_template (`str`, *optional*): Jinja template; defaults to the released checkpoint's form, with the
             tokenizer's own `bos_token` and `eos_token`.
@@ -269,7 +270,8 @@ class DenseMLLMProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs) -> list[Any]:
         # Our own class and not AutoImageProcessor, which would ask for `trust_remote_code` to load this same code.
-        image_processor = DenseMLLMImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        image_processor_class = _image_processor_class(kwargs.pop("backend", None))
+        image_processor = image_processor_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
         # With no config at hand, AutoTokenizer would ask to run this checkpoint's code just to read one.
         kwargs.setdefault("config", PreTrainedConfig())
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
@@ -988,6 +990,15 @@ def parse_refs(text: str) -> list[str]:
     """Names in `<ref>name</ref>`, as [`normalize_name`] makes them, in order of appearance, each once."""
     names = (normalize_name(name) for name in re.findall(r"<ref>([^<]*)</ref>", text))
     return list(dict.fromkeys(name for name in names if name))
+
+
+def _image_processor_class(backend: str | None) -> type:
+    if check_choice("backend", backend or "pil", ("pil", "torchvision")) == "pil":
+        return DenseMLLMImageProcessor
+    # Imported here as torchvision may be missing; and saving a checkpoint copies what is imported anywhere.
+    from .image_processing_torchvision_densemllm import DenseMLLMImageProcessorTorchvision
+
+    return DenseMLLMImageProcessorTorchvision
 
 
 def _token_ids(tokenizer, tokens: list[str]) -> list[int]:

@@ -81,8 +81,8 @@ def make_tokenizer(num_depth_bins: int = NUM_DEPTH_BINS, num_coordinates: int = 
     return fast
 
 
-def make_processor(**kwargs) -> DenseMLLMProcessor:
-    image_processor = DenseMLLMImageProcessor(patch_size=4, merge_size=2, max_num_patches=1024)
+def make_processor(image_processor=None, **kwargs) -> DenseMLLMProcessor:
+    image_processor = image_processor or DenseMLLMImageProcessor(patch_size=4, merge_size=2, max_num_patches=1024)
     options = {
         "depth_ranges": DEPTH_RANGES,
         "default_depth_range": "room",
