@@ -32,6 +32,19 @@ except ImportError:
     import httpx  # noqa: F401
 
 
+# Private parts of transformers that the files of a checkpoint use, as there is no public way; a test names one that
+# disappears. (Those of `Trainer` stand in trainer_densemllm.py.)
+# - `PreTrainedModel._from_config`: the tower with the attention implementation and the type of its config.
+# - `PreTrainedConfig._attn_implementation`: what attention a model computes with; native models read it, too.
+# - `ProcessorMixin._get_arguments_from_pretrained`, `_load_tokenizer_from_pretrained`: our image processor without a
+#   question whether this same code is trusted.
+# - `ProcessorMixin._get_num_multimodal_tokens`: what vLLM asks a processor for.
+# - `PilBackend._preprocess`, `_validate_preprocess_kwargs`, `TorchvisionBackend` likewise: where a processor of one's
+#   own says what it does, by transformers' documentation.
+# - `Pipeline._sanitize_parameters`, `_forward`: the same for a pipeline.
+# - `_tied_weights_keys`, `_can_record_outputs`, `_no_split_modules` and their like: class attributes of every model.
+
+
 # What the key-value cache is called in forwards, in `generate` and in outputs: from 5.24 on `cache`.
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 CACHE_NAMES = ("cache", "past_key_values")

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import torch
-from transformers import DynamicCache
+import transformers
+from transformers import DynamicCache, Pipeline, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
 
 from densemllm.compat_densemllm import CACHE, CACHE_NAMES, get_cache, select_positions
 from tiny import make_image, make_model, make_processor
@@ -60,6 +62,22 @@ def test_positions_are_selected_as_transformers_does():
     assert torch.equal(select_positions(states, rows), torch.stack([states[0, :2], states[1, 3:]]))
     mask = torch.tensor([[True, False, False, True, False], [False] * 5])
     assert torch.equal(select_positions(states, mask), states[0, [0, 3]])
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (PreTrainedModel, ["_from_config", "_tied_weights_keys", "_can_record_outputs", "_no_split_modules"]),
+        (PreTrainedConfig, ["_attn_implementation"]),
+        (ProcessorMixin, ["_get_arguments_from_pretrained", "_load_tokenizer_from_pretrained"]),
+        (PilBackend, ["_preprocess", "_validate_preprocess_kwargs"]),
+        (Pipeline, ["_sanitize_parameters", "_forward"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_private_parts_of_transformers_are_there(owner, names):
+    gone = [name for name in names if not hasattr(owner, name)]
+    assert not gone, f"transformers {transformers.__version__} has no {owner.__name__}.{gone[0]} any more"
 
 
 QUIET = r"""
