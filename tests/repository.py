@@ -1,6 +1,7 @@
 """The repository's files that are not part of the installed package: without them, what needs them is skipped."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,5 +22,6 @@ def load_script(path: str) -> ModuleType:
     """A script of the repository as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, require(path))
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module

@@ -7,11 +7,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from repository import load_script
 from tiny import make_image, make_model, make_processor
 
 
 gr = pytest.importorskip("gradio", reason="the page: pip install densemllm[demo]")
-app = pytest.importorskip("densemllm.examples.app")
+app = load_script("examples/app.py")
 
 ID2LABEL = {0: "wall", 2: "the cat, sat", 5: "red ball"}
 MAX_PIXELS = 64 * 48

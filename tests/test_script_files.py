@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densemllm.files_densemllm import check_outputs, whole_file
+from repository import ROOT, require
 from tiny import make_image, make_model, make_processor
 
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
     "examples/youtu_vl.py": ["--model", "{model}", "--image", "{image}"],
     "examples/quickstart.py": ["--quick", "--image", "{image}"],
@@ -56,11 +56,12 @@ def start(model, monkeypatch, capsys):
             words += ["--out", out]
         else:
             words += ["--output_dir", out.parent]
+        require(script)
         monkeypatch.chdir(ROOT)
         monkeypatch.syspath_prepend(str((ROOT / script).parent))
         monkeypatch.setattr(sys, "argv", [script, *map(str, words), *more])
         with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            runpy.run_path(str(require(script)), run_name="__main__")
         assert end.value.code == 2
         return capsys.readouterr().err.splitlines()[-1]
 

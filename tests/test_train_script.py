@@ -17,10 +17,8 @@ from safetensors import SafetensorError
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.data_densemllm import load_samples
 from densemllm.train_hf import main, parse_arguments, run
+from repository import require
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
-
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,7 @@ def test_example_configurations_run_without_a_gpu(source, words, tmp_path, name)
     if torch.accelerator.is_available():
         pytest.skip("has an accelerator")
     options = words[:6] + ["--max_steps", "1", "--dataloader_num_workers", "0", "--disable_tqdm", "true"]
-    metrics = main([str(ROOT / "examples/configs" / name), *options])
+    metrics = main([str(require("examples/configs") / name), *options])
     assert np.isfinite(metrics["train_loss"])
 
 

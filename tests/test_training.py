@@ -27,6 +27,7 @@ from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, 
 from densemllm.evaluation_densemllm import evaluate_dense
 from densemllm.train_hf import main, make_datasets, parse_arguments
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from repository import require
 from tiny import ID2LABEL, LLAMA, YOUTU, make_image, make_model, make_processor, make_samples
 
 
@@ -572,18 +573,18 @@ def test_the_script_trains_saves_and_evaluates(processor, tmp_path):
     assert not torch.equal(start.lm_head.weight, model.lm_head.weight)
 
 
-CONFIGS = FOLDER.parent / "examples/configs"
-
-
 @pytest.mark.parametrize("name", ["finetune.yaml", "lora.yaml"])
 def test_example_configurations_are_understood(name, tmp_path):
-    model, data, args = parse_arguments([str(CONFIGS / name), "--output_dir", str(tmp_path), "--use_cpu", "True"])
+    model, data, args = parse_arguments(
+        [str(require("examples/configs") / name), "--output_dir", str(tmp_path), "--use_cpu", "True"]
+    )
     assert data.dataset == ["DATA"] and args.bf16 and model.use_peft == (name == "lora.yaml")
 
 
 def test_launcher_configurations_are_well_formed():
+    folder = require("examples/configs")
     for name, machines in (("fsdp_one_node.yaml", 1), ("fsdp_two_nodes.yaml", 2)):
-        config = load_config_from_file(str(CONFIGS / name))
+        config = load_config_from_file(str(folder / name))
         assert (config.num_machines, config.num_processes) == (machines, 8 * machines)
         accepted = inspect.signature(FullyShardedDataParallelPlugin).parameters
         names = {key: key if key in accepted else key.removeprefix("fsdp_") for key in config.fsdp_config}
@@ -593,4 +594,7 @@ def test_launcher_configurations_are_well_formed():
         layers = config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
         modules = {type(module).__name__ for module in make_model(make_processor()).modules()}
         assert set(layers) <= modules and plugin.fsdp_version == 2
-    assert json.loads((CONFIGS / "deepspeed_zero3.json").read_text())["zero_optimization"]["stage"] == 3
+    assert (
+        json.loads((require("examples/configs") / "deepspeed_zero3.json").read_text())["zero_optimization"]["stage"]
+        == 3
+    )
