@@ -39,7 +39,7 @@ from .answers_densemllm import (
     parse_run_length,
     plain_name,
 )
-from .checks_densemllm import Sizes, check_choice, check_target_sizes, check_text
+from .checks_densemllm import Sizes, check_choice, check_positive, check_target_sizes, check_text
 from .compat_densemllm import ProcessorDefaults
 from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, check_depth_ranges
 from .image_processing_densemllm import (
@@ -1015,9 +1015,7 @@ def _token_ids(tokenizer, tokens: list[str]) -> list[int]:
 def _focal_scale(row: dict, focal_length: float | None) -> float:
     if focal_length is None or row.get("focal_length") is None:
         return 1.0
-    if not (focal_length > 0 and math.isfinite(focal_length)):
-        raise ValueError(f"`focal_length` must be a finite number of pixels greater than 0, got {focal_length}")
-    return row["focal_length"] / focal_length
+    return row["focal_length"] / check_positive("focal_length", focal_length, " of pixels")
 
 
 def _segments_info(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
