@@ -58,6 +58,12 @@ def normalize_name(name: str) -> str:
     return unicodedata.normalize("NFC", plain_name(name).lower())
 
 
+def parse_refs(text: str) -> list[str]:
+    """Names in `<ref>name</ref>`, as [`normalize_name`] makes them, in order of appearance, each once."""
+    names = (normalize_name(name) for name in re.findall(r"<ref>([^<]*)</ref>", text))
+    return list(dict.fromkeys(name for name in names if name))
+
+
 def _items(text: str) -> tuple[list[tuple], str | None]:
     """The complete pieces of a text in their order, and the rest.
 

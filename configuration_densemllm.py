@@ -163,6 +163,13 @@ def check_depth_ranges(depth_ranges: dict, default_depth_range: str) -> None:
         raise ValueError(f"`default_depth_range` must be one of {sorted(depth_ranges)}, got {default_depth_range!r}")
 
 
+def default_depth_range_of(depth_ranges: dict, given: str | None = None) -> str | None:
+    """The row that is used when a caller names none: the one given, else `open_world`, else the first of the table."""
+    if given is not None or not depth_ranges:
+        return given
+    return "open_world" if "open_world" in depth_ranges else next(iter(depth_ranges))
+
+
 # The released checkpoint's config is flat and of another model type. What it may hold beside the fields of the two
 # configs, without a change to what is computed; `None` accepts any value, else the value has to be the one given.
 RELEASED_MODEL_TYPE = "youtu_vl"
@@ -449,9 +456,7 @@ class DenseMLLMConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(**{"model_type": "youtu", **text})
         if self.depth_ranges is None:
             self.depth_ranges = {name: dict(row) for name, row in RELEASED_DEPTH_RANGES.items()}
-        if self.default_depth_range is None and self.depth_ranges:
-            first = next(iter(self.depth_ranges))
-            self.default_depth_range = "open_world" if "open_world" in self.depth_ranges else first
+        self.default_depth_range = default_depth_range_of(self.depth_ranges, self.default_depth_range)
         # A checkpoint that was loaded from the Hub carries "repo--module.Class": written back as it is, the folder
         # would depend on that repository.
         kwargs["auto_map"] = dict(AUTO_MAP)

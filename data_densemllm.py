@@ -53,6 +53,8 @@ from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
+from .chat_densemllm import read_parts
+from .crops_densemllm import crop_box
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .maps_densemllm import (
     IGNORE_INDEX,
@@ -64,15 +66,9 @@ from .maps_densemllm import (
     read_metres,
     upright_sample,
 )
-from .prediction_densemllm import crop_box
-from .processing_densemllm import (
-    TASKS,
-    DenseMLLMProcessor,
-    check_ignore_index,
-    nearest_resize,
-    present_values,
-    read_parts,
-)
+from .processing_densemllm import DenseMLLMProcessor
+from .targets_densemllm import check_ignore_index, nearest_resize, present_values
+from .tasks_densemllm import TASKS
 
 
 logger = logging.get_logger(__name__)

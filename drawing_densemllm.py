@@ -182,16 +182,16 @@ def colorize_depth(depth: np.ndarray, low: float | None = None, high: float | No
     return colors
 
 
-def add_names(picture: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:
-    """The picture with a legend at its right, in as many columns as its height asks for."""
+def add_names(image: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:
+    """The image with a legend at its right, in as many columns as its height asks for."""
     step = 18
-    per_column = max(1, picture.height // step)
+    per_column = max(1, image.height // step)
     columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
     font = PIL.ImageFont.load_default()
     widths = [28 + max(int(font.getlength(name)) for name, _ in column) for column in columns]
-    sheet = PIL.Image.new("RGB", (picture.width + sum(widths), max(picture.height, step)), "white")
-    sheet.paste(picture)
-    draw, left = PIL.ImageDraw.Draw(sheet), picture.width + 6
+    sheet = PIL.Image.new("RGB", (image.width + sum(widths), max(image.height, step)), "white")
+    sheet.paste(image)
+    draw, left = PIL.ImageDraw.Draw(sheet), image.width + 6
     for column, width in zip(columns, widths, strict=True):
         for place, (name, color) in enumerate(column):
             top = place * step + 2
@@ -201,17 +201,47 @@ def add_names(picture: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> P
     return sheet
 
 
-def add_scale(picture: PIL.Image.Image, low: float, high: float) -> PIL.Image.Image:
-    """The picture of a depth map with its scale in metres at the right."""
-    height = max(picture.height, 14)
-    sheet = PIL.Image.new("RGB", (picture.width + 74, height), "white")
-    sheet.paste(picture)
+def add_scale(image: PIL.Image.Image, low: float, high: float) -> PIL.Image.Image:
+    """The image of a depth map with its scale in metres at the right."""
+    height = max(image.height, 14)
+    sheet = PIL.Image.new("RGB", (image.width + 74, height), "white")
+    sheet.paste(image)
     ramp = np.linspace(low, high, height)[:, None].repeat(16, axis=1)
-    sheet.paste(PIL.Image.fromarray(colorize_depth(ramp, low, high)), (picture.width + 6, 0))
+    sheet.paste(PIL.Image.fromarray(colorize_depth(ramp, low, high)), (image.width + 6, 0))
     draw = PIL.ImageDraw.Draw(sheet)
     count = max(2, min(6, height // 24))
     for place in range(count):
         top = place * (height - 1) / (count - 1)
         metres = low + (high - low) * place / (count - 1)
-        draw.text((picture.width + 27, min(max(0, top - 6), height - 12)), f"{metres:.2f} m", fill="black")
+        draw.text((image.width + 27, min(max(0, top - 6), height - 12)), f"{metres:.2f} m", fill="black")
     return sheet
+
+
+def draw_labels(
+    values: np.ndarray, names: dict[int, str], more_names: dict[int, str], legend: bool, palette: Palette | None
+) -> PIL.Image.Image:
+    """A map of numbers in colours, those below 0 black.
+
+    Args:
+        values: integers `[height, width]`.
+        names: of the numbers, which a palette may go by.
+        more_names: for the legend only.
+        legend: add the names at the right.
+        palette: as for [`label_colors`].
+    """
+    numbers, places = np.unique(values, return_inverse=True)
+    colors = np.zeros((len(numbers), 3), np.uint8)
+    colors[numbers >= 0] = label_colors(numbers[numbers >= 0], palette, names)
+    image = PIL.Image.fromarray(colors[places.reshape(values.shape)])
+    if not legend:
+        return image
+    # A name once, in the order of its number: where each object has a colour, each object.
+    by_number = dict(zip(numbers.tolist(), colors, strict=True))
+    rows = {**names, **more_names}.items()
+    return add_names(image, [(name, by_number[number]) for number, name in rows if number in by_number])
+
+
+def draw_depth(depth: np.ndarray, legend: bool) -> PIL.Image.Image:
+    """A map of metres in colours, near is bright; with `legend` a scale at the right."""
+    image = PIL.Image.fromarray(colorize_depth(depth))
+    return add_scale(image, float(depth.min()), float(depth.max())) if legend else image

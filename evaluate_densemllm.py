@@ -89,7 +89,7 @@ from densemllm.evaluation_densemllm import (
 )
 from densemllm.files_densemllm import USER_ERRORS, check_outputs, one_line, reading, whole_file
 from densemllm.maps_densemllm import IGNORE_INDEX
-from densemllm.processing_densemllm import check_ignore_index, index_values
+from densemllm.targets_densemllm import check_ignore_index, index_values
 from densemllm.trainer_densemllm import METRIC_TASKS
 
 

@@ -23,17 +23,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .answers_densemllm import normalize_name
+from .answers_densemllm import normalize_name, parse_refs
 from .maps_densemllm import IGNORE_INDEX, Samples, read_mask, read_metres, upright_sample
-from .processing_densemllm import (
-    BACKGROUND_LABEL,
-    TASKS,
-    DenseMLLMProcessor,
-    check_ignore_index,
-    index_values,
-    parse_refs,
-    present_values,
-)
+from .processing_densemllm import DenseMLLMProcessor
+from .targets_densemllm import check_ignore_index, index_values, present_values
+from .tasks_densemllm import TASKS
+from .tokens_densemllm import BACKGROUND_LABEL
 
 
 if TYPE_CHECKING:
@@ -413,7 +408,7 @@ def predict_batch(
             question = TASKS["segmentation"].question
             encodings = model.encode_image(images, **cameras, **options)
             for position, sample, encoded in zip(positions, group, encodings, strict=True):
-                answer = model.query(encoded, question, processor, stop_at=processor.mask_token)
+                answer = model.query(encoded, question, processor, stop_at="<mask>")
                 present = present_values(sample["segmentation"]).tolist()
                 if set(present) <= {sample.get("ignore_index", ignore_index)}:
                     continue  # all of it is ignored: what there is isn't known

@@ -39,9 +39,9 @@ from .checks_densemllm import (
     plain,
 )
 from .drawing_densemllm import depth_to_gray
+from .image_encoding_densemllm import EncodedImage, ImageOrEncoded, load_image
 from .modeling_densemllm import DenseMLLMForConditionalGeneration
-from .prediction_densemllm import EncodedImage, ImageOrEncoded, load_image
-from .processing_densemllm import BACKGROUND_LABEL
+from .tokens_densemllm import BACKGROUND_LABEL
 
 
 logger = logging.get_logger(__name__)

@@ -47,7 +47,7 @@ from densemllm import (
 from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics, evaluate_dense
 from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
-from densemllm.processing_densemllm import TASKS
+from densemllm.tasks_densemllm import TASKS
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
 

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 
 from densemllm import DenseMLLMImageProcessor
-from densemllm.image_processing_densemllm import decode_depth_bins, decode_segmentation, get_resized_size
+from densemllm.decoding_densemllm import decode_depth_bins, decode_segmentation
+from densemllm.image_processing_densemllm import get_resized_size
 from tiny import make_image
 
 

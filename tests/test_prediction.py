@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, DensePrediction
 from densemllm.answers_densemllm import decode_rle
-from densemllm.image_processing_densemllm import class_chances, resize_map
-from densemllm.prediction_densemllm import crop_box
+from densemllm.crops_densemllm import crop_box
+from densemllm.decoding_densemllm import class_probabilities, resize_map
 from densemllm.refinement_densemllm import refine_crf
 from tiny import NUM_DEPTH_BINS, assert_maps_agree, make_image, make_model, make_processor, make_tokenizer, peak_bytes
 
@@ -656,13 +656,13 @@ def test_others_in_the_named_classes_allow_a_background(causal, monkeypatch):
 
 @pytest.mark.parametrize("crf_options", [{}, {"bilateral_sigma": 4.0, "iterations": 2}])
 @pytest.mark.parametrize("background", [False, True])
-def test_crf_refines_the_class_chances(causal, processor, background, crf_options, monkeypatch):
+def test_crf_refines_the_class_probabilities(causal, processor, background, crf_options, monkeypatch):
     monkeypatch.setattr(causal.get_processor(), "crf_options", crf_options)
     image = make_image(24, 32)
     options = {"labels": LABELS, "background": background}
     plain = causal.predict_dense(image, return_logits=True, **options)
     refined = causal.predict_dense(image, refine="crf", **options)
-    chances = torch.stack([resize_map(chance, (24, 32)) for chance in class_chances(plain.logits, background)])
+    chances = torch.stack([resize_map(chance, (24, 32)) for chance in class_probabilities(plain.logits, background)])
     if background:
         chances = torch.cat([chances, torch.full((1, 24, 32), 0.5)])
     expected = refine_crf(chances / chances.sum(dim=0), image, **crf_options).argmax(dim=0)

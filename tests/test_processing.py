@@ -22,8 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, add_dense_tokens
-from densemllm.answers_densemllm import normalize_name
-from densemllm.processing_densemllm import nearest_resize, parse_refs
+from densemllm.answers_densemllm import normalize_name, parse_refs
+from densemllm.targets_densemllm import nearest_resize
 from tiny import DEPTH_RANGES, NUM_DEPTH_BINS, make_image, make_processor
 
 

@@ -29,8 +29,8 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from densemllm.chat_densemllm import CHAT_TEMPLATE
 from densemllm.configuration_densemllm import AUTO_MAP, CUSTOM_PIPELINES, __version__
-from densemllm.processing_densemllm import CHAT_TEMPLATE
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -38,7 +38,7 @@ from densemllm import (
 )
 from densemllm.data_densemllm import load_id2label, load_samples
 from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
-from densemllm.processing_densemllm import TASKS
+from densemllm.tasks_densemllm import TASKS
 
 
 # 64 bins of 5.5 % each: the middle of a bin is within 2.7 % of the truth, and a cell of one surface has few bins at

@@ -37,7 +37,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.data_densemllm import Augmentation, DenseDataset, DenseSource, load_id2label, load_samples
 from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
-from densemllm.processing_densemllm import nearest_resize
+from densemllm.targets_densemllm import nearest_resize
 from densemllm.trainer_densemllm import MuonWithAdamW, SetEpoch
 
 

@@ -1,0 +1,1 @@
+../../image_encoding_densemllm.py

@@ -1,0 +1,1 @@
+../../task_base_densemllm.py

@@ -1,0 +1,1 @@
+../../text_tasks_densemllm.py

@@ -1,0 +1,1 @@
+../../tokens_densemllm.py

@@ -1,0 +1,120 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Logits on the grid of vision tokens to maps of pixels (paper, section on decoding); it knows nothing of labels."""
+
+import torch
+import torch.nn.functional as F
+
+
+def upsample_argmax(
+    maps: torch.Tensor, size: tuple[int, int], softmax: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bilinear resize (`align_corners=False`) of all maps, then the best one at each pixel, in strips of rows: the
+    `[num_maps, height, width]` volume is never there as a whole.
+
+    Args:
+        maps: `float [num_maps, grid_height, grid_width]`.
+        size: `(height, width)` in pixels.
+        softmax: return the best map's softmax over all maps instead of its value.
+
+    Returns:
+        `int64 [height, width]` index of the best map, and `float32 [height, width]` its value.
+    """
+    maps = maps.float()
+    height, width = size
+    grid_height = maps.shape[1]
+    best, value = maps.new_empty(size, dtype=torch.long), maps.new_empty(size)
+    rows_per_strip = max(1, 2**20 // (maps.shape[0] * width))
+    for top in range(0, height, rows_per_strip):
+        rows = torch.arange(top, min(top + rows_per_strip, height), dtype=torch.float32, device=maps.device)
+        source = ((rows + 0.5) * (grid_height / height) - 0.5).clamp(min=0)
+        low = source.floor().long()
+        high = (low + 1).clamp(max=grid_height - 1)
+        strip = torch.lerp(maps[:, low], maps[:, high], (source - low)[None, :, None])
+        strip = F.interpolate(strip[None], size=(len(rows), width), mode="bilinear", align_corners=False)[0]
+        strip_value, best[top : top + len(rows)] = strip.max(dim=0)
+        if softmax:
+            strip_value = (strip_value - strip.logsumexp(dim=0)).exp()
+        value[top : top + len(rows)] = strip_value
+    return best, value
+
+
+def class_probabilities(logits: torch.Tensor, background: bool = False, temperature: float = 0.2) -> torch.Tensor:
+    """Class scores on the grid of vision tokens to probabilities in [0, 1], `float32` of the same shape; see
+    [`decode_segmentation`]."""
+    return (logits.float() / 4).sigmoid() if background else (logits.float() / temperature).softmax(dim=0)
+
+
+def decode_segmentation(
+    logits: torch.Tensor, size: tuple[int, int], background: bool = False, temperature: float = 0.2
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class scores on the grid of vision tokens to a segmentation (paper, section on decoding).
+
+    Without a background: softmax over the classes at `temperature`, bilinear resize, argmax. With one: scores / 4,
+    sigmoid, against a background of constant 0.5.
+
+    Args:
+        logits: `[num_labels, grid_height, grid_width]`, the score of each class at each vision token.
+        size: `(height, width)` of the result in pixels.
+        background: whether pixels may be none of the labels.
+        temperature: of the softmax; lower is sharper.
+
+    Returns:
+        `int64 [height, width]`, positions in the labels, -1 for the background, and `float32 [height, width]`, the
+        confidence of that choice in [0, 1].
+    """
+    probabilities = class_probabilities(logits, background, temperature)
+    floor = 0.5 if background else 1 / len(logits)
+    # A resized map never exceeds its highest cell, and the winner of a pixel is never below the floor: classes that
+    # stay under it everywhere can't win a pixel and need not be resized.
+    contenders = (probabilities.amax(dim=(1, 2)) >= floor - 1e-6).nonzero()[:, 0]
+    if len(contenders) == 0:
+        return logits.new_full(size, -1, dtype=torch.long), logits.new_full(size, floor, dtype=torch.float)
+    best, scores = upsample_argmax(probabilities[contenders], size)
+    segmentation = contenders[best]
+    if background:
+        segmentation = segmentation.masked_fill(scores <= floor, -1)
+        scores = scores.clamp(min=floor)
+    return segmentation, scores
+
+
+def decode_depth_bins(logits: torch.Tensor, upsampling: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the depth tokens to depth bins: bilinear x2, then argmax (paper, section on decoding).
+
+    Args:
+        logits: `[num_bins, grid_height, grid_width]`.
+        upsampling: factor on the grid before the argmax.
+
+    Returns:
+        `int64 [upsampling * grid_height, upsampling * grid_width]` bins, counted from 1, and the probability of that
+        bin among all, `float32` of the same shape.
+    """
+    size = (logits.shape[1] * upsampling, logits.shape[2] * upsampling)
+    best, scores = upsample_argmax(logits, size, softmax=True)
+    return best + 1, scores
+
+
+def resize_map(values: torch.Tensor, size: tuple[int, int], mode: str = "bilinear") -> torch.Tensor:
+    """Resize a floating-point map `[height, width]` to `size`, (height, width) in pixels."""
+    align_corners = False if mode == "bilinear" else None
+    return F.interpolate(values[None, None], size=tuple(size), mode=mode, align_corners=align_corners)[0, 0]
+
+
+__all__ = [
+    "class_probabilities",
+    "decode_depth_bins",
+    "decode_segmentation",
+    "resize_map",
+    "upsample_argmax",
+]

@@ -1,0 +1,498 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Images that the model has read: from any source to the hidden states of their vision tokens."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import PIL.Image
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
+
+from .checks_densemllm import (
+    FocalLengths,
+    check_choice,
+    check_count,
+    check_flag,
+    check_positive,
+    check_text,
+    one_an_image,
+    plain,
+    shown,
+)
+from .compat_densemllm import get_cache
+from .configuration_densemllm import check_prompt_length
+from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
+from .loading_densemllm import CheckpointFiles
+from .processing_densemllm import DenseMLLMProcessor
+from .records_densemllm import Record
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class EncodedImage(Record):
+    """An image that the model has read: start any number of label sets, maps and questions from it.
+
+    It goes from process to process as a [`DensePrediction`] does. `to_dict` leaves the cache out, the largest part by
+    far: [`query`] fills a new one from the image's features.
+
+    Attributes:
+        hidden_states: `[n_vision_tokens, hidden_size]`, of the vision tokens after the language model.
+        image_features: `[n_vision_tokens, hidden_size]`, of the vision tokens before it.
+        grid: `(height, width)` in vision tokens.
+        image: the picture, upright, RGB.
+        prompt: the text before the image.
+        input_ids: `int64 [1, length]`, the prompt up to the last vision token.
+        past_key_values: the key-value cache of `input_ids`, or `None`.
+    """
+
+    _left_out = ("past_key_values",)
+
+    hidden_states: torch.Tensor
+    image_features: torch.Tensor
+    grid: tuple[int, int]
+    image: PIL.Image.Image
+    prompt: str
+    input_ids: torch.Tensor
+    past_key_values: Cache | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """`(height, width)` of the picture in pixels."""
+        return self.image.height, self.image.width
+
+
+ImageOrEncoded = AnyImage | EncodedImage
+
+
+class ImageEncodingMixin:
+    """What [`DenseMLLMForConditionalGeneration`] needs to read images: its processor, and [`encode_image`]."""
+
+    def get_processor(self, processor: DenseMLLMProcessor | None = None) -> DenseMLLMProcessor:
+        """The processor of this model: the one that was set, or that was saved with its checkpoint.
+
+        Args:
+            processor: returned instead where it is given, after a check. A model that has none of its own keeps it.
+
+        Raises:
+            ValueError: the model has no processor, or the processor is another model's.
+        """
+        if processor is not None and not self._has_processor():
+            self.set_processor(processor)
+        return self._choose_processor(processor)
+
+    def set_processor(self, processor: DenseMLLMProcessor) -> None:
+        """Make `processor` that of this model, for all calls that are given none.
+
+        Raises:
+            ValueError: it is another model's.
+        """
+        self.__dict__["_processor"] = self._choose_processor(processor)
+
+    @property
+    def _input_device(self) -> torch.device:
+        """Where inputs go. While weights are offloaded, `device` is "meta", and accelerate's hooks know where the
+        layers compute."""
+        if self.device.type != "meta":
+            return self.device
+        for module in self.modules():
+            hook = getattr(module, "_hf_hook", None)
+            for own in getattr(hook, "hooks", [hook]):
+                device = getattr(own, "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
+        return torch.device("cpu")
+
+    def _has_processor(self) -> bool:
+        return self.__dict__.get("_processor") is not None or bool(self.name_or_path)
+
+    def _choose_processor(self, processor: DenseMLLMProcessor | None) -> DenseMLLMProcessor:
+        """That of one call: `processor`, or the model's own."""
+        if processor is None:
+            processor = self.__dict__.get("_processor")
+        if processor is None:
+            processor = self.__dict__["_processor"] = self._load_processor()
+        for name, own, given in (
+            ("image_token_id", self.config.image_token_id, processor.image_token_id),
+            ("spatial_merge_size", self.config.spatial_merge_size, processor.image_processor.merge_size),
+            ("patch_size", self.config.vision_config.patch_size, processor.image_processor.patch_size),
+            ("num_depth_bins", self.config.num_depth_bins, processor.num_depth_bins),
+            ("depth_ranges", self.config.depth_ranges, processor.depth_ranges),
+            ("default_depth_range", self.config.default_depth_range, processor.default_depth_range),
+        ):
+            if own != given:
+                raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {own}")
+        return processor
+
+    def _keep_checkpoint_files(self, path, options: dict) -> None:
+        """Remember what `from_pretrained` was told, so that the processor is looked up in the same place."""
+        if not self.name_or_path:
+            return
+        if self.name_or_path != str(path):  # an adapter's folder: the base model is what was loaded
+            options = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
+        self.__dict__["_checkpoint_files"] = CheckpointFiles.of_call(self.name_or_path, options)
+
+    def _load_processor(self) -> DenseMLLMProcessor:
+        if not self.name_or_path:
+            raise ValueError("`processor` is needed: this model was not loaded from a checkpoint that has one")
+        files = self.__dict__.get("_checkpoint_files") or CheckpointFiles.of_call(self.name_or_path, {})
+        try:
+            return DenseMLLMProcessor.from_pretrained(files.path, **files.options)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`processor` is needed: none can be loaded from {files.path}, where the model comes from; save it "
+                "beside the model (`processor.save_pretrained(folder)`), set it (`model.set_processor(processor)`), "
+                f"or give it to the call ({error})"
+            ) from error
+
+    @overload
+    def encode_image(
+        self, images: AnyImage, prompt: str = ..., processor: DenseMLLMProcessor | None = ..., batch_size: int = ...,
+        use_cache: bool = ..., focal_length: FocalLengths | None = ..., depth_range: str | None = ...,
+        on_error: Literal["raise"] = ..., **images_kwargs: Any,
+    ) -> EncodedImage: ...  # fmt: skip
+
+    @overload
+    def encode_image(
+        self, images: Sequence[AnyImage], prompt: str = ..., processor: DenseMLLMProcessor | None = ...,
+        batch_size: int = ..., use_cache: bool = ..., focal_length: FocalLengths | None = ...,
+        depth_range: str | None = ..., on_error: Literal["raise"] = ..., **images_kwargs: Any,
+    ) -> list[EncodedImage]: ...  # fmt: skip
+
+    @overload
+    def encode_image(
+        self, images: AnyImage | Sequence[AnyImage], prompt: str = ..., processor: DenseMLLMProcessor | None = ...,
+        batch_size: int = ..., use_cache: bool = ..., focal_length: FocalLengths | None = ...,
+        depth_range: str | None = ..., on_error: str = ..., **images_kwargs: Any,
+    ) -> EncodedImage | list[EncodedImage | None] | None: ...  # fmt: skip
+
+    @torch.no_grad()
+    def encode_image(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        prompt: str = "",
+        processor: DenseMLLMProcessor | None = None,
+        batch_size: int = 8,
+        use_cache: bool = True,
+        focal_length: FocalLengths | None = None,
+        depth_range: str | None = None,
+        on_error: str = "raise",
+        **images_kwargs: Any,
+    ) -> EncodedImage | list[EncodedImage] | list[EncodedImage | None] | None:
+        """Read images once, to predict and ask often.
+
+        A vision token sees only what stands before it, so its hidden state is the same whatever is asked afterwards.
+
+        Args:
+            images: one image or a list of them, as for [`predict_dense`].
+            prompt: text before the image, for depth of a known camera.
+            processor: found from the checkpoint where left out.
+            batch_size: images a forward pass.
+            use_cache: keep the key-value cache, which [`query`] and class lists start from.
+            focal_length, depth_range, on_error: as for [`predict_dense`].
+            images_kwargs: for the image processor (`scale`, `max_num_patches`...).
+
+        Returns:
+            one [`EncodedImage`], or a list for a list.
+
+        Raises:
+            ValueError, TypeError: an argument that can't be used, named; before anything is computed.
+        """
+        processor = self._choose_processor(check_processor(processor))
+        prompt, use_cache = check_text("prompt", prompt), check_flag("use_cache", use_cache)
+        batch_size = check_count("batch_size", batch_size)
+        images_kwargs = check_images_kwargs(images_kwargs, processor)
+        single = not isinstance(images, (list, tuple))
+        images = [images] if single else images
+        focal_lengths = one_an_image("focal_length", focal_length, len(images), check_focal_length)
+        per_image_kwargs = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
+        pictures, places = load_images(images, processor, single, on_error, images_kwargs)
+        per_image_kwargs = [per_image_kwargs[place] for place in places]
+        encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, per_image_kwargs)
+        return at_places(encoded, places, len(images), single)
+
+    def _encode(self, pictures, prompt, processor, batch_size, use_cache, images_kwargs) -> list[EncodedImage]:
+        """[`encode_image`] of pictures with `images_kwargs`, one dict a picture."""
+        encoded = []
+        self._check_prompt_lengths(pictures, prompt, "", processor, images_kwargs)
+        for start in range(0, len(pictures), batch_size):
+            batch = pictures[start : start + batch_size]
+            inputs = [  # their size was checked when they were loaded; a crop is larger than what it is of
+                processor.image_processor(
+                    picture, return_tensors="pt", **{**own, "max_image_pixels": picture.width * picture.height}
+                )
+                for picture, own in zip(batch, images_kwargs[start : start + batch_size], strict=True)
+            ]
+            pixel_values, grid = (
+                torch.cat([own[name] for own in inputs]) for name in ("pixel_values", "image_grid_thw")
+            )
+            features = self.model.get_image_features(
+                pixel_values.to(self._input_device), grid.to(self._input_device), return_dict=True
+            ).pooler_output
+            merge_size = self.config.spatial_merge_size
+            grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
+            encoded += self._prefill_images(batch, features, grids, prompt, processor, use_cache)
+        return encoded
+
+    def _prefill_images(self, pictures, features, grids, prompt, processor, use_cache) -> list[EncodedImage]:
+        """Run the language model over prompt and vision tokens of each image, images of like length together."""
+        head, _ = self._prompt_ids(processor, prompt, "")
+        encoded: list[EncodedImage | None] = [None] * len(pictures)
+        for group in _length_groups([len(feature) for feature in features], 0.0 if use_cache else 0.1):
+            longest = max(len(features[index]) for index in group)
+            # Shorter rows are filled up at the right, where a causal model's earlier positions never look.
+            input_ids = head.new_zeros(len(group), len(head) + longest)
+            input_ids[:, : len(head)] = head
+            for row, index in enumerate(group):
+                input_ids[row, len(head) : len(head) + len(features[index])] = self.config.image_token_id
+            outputs = self.model(
+                input_ids=input_ids,
+                mm_encoder_outputs={
+                    "image": BaseModelOutputWithPooling(pooler_output=[features[index] for index in group])
+                },
+                use_cache=use_cache,
+                cache=DynamicCache(config=self.config.get_text_config()) if use_cache else None,
+            )
+            for row, index in enumerate(group):
+                length = len(head) + len(features[index])
+                encoded[index] = EncodedImage(
+                    hidden_states=outputs.last_hidden_state[row, len(head) : length],
+                    image_features=features[index],
+                    grid=grids[index],
+                    image=pictures[index],
+                    prompt=prompt,
+                    input_ids=input_ids[row : row + 1, :length],
+                    past_key_values=get_cache(outputs) if use_cache else None,
+                )
+        return encoded
+
+    def _check_prompt_lengths(self, pictures, prompt, question, processor, images_kwargs) -> None:
+        """`ValueError` for a picture whose tokens, with the text around it, are more than there are positions."""
+        if self.config.num_positions is None or not pictures:
+            return
+        head, tail = self._prompt_ids(processor, prompt, question)
+        around = len(head) + (len(tail) if question else 0)
+        cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
+        for picture, own in zip(pictures, images_kwargs, strict=True):
+            own = {name: value for name, value in own.items() if value is not None}
+            height, width = picture.height, picture.width
+            if own.get("do_resize", processor.image_processor.do_resize):
+                height, width = processor.image_processor.get_resized_size(height, width, own)
+            check_prompt_length(around + (height // cell) * (width // cell), self.config)
+
+    def _prompt_ids(self, processor, prompt: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The chat prompt's ids before and after the vision tokens."""
+        content = [{"type": "text", "text": prompt}] if prompt else []
+        content += [{"type": "image"}] + ([{"type": "text", "text": question}] if question else [])
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self._input_device)
+        at = (ids == self.config.image_token_id).nonzero()[:, 0]
+        if len(at) != 1:
+            raise ValueError(
+                f"`processor.chat_template` must write one image placeholder for an image, got {len(at)}; does the "
+                f"text contain {processor.image_token!r}?"
+            )
+        return ids[: at[0]], ids[at[0] + 1 :]
+
+    def label_logits(self, hidden_states: torch.Tensor, label_ids: list[list[int]]) -> torch.Tensor:
+        """Score of each label: the mean of the logits of its sub-words (paper, section on decoding).
+
+        Only the labels' columns of the output embedding are used, in one matrix product in float32, under autocast
+        too.
+
+        Args:
+            hidden_states: `[n_tokens, hidden_size]`.
+            label_ids: vocabulary ids of each label.
+
+        Returns:
+            `float32 [n_tokens, num_labels]`.
+
+        Raises:
+            ValueError: an id that the vocabulary lacks.
+        """
+        head = self.get_output_embeddings()
+        is_plain = type(head) is nn.Linear and type(head.weight.data) is torch.Tensor and not head.weight.is_meta
+        device = head.weight.device if is_plain else self._input_device
+        hidden_states = hidden_states.to(device)
+        flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
+        label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
+        vocab_size = self.config.get_text_config().vocab_size
+        if len(flat) and int(flat.max()) >= vocab_size:
+            raise ValueError(
+                f"`processor` does not belong to this model: a label has the id {int(flat.max())}, but the vocabulary "
+                f"has {vocab_size}"
+            )
+        counts = torch.bincount(label, minlength=len(label_ids))[:, None]
+        with _without_autocast(device):
+            if is_plain:
+                # The mean of logits is the logit of the mean column.
+                columns = head.weight[flat].float()
+                if len(flat) > len(label_ids):
+                    sums = columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns)
+                    columns = sums / counts
+                return hidden_states.float() @ columns.T
+            # An adapter, a quantised or an offloaded layer: only its own forward knows the logits, in its own type.
+            dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), hidden_states.dtype)
+            chunks = []
+            for chunk in hidden_states.to(dtype).split(256):
+                logits = head(chunk)
+                chunks.append(logits[:, flat.to(logits.device)].float().to(device))
+            logits = torch.cat(chunks)
+            return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
+
+    def _encode_entries(
+        self, entries, prompt, use_cache, per_image_kwargs, processor, batch_size
+    ) -> list[EncodedImage]:  # fmt: skip
+        """Encode images with `per_image_kwargs`, one dict an entry. Encoded ones are taken as they are; for another
+        prompt, it starts from their vision tokens."""
+        fresh = [place for place, entry in enumerate(entries) if not isinstance(entry, EncodedImage)]
+        pictures, own_kwargs = ([values[place] for place in fresh] for values in (entries, per_image_kwargs))
+        fresh = iter(self._encode(pictures, prompt, processor, batch_size, use_cache, own_kwargs))
+        encoded = []
+        for entry in entries:
+            if not isinstance(entry, EncodedImage):
+                entry = next(fresh)
+            elif entry.prompt != prompt:
+                entry = self._prefill_images(
+                    [entry.image], [entry.image_features], [entry.grid], prompt, processor, False
+                )[0]
+            encoded.append(entry)
+        return encoded
+
+    def _resized_size(self, encoded: EncodedImage) -> tuple[int, int]:
+        """`(height, width)` in pixels of the picture as the model saw it."""
+        cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
+        return encoded.grid[0] * cell, encoded.grid[1] * cell
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def check_processor(processor):
+    # Not by its class: a checkpoint's own code is a second copy of this module.
+    if processor is not None and not all(hasattr(processor, name) for name in ("image_processor", "depth_ranges")):
+        raise TypeError(f"`processor` must be a DenseMLLMProcessor, got {type(processor).__name__}")
+    return processor
+
+
+def check_images_kwargs(images_kwargs: dict, processor: DenseMLLMProcessor) -> dict:
+    """Arguments of the image processor by name and type, before an image is read; what is `None` is left out."""
+    image_processor = processor.image_processor
+    taken = set(image_processor.valid_kwargs.__annotations__) - {"return_tensors"}
+    unknown = sorted(set(images_kwargs) - taken)
+    if unknown:
+        raise TypeError(
+            f"`{unknown[0]}` is not an argument of this method, nor of the image processor: {sorted(taken)}"
+        )
+    values = {name: plain(value) for name, value in images_kwargs.items() if value is not None}
+    if "scale" in values:
+        values["scale"] = float(check_positive("scale", values["scale"]))
+    for name, value in values.items():
+        try:
+            validate_typed_dict(image_processor.valid_kwargs, {name: value})
+            if name == "resample":
+                PIL.Image.Resampling(value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise TypeError(f"`{name}` can't be {shown(value)}: {error.__cause__ or error}") from error
+        if name in ("patch_size", "merge_size") and value != getattr(image_processor, name):
+            raise ValueError(f"`{name}` must be the model's own, {getattr(image_processor, name)}, got {shown(value)}")
+    return values
+
+
+def check_focal_length(focal_length) -> float:
+    return check_positive("focal_length", focal_length, " of pixels")
+
+
+def load_images(
+    images, processor: DenseMLLMProcessor, single: bool, on_error: str, images_kwargs: dict, encoded: bool = False
+) -> tuple[list, list[int]]:
+    """Images as RGB pictures, and their places in the list. With `on_error="skip"` those that can't be read are
+    warned of and left out. Where `encoded`, an [`EncodedImage`] is taken as it is."""
+    check_choice("on_error", on_error, ("raise", "skip"))
+    pictures, places = [], []
+    for place, image in enumerate(images):
+        try:
+            is_read = encoded and isinstance(image, EncodedImage)
+            name = "`images`" if single else f"`images[{place}]`"
+            pictures.append(image if is_read else load_image(image, processor.image_processor, name, **images_kwargs))
+            places.append(place)
+        except (TypeError, ValueError) as error:
+            if on_error == "raise":
+                raise
+            logger.warning(f"skipped: {error}")
+    return pictures, places
+
+
+def load_image(
+    image: AnyImage, image_processor: DenseMLLMImageProcessor, name: str, **images_kwargs: Any
+) -> PIL.Image.Image:
+    """One image as an RGB picture, or a `TypeError` or `ValueError` that begins with its `name`."""
+    try:
+        return image_processor.load_picture(image, **images_kwargs)
+    except MemoryError:
+        raise
+    except Exception as error:  # the readers of many formats raise errors of many kinds
+        reason = str(error)
+        named = reason.startswith("`images` ")
+        reason = f"{name} {reason.removeprefix('`images` ')}" if named else f"{name} can't be read: {reason}"
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(reason) from error
+
+
+def at_places(results: list, places: list[int], count: int, single: bool):
+    """`results` at their places among `count` images, `None` at the others; of a single image not in a list."""
+    found = dict(zip(places, results, strict=True))
+    return found.get(0) if single else [found.get(place) for place in range(count)]
+
+
+def with_focal_scale(
+    images_kwargs: dict, processor: DenseMLLMProcessor, focal_length: float | None, depth_range: str | None
+) -> dict:
+    """Arguments of the image processor, with the scale that gives pictures the focal length of their depth range on
+    top of the scale that they ask for."""
+    if depth_range is not None:
+        check_choice("depth_range", depth_range, processor.depth_ranges)  # whatever is asked for
+    images_kwargs = dict(images_kwargs)
+    scale = processor.get_scale(focal_length, depth_range)
+    if scale is not None:
+        images_kwargs["scale"] = scale * float(images_kwargs.get("scale", processor.image_processor.scale))
+    return images_kwargs
+
+
+def _length_groups(lengths: list[int], waste: float) -> list[list[int]]:
+    """Indices grouped so that filling a group up to its longest adds at most `waste` of its own length."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and waste > 0:
+            together = groups[-1] + [index]
+            filled = lengths[together[0]] * len(together)
+            if filled <= (1 + waste) * sum(lengths[i] for i in together):
+                groups[-1] = together
+                continue
+        groups.append([index])
+    return groups
+
+
+__all__ = ["EncodedImage", "ImageEncodingMixin", "ImageOrEncoded", "load_image"]

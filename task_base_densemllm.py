@@ -1,0 +1,220 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a dense task is: the interface of the classes in `tasks_densemllm`, and what is asked of an image."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import PIL.Image
+import torch
+
+from .crops_densemllm import Corners, CropMaps
+from .depth_densemllm import DepthBins
+from .drawing_densemllm import Palette
+from .targets_densemllm import Targets
+from .tokens_densemllm import TokenScale
+
+
+Labels = list[str] | tuple[str, ...] | dict[int, str]  # names of classes, or `id2label`
+
+
+@dataclass
+class DenseRequest:
+    """What is asked of one image, and what is known of it.
+
+    Attributes:
+        size: `(height, width)` of the maps in pixels.
+        image_size: `(height, width)` of the image in pixels.
+        image: the RGB image, for what looks at its colours.
+        labels: class names by key, as `normalize_labels` gives them; `None`: the model names them.
+        expression: words for an object.
+        box: (x0, y0, x1, y1) of that object in pixels of the image.
+        boxes: of objects that the model found: (key in `labels`, corners).
+        focal_length: of the image in pixels.
+        model_scale: edges of the image as the model gets it, against its own.
+        background, threshold, depth_range, refine, labels_from_answer: as for `predict_dense`.
+    """
+
+    size: tuple[int, int]
+    image_size: tuple[int, int] | None = None
+    image: PIL.Image.Image | None = None
+    labels: dict[int, str] | None = None
+    expression: str | None = None
+    box: Corners | None = None
+    boxes: list[tuple[int, Corners]] = field(default_factory=list)
+    background: bool = False
+    threshold: float | None = None
+    depth_range: str | None = None
+    focal_length: float | None = None
+    model_scale: float = 1.0
+    refine: str | None = None
+    labels_from_answer: bool = False
+
+    @property
+    def model_focal_length(self) -> float | None:
+        """The focal length, in pixels, of the image as the model gets it."""
+        return None if self.focal_length is None else self.focal_length * self.model_scale
+
+
+class TaskProcessor(Protocol):
+    """What a task asks of a processor: it does not look into the tokenizer by itself."""
+
+    crf_options: dict[str, Any]
+    referring_prompt: str | None
+
+    @property
+    def depth_bins(self) -> DepthBins: ...
+
+    def normalize_labels(self, labels: Labels) -> dict[int, str]: ...
+
+    def label_token_ids(self, labels: Labels) -> list[list[int]]: ...
+
+    def known_label_ids(self, labels: Labels) -> list[list[int]]: ...
+
+    def token_ids(self, tokens: Sequence[str]) -> list[int]: ...
+
+    def scale_token_ids(self, scale: TokenScale, count: int | None = None) -> list[int]: ...
+
+
+class DenseTask:
+    """A dense task. One instance of each class stands in [`TASKS`].
+
+    Attributes:
+        name: as callers say it.
+        map_field: the map that it fills of `DenseMaps`.
+        column: of a sample or an annotation that trains and evaluates it; `None`: none of its own.
+        column_options: entries of an annotation that say how to read the column.
+        options: arguments of `predict_dense` that say something to it.
+        question: what the model is asked in words where something was left out; `None`: nothing can be.
+        answer_options: arguments of `query` for that question.
+        scales: tokens that its labels are, where these count along something.
+        on_crops: whether it may look at crops of the image, and not at the whole as other tasks do.
+        has_logits: whether it has one map of label logits an image.
+    """
+
+    name: ClassVar[str]
+    map_field: ClassVar[str]
+    column: ClassVar[str | None] = None
+    column_options: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
+    question: ClassVar[str | None] = None
+    answer_options: ClassVar[dict[str, Any]] = {}
+    scales: ClassVar[tuple[TokenScale, ...]] = ()
+    on_crops: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = True
+
+    # ---- what it needs ----
+
+    def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
+        """Raise a `ValueError` for what can't be asked; before anything is computed."""
+
+    def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
+        """The text before the image."""
+        return ""
+
+    def ask(self, request: DenseRequest, processor: TaskProcessor) -> str | None:
+        """The question for what the request lacks; `None` where it lacks nothing."""
+        return None
+
+    def take_answer(
+        self, answer: str, request: DenseRequest, processor: TaskProcessor, resized_size: tuple[int, int]
+    ) -> None:
+        """Put what the model answered into the request.
+
+        Args:
+            answer: to [`ask`].
+            request: changed in place.
+            processor: of the model.
+            resized_size: `(height, width)` in pixels of the image as the model got it, which coordinates count.
+        """
+        raise NotImplementedError
+
+    def crops(self, request: DenseRequest, processor: TaskProcessor) -> list[Corners] | None:
+        """The boxes to look at by themselves, once all is known; `None`: the whole image is read."""
+        return None
+
+    # ---- labels, targets, maps ----
+
+    def label_ids(self, processor: TaskProcessor, labels: Labels | None = None) -> list[list[int]]:
+        """The vocabulary ids of each label whose logits are read."""
+        raise NotImplementedError
+
+    def encode(
+        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str
+    ) -> list[Targets]:
+        """An annotation of an image, which has this task's `column`, as one or several kinds of targets.
+
+        Args:
+            annotation: column and its options by name.
+            processor: of the model.
+            where: how messages name the annotation.
+            candidates: see `DenseMLLMProcessor.encode_annotations`.
+
+        Raises:
+            ValueError: the annotation can't be used.
+        """
+        raise NotImplementedError
+
+    def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
+        """Label logits of one image to the fields of `DenseMaps` (paper, section on decoding).
+
+        Args:
+            logits: `float32 [num_labels, grid_height, grid_width]`, in the order of [`label_ids`].
+            request: what is asked of the image.
+            processor: of the model.
+
+        Returns:
+            the fields by name, `scores` among them; maps are of the size that the request says, on the device of
+            `logits`.
+        """
+        raise NotImplementedError
+
+    def compose(self, crops: Iterable[CropMaps], request: DenseRequest) -> dict[str, Any]:
+        """Fields of the whole image from those of its crops, which are read one after another."""
+        raise NotImplementedError
+
+    # ---- how its map is shown ----
+
+    def draw(self, maps: Any, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
+        """An image of its map; see `DensePrediction.to_pil`."""
+        raise NotImplementedError
+
+    def is_drawn(self, values: np.ndarray) -> np.ndarray:
+        """Where a map is laid over an image: `bool`, of the same shape."""
+        return np.ones(values.shape[:2], dtype=bool)
+
+    def to_numbers(self, maps: Any) -> np.ndarray:
+        """Its map as `uint8` or `uint16`, for a PNG."""
+        raise NotImplementedError
+
+    def describe(self, maps: Any) -> str:
+        """What its map has, in one line."""
+        raise NotImplementedError
+
+    def _read_map(self, annotation: Mapping[str, Any], where: str) -> np.ndarray:
+        values = np.asarray(annotation[self.column])
+        if values.ndim != 2 or 0 in values.shape:
+            raise ValueError(f"{where} must be [height, width], got shape {values.shape}")
+        return values
+
+
+def bin_targets(bins: np.ndarray, label_ids: list[list[int]]) -> Targets:
+    """Targets of a map of bins, 1..n, of a token each; 0 isn't annotated. All that occur in a cell count."""
+    own = tuple(token_id for (token_id,) in label_ids)
+    return Targets(bins, dict(enumerate(label_ids, start=1)), 0, (own,), needs_share=False)
+
+
+__all__ = ["DenseRequest", "DenseTask", "Labels", "TaskProcessor", "bin_targets"]
