@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .checks_densemllm import check_positive
+from .checks_densemllm import check_choice, check_positive
 from .configuration_densemllm import check_depth_ranges
 from .image_processing_densemllm import MAX_SCALE, MIN_SCALE
 
@@ -53,9 +53,7 @@ class DepthBins:
             ValueError: there is no such row.
         """
         name = self.default if name is None else name
-        if name not in self.ranges:
-            raise ValueError(f"`depth_range` must be one of {sorted(self.ranges)}, got {name!r}")
-        return self.ranges[name]
+        return self.ranges[check_choice("depth_range", name, self.ranges)]
 
     def scale(self, focal_length: float | None, name: str | None = None) -> float | None:
         """The factor by which an image of a known focal length, in pixels, is resized: to that of its depth range.

@@ -391,7 +391,8 @@ def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager
     return contextlib.nullcontext()
 
 
-def check_processor(processor):
+def check_processor(processor: DenseMLLMProcessor | None) -> DenseMLLMProcessor | None:
+    """`processor`, or a `TypeError` for what is none."""
     # Not by its class: a checkpoint's own code is a second copy of this module.
     if processor is not None and not all(hasattr(processor, name) for name in ("image_processor", "depth_ranges")):
         raise TypeError(f"`processor` must be a DenseMLLMProcessor, got {type(processor).__name__}")
@@ -422,12 +423,18 @@ def check_images_kwargs(images_kwargs: dict, processor: DenseMLLMProcessor) -> d
     return values
 
 
-def check_focal_length(focal_length) -> float:
+def check_focal_length(focal_length: object) -> float:
+    """A focal length in pixels."""
     return check_positive("focal_length", focal_length, " of pixels")
 
 
 def load_images(
-    images, processor: DenseMLLMProcessor, single: bool, on_error: str, images_kwargs: dict, encoded: bool = False
+    images: Sequence[ImageOrEncoded],
+    processor: DenseMLLMProcessor,
+    single: bool,
+    on_error: str,
+    images_kwargs: dict,
+    encoded: bool = False,
 ) -> tuple[list, list[int]]:
     """Images as RGB pictures, and their places in the list. With `on_error="skip"` those that can't be read are
     warned of and left out. Where `encoded`, an [`EncodedImage`] is taken as it is."""
@@ -461,7 +468,7 @@ def load_image(
         raise (TypeError if isinstance(error, TypeError) else ValueError)(reason) from error
 
 
-def at_places(results: list, places: list[int], count: int, single: bool):
+def at_places(results: list, places: list[int], count: int, single: bool) -> Any:  # a result, or a list of them
     """`results` at their places among `count` images, `None` at the others; of a single image not in a list."""
     found = dict(zip(places, results, strict=True))
     return found.get(0) if single else [found.get(place) for place in range(count)]

@@ -15,7 +15,6 @@
 
 import difflib
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
@@ -274,10 +273,7 @@ class DensePredictionMixin(QuestionMixin):
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         objects = _count_objects(text, box) if single and _takes_objects(tasks) else None
-        asked = _check_each(
-            tasks, common, len(images), objects, text, box, focal_length, target_sizes,
-            processor.image_processor.max_image_pixels,
-        )  # fmt: skip
+        asked = _check_each(tasks, common, len(images), objects, text, box, focal_length, target_sizes, processor)
         per_image_kwargs = [
             with_focal_scale(images_kwargs, processor, request.focal_length, depth_range) for request in asked
         ]
@@ -325,22 +321,17 @@ class DensePredictionMixin(QuestionMixin):
         for view in views:
             if view.question is not None:
                 view.answer = self.query(view.encoded, view.question, processor, **view.task.answer_options)
-                resized = self._resized_size(view.encoded)
-                view.task.take_answer(view.answer, view.request, processor, resized)
+                view.request.resized_size = self._resized_size(view.encoded)
+                view.task.take_answer(view.answer, view.request)
 
     def _read_views(
         self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int, images_kwargs: dict[str, Any]
     ) -> None:
         """Label logits to maps: of whole images, and of crops, which get `images_kwargs`."""
         whole = [view for view in views if _reads_whole(view, processor)]
-        label_ids: dict[tuple, list[list[int]]] = {}
         for view in whole:
-            key = (view.task.name, *(view.request.labels or {}).values())
-            if key not in label_ids:
-                label_ids[key] = view.task.label_ids(processor, view.request.labels)
-            logits = self._grid_logits(view.encoded, label_ids[key])
-            height, width = self._resized_size(view.encoded)
-            view.request.model_scale = math.sqrt(height * width / math.prod(view.encoded.image_size))
+            view.request.resized_size = self._resized_size(view.encoded)
+            logits = self._grid_logits(view.encoded, view.task.label_ids(view.request, processor))
             view.fields = {**view.task.decode(logits, view.request, processor), "logits": logits}
         cropped = [view for view in views if view.fields is None]
         boxes = [view.task.crops(view.request, processor) for view in cropped]
@@ -360,7 +351,7 @@ class DensePredictionMixin(QuestionMixin):
             crops, places = zip(*(crop_box(view.request.image, box, short_edge) for view, box in batch), strict=True)
             encodings = self._encode(crops, "", processor, batch_size, False, [images_kwargs] * len(crops))
             for (view, _), encoded, place in zip(batch, encodings, places, strict=True):
-                logits = self._grid_logits(encoded, view.task.label_ids(processor))
+                logits = self._grid_logits(encoded, view.task.label_ids(view.request, processor))
                 request = DenseRequest(size=encoded.image_size, image_size=encoded.image_size)
                 fields = {name: value.cpu() for name, value in view.task.decode(logits, request, processor).items()}
                 yield CropMaps(place, fields["mask"], fields["scores"], logits.cpu())
@@ -410,6 +401,8 @@ def _check_options(
     return_logits, labels_from_answer,
 ) -> DenseRequest:  # fmt: skip
     """What is asked of all images alike; all tokens that this needs are there."""
+    if depth_range is not None:
+        check_choice("depth_range", depth_range, processor.depth_ranges)  # whatever is asked for
     takes_labels = any("labels" in task.options for task in tasks)
     request = DenseRequest(
         size=(0, 0),
@@ -433,9 +426,7 @@ def _check_options(
             raise ValueError(f"`refine` must be None, or 'crf' with the task {names}, got {shown(refine)}")
     for task in tasks:
         if request.labels is not None or "labels" not in task.options:
-            task.label_ids(processor, request.labels)
-    if depth_range is not None:
-        check_choice("depth_range", depth_range, processor.depth_ranges)  # whatever is asked for
+            task.label_ids(request, processor)
     return request
 
 
@@ -445,18 +436,23 @@ def _takes_objects(tasks: list[DenseTask]) -> bool:
 
 def _check_each(
     tasks: list[DenseTask], common: DenseRequest, n_images: int, objects: int | None, text, box, focal_length,
-    target_sizes, max_pixels: int,
+    target_sizes, processor: DenseMLLMProcessor,
 ) -> list[DenseRequest]:  # fmt: skip
     """What is asked of each image, or of each of `objects` of one image. Sizes that aren't given are (0, 0)."""
     count = n_images if objects is None else objects
     focal_lengths = one_an_image("focal_length", focal_length, n_images, check_focal_length)
     focal_lengths = focal_lengths if objects is None else focal_lengths * objects
+    most = processor.image_processor.max_image_pixels
     texts, boxes = _check_objects(text, box, count) if _takes_objects(tasks) else ([None] * count, [None] * count)
-    sizes = [(0, 0)] * count if target_sizes is None else check_target_sizes(target_sizes, count, max_pixels)
-    return [
+    sizes = [(0, 0)] * count if target_sizes is None else check_target_sizes(target_sizes, count, most)
+    requests = [
         replace(common, size=size, expression=expression, box=own_box, focal_length=focal)
         for size, expression, own_box, focal in zip(sizes, texts, boxes, focal_lengths, strict=True)
     ]
+    for task in tasks:
+        for request in requests:
+            task.check_image(request, processor)
+    return requests
 
 
 def _count_objects(text, box) -> int | None:

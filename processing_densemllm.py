@@ -14,6 +14,7 @@
 """Processor of DenseMLLM: prompts, labels and depth as vocabulary ids, annotations as multi-label targets, results."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,10 @@ from .answers_densemllm import (
 from .chat_densemllm import CHAT_TEMPLATE, read_parts
 from .checks_densemllm import Sizes, check_choice, check_share, check_text
 from .compat_densemllm import ProcessorDefaults
-from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, default_depth_range_of
+from .configuration_densemllm import AUTO_MAP, RELEASED_DEPTH_RANGES, DenseMLLMConfig, default_depth_range_of
 from .depth_densemllm import DepthBins
 from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
+from .loading_densemllm import FILE_OPTIONS
 from .refinement_densemllm import check_crf_options
 from .targets_densemllm import Targets, cell_targets, id_ranges, pad_ragged, stack_ranges
 from .task_base_densemllm import DenseRequest, Labels
@@ -53,6 +55,9 @@ from .tokens_densemllm import BACKGROUND_LABEL, FOREGROUND_LABELS, IMAGE_TOKEN, 
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+
+DEPTH_FIELDS = ("depth_ranges", "default_depth_range", "num_depth_bins")  # of the config, and of the processor
 
 
 class DenseMLLMProcessor(ProcessorMixin):
@@ -70,6 +75,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         chat_template (`str`, *optional*): Jinja template; defaults to the released checkpoint's form, with the
             tokenizer's own `bos_token` and `eos_token`.
         depth_ranges (`dict[str, dict]`, *optional*): how metres become bins; the model's config must have the same.
+            `from_pretrained` reads this and the next two from the config where that stands beside.
         default_depth_range (`str`, *optional*): the row used when a caller names none.
         num_depth_bins (`int`, defaults to 1000): number of depth tokens.
         referring_crop_size (`int`, defaults to 1280): short edge, in pixels, of the crop around a referred object.
@@ -115,6 +121,21 @@ class DenseMLLMProcessor(ProcessorMixin):
         # Saving leaves this entry behind and loading drops it: a processor is the same before and after either.
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    @classmethod
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As for every processor; the depth ranges are those of the model's config where it stands beside."""
+        values, rest = super().get_processor_dict(pretrained_model_name_or_path, **dict(kwargs))
+        files = {name: kwargs[name] for name in FILE_OPTIONS if kwargs.get(name) is not None}
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **files)
+        except (OSError, ValueError):  # a processor by itself
+            return values, rest
+        if config.get("model_type") == DenseMLLMConfig.model_type:
+            values |= {name: config[name] for name in DEPTH_FIELDS if config.get(name) is not None}
+        return values, rest
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs) -> list[Any]:
@@ -254,8 +275,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         return ids
 
     def known_label_ids(self, labels: Labels) -> list[list[int]]:
-        """[`label_token_ids`], kept: the same names come with every sample of a data set."""
-        key = ("labels", tuple(self.normalize_labels(labels).values()))
+        """[`label_token_ids`], kept: the same names come with every image and every sample."""
+        key = ("labels", len(self.tokenizer), tuple(self.normalize_labels(labels).values()))
         if key not in self._memo:
             self._memo[key] = self.label_token_ids(labels)
         return self._memo[key]
@@ -470,7 +491,8 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     def task_label_ids(self, task: str, labels: Labels | None = None) -> list[list[int]]:
         """The vocabulary ids of a task's labels: of `labels` for classes, else of the task's own tokens."""
-        return get_task(task).label_ids(self, labels)
+        request = DenseRequest(size=(0, 0), labels=None if labels is None else self.normalize_labels(labels))
+        return get_task(task).label_ids(request, self)
 
     def decode_dense(
         self, task: str, logits: torch.Tensor, size: tuple[int, int], labels: Labels | None = None,

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What a dense task is: the interface of the classes in `tasks_densemllm`, and what is asked of an image."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -44,7 +45,7 @@ class DenseRequest:
         box: (x0, y0, x1, y1) of that object in pixels of the image.
         boxes: of objects that the model found: (key in `labels`, corners).
         focal_length: of the image in pixels.
-        model_scale: edges of the image as the model gets it, against its own.
+        resized_size: `(height, width)` in pixels of the image as the model gets it; `None`: as it is.
         background, threshold, depth_range, refine, labels_from_answer: as for `predict_dense`.
     """
 
@@ -59,14 +60,16 @@ class DenseRequest:
     threshold: float | None = None
     depth_range: str | None = None
     focal_length: float | None = None
-    model_scale: float = 1.0
+    resized_size: tuple[int, int] | None = None
     refine: str | None = None
     labels_from_answer: bool = False
 
     @property
     def model_focal_length(self) -> float | None:
         """The focal length, in pixels, of the image as the model gets it."""
-        return None if self.focal_length is None else self.focal_length * self.model_scale
+        if self.focal_length is None or self.resized_size is None:
+            return self.focal_length
+        return self.focal_length * math.sqrt(math.prod(self.resized_size) / math.prod(self.image_size))
 
 
 class TaskProcessor(Protocol):
@@ -119,7 +122,10 @@ class DenseTask:
     # ---- what it needs ----
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
-        """Raise a `ValueError` for what can't be asked; before anything is computed."""
+        """Raise a `ValueError` for what can't be asked of any image; before anything is computed."""
+
+    def check_image(self, request: DenseRequest, processor: TaskProcessor) -> None:
+        """Raise a `ValueError` for what can't be asked of one image; before an image is read."""
 
     def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
         """The text before the image."""
@@ -129,17 +135,8 @@ class DenseTask:
         """The question for what the request lacks; `None` where it lacks nothing."""
         return None
 
-    def take_answer(
-        self, answer: str, request: DenseRequest, processor: TaskProcessor, resized_size: tuple[int, int]
-    ) -> None:
-        """Put what the model answered into the request.
-
-        Args:
-            answer: to [`ask`].
-            request: changed in place.
-            processor: of the model.
-            resized_size: `(height, width)` in pixels of the image as the model got it, which coordinates count.
-        """
+    def take_answer(self, answer: str, request: DenseRequest) -> None:
+        """Put what the model answered to [`ask`] into the request, whose `resized_size` is known."""
         raise NotImplementedError
 
     def crops(self, request: DenseRequest, processor: TaskProcessor) -> list[Corners] | None:
@@ -148,7 +145,7 @@ class DenseTask:
 
     # ---- labels, targets, maps ----
 
-    def label_ids(self, processor: TaskProcessor, labels: Labels | None = None) -> list[list[int]]:
+    def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
         """The vocabulary ids of each label whose logits are read."""
         raise NotImplementedError
 

@@ -33,7 +33,7 @@ from .drawing_densemllm import Palette, draw_depth, draw_labels
 from .records_densemllm import Record
 from .refinement_densemllm import refine_crf_argmax
 from .targets_densemllm import Targets, check_ignore_index, present_values
-from .task_base_densemllm import DenseRequest, DenseTask, Labels, TaskProcessor, bin_targets
+from .task_base_densemllm import DenseRequest, DenseTask, TaskProcessor, bin_targets
 from .tokens_densemllm import (
     BACKGROUND_LABEL,
     DEPTH_SCALE,
@@ -107,9 +107,7 @@ class Classes(DenseTask):
         allows_none = request.background or len(names) < len(request.labels)
         return self.list_question.format(text=", ".join(names)) + ("." if allows_none else self.no_background)
 
-    def take_answer(
-        self, answer: str, request: DenseRequest, processor: TaskProcessor, resized_size: tuple[int, int]
-    ) -> None:
+    def take_answer(self, answer: str, request: DenseRequest) -> None:
         seen = parse_refs(answer)
         if request.labels is None:
             request.labels = dict(enumerate(seen))
@@ -118,8 +116,8 @@ class Classes(DenseTask):
             kept = {*seen, BACKGROUND_LABEL}
             request.labels = {key: name for key, name in request.labels.items() if name in kept}
 
-    def label_ids(self, processor: TaskProcessor, labels: Labels | None = None) -> list[list[int]]:
-        return processor.label_token_ids(labels) if labels is None or len(labels) else []
+    def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
+        return processor.known_label_ids(request.labels) if request.labels != {} else []
 
     def encode(
         self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str
@@ -218,9 +216,8 @@ class Depth(DenseTask):
     def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
         return processor.depth_bins.row(request.depth_range).get("prompt") or ""
 
-    def label_ids(self, processor: TaskProcessor, labels: Labels | None = None) -> list[list[int]]:
-        ids = processor.scale_token_ids(DEPTH_SCALE, processor.depth_bins.num_bins)
-        return [[token_id] for token_id in ids]
+    def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
+        return depth_label_ids(processor)
 
     def encode(
         self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str
@@ -229,7 +226,7 @@ class Depth(DenseTask):
         if not np.issubdtype(values.dtype, np.number):
             raise ValueError(f"{where} must be numbers (metres), got {values.dtype}")
         bins = processor.depth_bins.encode(values, annotation.get("depth_range"), annotation.get("focal_length"))
-        return [bin_targets(bins, self.label_ids(processor))]
+        return [bin_targets(bins, depth_label_ids(processor))]
 
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         bins, scores = decode_depth_bins(logits)
@@ -275,13 +272,11 @@ class Foreground(DenseTask):
         is_known = request.box is not None or self.crops(request, processor) is None
         return None if is_known else self.question.format(text=request.expression.strip())
 
-    def take_answer(
-        self, answer: str, request: DenseRequest, processor: TaskProcessor, resized_size: tuple[int, int]
-    ) -> None:
-        boxes = parse_grounding(answer, request.image_size, resized_size)["boxes"].tolist()
+    def take_answer(self, answer: str, request: DenseRequest) -> None:
+        boxes = parse_grounding(answer, request.image_size, request.resized_size)["boxes"].tolist()
         request.box = tuple(boxes[0]) if boxes else None
 
-    def label_ids(self, processor: TaskProcessor, labels: Labels | None = None) -> list[list[int]]:
+    def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
         return [[token_id] for token_id in processor.token_ids(FOREGROUND_LABELS)]
 
     def encode(
@@ -290,8 +285,8 @@ class Foreground(DenseTask):
         values = self._read_map(annotation, where)
         if values.dtype != np.bool_ and (values.dtype != np.int8 or set(present_values(values)) - {-1, 0, 1}):
             raise ValueError(f"{where} must be booleans, or `int8` of 1, 0 and -1, got {values.dtype}")
-        ids = self.label_ids(processor)
-        return [Targets(values, dict(enumerate(ids)), -1, (tuple(token_id for (token_id,) in ids),))]
+        ids = processor.token_ids(FOREGROUND_LABELS)
+        return [Targets(values, {place: [token_id] for place, token_id in enumerate(ids)}, -1, (tuple(ids),))]
 
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         best, scores = decode_segmentation(logits, request.size, temperature=1.0)
@@ -339,10 +334,8 @@ class OpenSet(Foreground):
     def ask(self, request: DenseRequest, processor: TaskProcessor) -> str | None:
         return self.question.format(text=",".join(request.labels.values()))
 
-    def take_answer(
-        self, answer: str, request: DenseRequest, processor: TaskProcessor, resized_size: tuple[int, int]
-    ) -> None:
-        found = parse_detection(answer, request.image_size, resized_size)
+    def take_answer(self, answer: str, request: DenseRequest) -> None:
+        found = parse_detection(answer, request.image_size, request.resized_size)
         keys = {name: key for key, name in request.labels.items()}
         pairs = zip(found["labels"], found["boxes"].tolist(), strict=True)
         request.boxes = [(keys[name], tuple(box)) for name, box in pairs if name in keys]
@@ -381,6 +374,11 @@ class OpenSet(Foreground):
 
     def _highest_number(self, maps: DenseMaps) -> int:
         return int(maps.segmentation.max())
+
+
+def depth_label_ids(processor: TaskProcessor) -> list[list[int]]:
+    """The vocabulary id of each depth bin."""
+    return [[token_id] for token_id in processor.scale_token_ids(DEPTH_SCALE, processor.depth_bins.num_bins)]
 
 
 def class_segments(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
@@ -480,6 +478,7 @@ __all__ = [
     "Foreground",
     "OpenSet",
     "add_dense_tokens",
+    "class_segments",
     "get_task",
     "tasks_with",
 ]

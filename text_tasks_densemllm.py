@@ -141,7 +141,7 @@ TEXT_TASKS = {
         _without_names(parse_counting),
     ),
     "classification": TextTask(
-        CLASS_QUESTION, CLASS_QUESTION, lambda answer, image_size, resized_size, names: find_class(answer, names or None),
+        CLASS_QUESTION, CLASS_QUESTION, lambda answer, _image, _resized, names: find_class(answer, names or None),
     ),
 }  # fmt: skip
 # Another wording of counting in the same report: the boxes are in the answer, and are counted.

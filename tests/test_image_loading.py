@@ -31,7 +31,7 @@ from densemllm.drawing_densemllm import colorize_depth
 from densemllm.image_loading_densemllm import open_image
 from densemllm.image_processing_densemllm import check_target_sizes
 from densemllm.prediction_densemllm import DensePrediction
-from densemllm.processing_densemllm import _segments_info
+from densemllm.tasks_densemllm import class_segments
 from tiny import make_image, make_model, make_processor
 
 
@@ -469,7 +469,7 @@ def test_segments_are_counted_in_parts():
     generator = torch.Generator().manual_seed(0)
     segmentation = torch.tensor([-1, 3, 700, 40])[torch.randint(0, 4, (1100, 1300), generator=generator)]
     scores = torch.rand(segmentation.shape, generator=generator)
-    rows = _segments_info(segmentation, scores, {700: "sky", 3: "road", 40: "car", 5: "cat"})
+    rows = class_segments(segmentation, scores, {700: "sky", 3: "road", 40: "car", 5: "cat"})
     assert [row["id"] for row in rows] == [3, 40, 700] and [row["label"] for row in rows] == ["road", "car", "sky"]
     for row in rows:
         own = segmentation == row["id"]
