@@ -417,6 +417,7 @@ class DenseMLLMConfig(PreTrainedConfig):
             [`check_depth_ranges`]. Defaults to the released four: `nyuv2`, `cityscapes`, `ddad`, `open_world`.
         default_depth_range (`str`, *optional*): the row used when a caller names none; defaults to `open_world`, or to
             the first row of a table without it.
+        thing_labels (`list[str]`, *optional*): names of the classes whose objects are told apart in a panoptic map.
         tie_word_embeddings (`bool`, defaults to `True`): whether the output embedding is the input embedding.
 
     Raises:
@@ -442,6 +443,7 @@ class DenseMLLMConfig(PreTrainedConfig):
     num_depth_bins: int = 1000
     depth_ranges: dict | None = None
     default_depth_range: str | None = None
+    thing_labels: list[str] | tuple[str, ...] | None = None
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -13,15 +13,42 @@
 # limitations under the License.
 """Logits on the grid of vision tokens to maps of pixels (paper, section on decoding); it knows nothing of labels."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
+
+
+VALUES_AT_ONCE = 2**20  # of maps at the size of pixels
+
+
+def upsampled_strips(maps: torch.Tensor, size: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Bilinear resize (`align_corners=False`) of all maps in strips of rows: the `[num_maps, height, width]` volume is
+    never there as a whole.
+
+    Args:
+        maps: `[num_maps, grid_height, grid_width]`.
+        size: `(height, width)` in pixels.
+
+    Yields:
+        the first row of a strip, and the strip, `float32 [num_maps, rows, width]`.
+    """
+    maps = maps.float()
+    (height, width), grid_height = size, maps.shape[1]
+    rows_per_strip = max(1, VALUES_AT_ONCE // (maps.shape[0] * width))
+    for top in range(0, height, rows_per_strip):
+        rows = torch.arange(top, min(top + rows_per_strip, height), dtype=torch.float32, device=maps.device)
+        source = ((rows + 0.5) * (grid_height / height) - 0.5).clamp(min=0)
+        low = source.floor().long()
+        high = (low + 1).clamp(max=grid_height - 1)
+        strip = torch.lerp(maps[:, low], maps[:, high], (source - low)[None, :, None])
+        yield top, F.interpolate(strip[None], size=(len(rows), width), mode="bilinear", align_corners=False)[0]
 
 
 def upsample_argmax(
     maps: torch.Tensor, size: tuple[int, int], softmax: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bilinear resize (`align_corners=False`) of all maps, then the best one at each pixel, in strips of rows: the
-    `[num_maps, height, width]` volume is never there as a whole.
+    """[`upsampled_strips`], then the best map at each pixel.
 
     Args:
         maps: `float [num_maps, grid_height, grid_width]`.
@@ -32,21 +59,13 @@ def upsample_argmax(
         `int64 [height, width]` index of the best map, and `float32 [height, width]` its value.
     """
     maps = maps.float()
-    height, width = size
-    grid_height = maps.shape[1]
     best, value = maps.new_empty(size, dtype=torch.long), maps.new_empty(size)
-    rows_per_strip = max(1, 2**20 // (maps.shape[0] * width))
-    for top in range(0, height, rows_per_strip):
-        rows = torch.arange(top, min(top + rows_per_strip, height), dtype=torch.float32, device=maps.device)
-        source = ((rows + 0.5) * (grid_height / height) - 0.5).clamp(min=0)
-        low = source.floor().long()
-        high = (low + 1).clamp(max=grid_height - 1)
-        strip = torch.lerp(maps[:, low], maps[:, high], (source - low)[None, :, None])
-        strip = F.interpolate(strip[None], size=(len(rows), width), mode="bilinear", align_corners=False)[0]
-        strip_value, best[top : top + len(rows)] = strip.max(dim=0)
+    for top, strip in upsampled_strips(maps, size):
+        rows = slice(top, top + strip.shape[1])
+        strip_value, best[rows] = strip.max(dim=0)
         if softmax:
             strip_value = (strip_value - strip.logsumexp(dim=0)).exp()
-        value[top : top + len(rows)] = strip_value
+        value[rows] = strip_value
     return best, value
 
 
@@ -105,6 +124,34 @@ def decode_depth_bins(logits: torch.Tensor, upsampling: int = 2) -> tuple[torch.
     return best + 1, scores
 
 
+def decode_bin_places(
+    logits: torch.Tensor, upsampling: int = 2, reach: float = 1 / 16
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of bins to places between their centres: bilinear x2, then the mean of the bins near the best one, each
+    weighted with its probability. Whole bins are steps; the mean of those nearby is a slope where there is one.
+
+    Args:
+        logits: `[num_bins, grid_height, grid_width]`.
+        upsampling: factor on the grid.
+        reach: share of all bins that count on either side of the best one; at least one bin does.
+
+    Returns:
+        `float32 [upsampling * grid_height, upsampling * grid_width]` places, 1 is the centre of the first bin, and the
+        probability of the bins that counted among all, of the same shape.
+    """
+    num_bins, near = len(logits), max(1, round(reach * len(logits)))
+    size = (logits.shape[1] * upsampling, logits.shape[2] * upsampling)
+    numbers = torch.arange(1, num_bins + 1, dtype=torch.float32, device=logits.device)[:, None, None]
+    maps = logits.new_empty((2, *size), dtype=torch.float32)
+    for top, strip in upsampled_strips(logits, size):
+        best = strip.argmax(dim=0) + 1
+        weights = strip.softmax(dim=0) * ((numbers - best).abs() <= near)
+        total = weights.sum(dim=0)
+        rows = slice(top, top + strip.shape[1])
+        maps[0, rows], maps[1, rows] = (weights * numbers).sum(dim=0) / total, total
+    return maps[0], maps[1].clamp(max=1)
+
+
 def resize_map(values: torch.Tensor, size: tuple[int, int], mode: str = "bilinear") -> torch.Tensor:
     """Resize a floating-point map `[height, width]` to `size`, (height, width) in pixels."""
     align_corners = False if mode == "bilinear" else None
@@ -113,8 +160,10 @@ def resize_map(values: torch.Tensor, size: tuple[int, int], mode: str = "bilinea
 
 __all__ = [
     "class_probabilities",
+    "decode_bin_places",
     "decode_depth_bins",
     "decode_segmentation",
     "resize_map",
     "upsample_argmax",
+    "upsampled_strips",
 ]

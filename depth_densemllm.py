@@ -84,12 +84,16 @@ class DepthBins:
         bins = np.clip((position * self.num_bins).astype(np.int64) + 1, 1, self.num_bins)
         return np.where(valid, bins, 0)
 
-    def centres(self, name: str | None = None, focal_length: float | None = None) -> torch.Tensor:
-        """Metres of the bins' centres, `float64 [num_bins]`, on the CPU (MPS has no float64)."""
+    def metres(self, places: torch.Tensor, name: str | None = None, focal_length: float | None = None) -> torch.Tensor:
+        """Metres of places among the bins: k is the centre of bin k, 0.5 and `num_bins` + 0.5 are the range's ends.
+
+        Args:
+            places: floats, any shape.
+            name, focal_length: as for [`encode`].
+        """
         row = self.row(name)
         low, high = row["min_depth"], row["max_depth"]
-        numbers = torch.arange(1, self.num_bins + 1, dtype=torch.float64, device="cpu")
-        position = (numbers - 0.5) / self.num_bins
+        position = (places - 0.5) / self.num_bins
         if row["mapping"] == "log":
             metres = low * torch.exp(position * math.log(high / low))
         else:
@@ -103,7 +107,8 @@ class DepthBins:
         bins = torch.as_tensor(bins)
         if bins.numel() and not (0 <= int(bins.min()) and int(bins.max()) <= self.num_bins):
             raise ValueError(f"`bins` must lie in 0..{self.num_bins}, got {int(bins.min())}..{int(bins.max())}")
-        centres = self.centres(name, focal_length)
+        numbers = torch.arange(1, self.num_bins + 1, dtype=torch.float64, device="cpu")  # MPS has no float64
+        centres = self.metres(numbers, name, focal_length)
         return torch.cat([centres.new_zeros(1), centres]).float().to(bins.device)[bins.long()]
 
 

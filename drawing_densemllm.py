@@ -245,3 +245,8 @@ def draw_depth(depth: np.ndarray, legend: bool) -> PIL.Image.Image:
     """A map of metres in colours, near is bright; with `legend` a scale at the right."""
     image = PIL.Image.fromarray(colorize_depth(depth))
     return add_scale(image, float(depth.min()), float(depth.max())) if legend else image
+
+
+def normals_to_colors(normals: np.ndarray) -> np.ndarray:
+    """Unit vectors `[..., 3]` as colours, `uint8 [..., 3]`: -1 to 1 becomes 0 to 255, as in files of normals."""
+    return np.round((np.clip(normals, -1, 1) + 1) * 127.5).astype(np.uint8)

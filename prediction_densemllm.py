@@ -57,7 +57,7 @@ from .image_encoding_densemllm import (
 from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
 from .processing_densemllm import DenseMLLMProcessor
 from .questions_densemllm import QuestionMixin
-from .task_base_densemllm import DenseRequest, DenseTask, Labels
+from .task_base_densemllm import DenseRequest, DenseTask, Labels, ThingLabels
 from .tasks_densemllm import DEFAULT_TASK, MAP_TASKS, DenseMaps, get_task, tasks_with
 from .tokens_densemllm import BACKGROUND_LABEL
 
@@ -170,7 +170,7 @@ class DensePredictionMixin(QuestionMixin):
         threshold: float | None = ..., depth_range: str | None = ..., focal_length: FocalLengths | None = ...,
         target_sizes: Sizes | None = ..., refine: str | None = ..., return_logits: bool = ...,
         processor: DenseMLLMProcessor | None = ..., batch_size: int = ..., on_error: Literal["raise"] = ...,
-        labels_from_answer: bool = ..., **images_kwargs: Any,
+        labels_from_answer: bool = ..., source: str | None = ..., **images_kwargs: Any,
     ) -> DensePrediction: ...  # fmt: skip
 
     @overload  # several objects of one image
@@ -180,7 +180,7 @@ class DensePredictionMixin(QuestionMixin):
         threshold: float | None = ..., depth_range: str | None = ..., focal_length: FocalLengths | None = ...,
         target_sizes: Sizes | None = ..., refine: str | None = ..., return_logits: bool = ...,
         processor: DenseMLLMProcessor | None = ..., batch_size: int = ..., on_error: Literal["raise"] = ...,
-        labels_from_answer: bool = ..., **images_kwargs: Any,
+        labels_from_answer: bool = ..., source: str | None = ..., **images_kwargs: Any,
     ) -> list[DensePrediction]: ...  # fmt: skip
 
     @overload
@@ -190,7 +190,9 @@ class DensePredictionMixin(QuestionMixin):
         background: bool = ..., threshold: float | None = ..., depth_range: str | None = ...,
         focal_length: FocalLengths | None = ..., target_sizes: Sizes | None = ..., refine: str | None = ...,
         return_logits: bool = ..., processor: DenseMLLMProcessor | None = ..., batch_size: int = ...,
-        on_error: Literal["raise"] = ..., labels_from_answer: bool = ..., **images_kwargs: Any,
+        on_error: Literal["raise"] = ...,
+        labels_from_answer: bool = ..., source: str | None = ..., thing_labels: ThingLabels | None = ...,
+        **images_kwargs: Any,
     ) -> list[DensePrediction]: ...  # fmt: skip
 
     @overload
@@ -200,7 +202,9 @@ class DensePredictionMixin(QuestionMixin):
         box: Box | Sequence[Box | None] | None = ..., background: bool = ..., threshold: float | None = ...,
         depth_range: str | None = ..., focal_length: FocalLengths | None = ..., target_sizes: Sizes | None = ...,
         refine: str | None = ..., return_logits: bool = ..., processor: DenseMLLMProcessor | None = ...,
-        batch_size: int = ..., on_error: str = ..., labels_from_answer: bool = ..., **images_kwargs: Any,
+        batch_size: int = ..., on_error: str = ...,
+        labels_from_answer: bool = ..., source: str | None = ..., thing_labels: ThingLabels | None = ...,
+        **images_kwargs: Any,
     ) -> DensePrediction | list[DensePrediction] | list[DensePrediction | None] | None: ...  # fmt: skip
 
     @torch.no_grad()
@@ -222,6 +226,8 @@ class DensePredictionMixin(QuestionMixin):
         batch_size: int = 8,
         on_error: str = "raise",
         labels_from_answer: bool = False,
+        source: str | None = None,
+        thing_labels: ThingLabels | None = None,
         **images_kwargs: Any,
     ) -> DensePrediction | list[DensePrediction] | list[DensePrediction | None] | None:
         """Dense maps from the vision tokens' logits: the columns of the label tokens, and an argmax. No head.
@@ -254,6 +260,10 @@ class DensePredictionMixin(QuestionMixin):
                 has `None` in the result, and all others are predicted.
             labels_from_answer: ask the model first which of `labels` it sees, in the released checkpoint's words
                 (`Segment: a, b, ...`), and let only those compete, as its authors do; else all of them compete.
+            source: of normals: `"tokens"`, or `"depth"`, from the slopes of the depth map, which needs a
+                `focal_length`; tokens where left out and the tokenizer has them.
+            thing_labels: names, or keys of `labels`, of the classes whose objects are told apart in a panoptic map;
+                those of `config.thing_labels` where left out.
             images_kwargs: for the image processor (`scale`, `max_num_patches`...).
 
         Returns:
@@ -266,7 +276,8 @@ class DensePredictionMixin(QuestionMixin):
         tasks = _check_tasks(task)
         common = _check_options(
             tasks, processor, labels=labels, background=background, threshold=threshold, depth_range=depth_range,
-            refine=refine, return_logits=return_logits, labels_from_answer=labels_from_answer,
+            refine=refine, return_logits=return_logits, labels_from_answer=labels_from_answer, source=source,
+            thing_labels=thing_labels, model_things=self.config.thing_labels,
         )  # fmt: skip
         batch_size = check_count("batch_size", batch_size)
         images_kwargs = check_images_kwargs(images_kwargs, processor)
@@ -398,7 +409,7 @@ def _check_tasks(task: str | tuple[str, ...]) -> list[DenseTask]:
 
 def _check_options(
     tasks: list[DenseTask], processor: DenseMLLMProcessor, labels, background, threshold, depth_range, refine,
-    return_logits, labels_from_answer,
+    return_logits, labels_from_answer, source, thing_labels, model_things,
 ) -> DenseRequest:  # fmt: skip
     """What is asked of all images alike; all tokens that this needs are there."""
     if depth_range is not None:
@@ -412,6 +423,9 @@ def _check_options(
         depth_range=depth_range,
         refine=refine,
         labels_from_answer=check_flag("labels_from_answer", labels_from_answer),
+        source=source,
+        thing_labels=_check_things(model_things if thing_labels is None else thing_labels),
+        are_things_asked=thing_labels is not None,
     )
     for task in tasks:
         task.check(request, processor)
@@ -428,6 +442,14 @@ def _check_options(
         if request.labels is not None or "labels" not in task.options:
             task.label_ids(request, processor)
     return request
+
+
+def _check_things(thing_labels) -> tuple[str | int, ...] | None:
+    values = plain(thing_labels)
+    is_entry = [isinstance(value, (str, int)) and not isinstance(value, bool) for value in values or []]
+    if values is not None and not (isinstance(values, list) and all(is_entry)):
+        raise TypeError(f"`thing_labels` must be a list of names or keys of classes, got {shown(thing_labels)}")
+    return None if values is None else tuple(values)
 
 
 def _takes_objects(tasks: list[DenseTask]) -> bool:

@@ -411,7 +411,10 @@ class DenseMLLMProcessor(ProcessorMixin):
                 `segmentation`: integers `[height, width]`, with `id2label` (id to name) and `ignore_index` (default
                 255); `depth`: metres `[height, width]`, invalid where not finite, not above 0 or outside the range,
                 with `depth_range` and `focal_length` as in [`depth_to_bins`]; `mask`: booleans `[height, width]`, the
-                foreground, or `int8`: 1, 0 for the background, and -1 where it isn't annotated.
+                foreground, or `int8`: 1, 0 for the background, and -1 where it isn't annotated; `normals`: floats
+                `[height, width, 3]`, see [`normals_to_bins`]; `instances`: integers `[height, width]`, numbers of
+                objects, 0 and below where there is none, beside a `segmentation`, with `thing_ids`, the classes whose
+                objects are told apart (default: all that have numbers).
             image_grid_thw: `[n_images, 3]` from the image processor.
             candidates: which ids are negatives where a segmentation is annotated: `"vocabulary"`, all text tokens, or
                 `"labels"`, those of the other labels only.
@@ -423,7 +426,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         Returns:
             `dense_targets`: `int64 [n_vision_tokens, max_targets]`, vocabulary ids, filled up with -100.
             `dense_candidates`: `int64 [n_vision_tokens, n_kinds]`, the token's row of the next one for each kind of
-            annotation (at most 3: classes, depth, foreground), -1 where it has none.
+            annotation (classes, depth, foreground, normals, x and y of centres), -1 where it has none.
             `dense_candidate_ranges`: `int64 [n_rows, max_ranges, 2]`, ids that are annotated (M_i in the paper) as
             half-open ranges; ranges that only fill up are empty, (0, 0).
 
@@ -438,17 +441,17 @@ class DenseMLLMProcessor(ProcessorMixin):
             )
         check_choice("candidates", candidates, ("vocabulary", "labels"))
         check_share("min_label_share", min_label_share)
-        kinds = [
-            self._annotation_targets(annotation, f"`annotations[{index}]`", candidates)
-            for index, annotation in enumerate(annotations)
-        ]
         merge_size, patch_size = self.image_processor.merge_size, self.image_processor.patch_size
+        sizes = [(grid_height * patch_size, grid_width * patch_size) for _, grid_height, grid_width in grids]
+        kinds = [
+            self._annotation_targets(annotation, f"`annotations[{index}]`", candidates, size)
+            for index, (annotation, size) in enumerate(zip(annotations, sizes, strict=True))
+        ]
         n_kinds = max([1, *map(len, kinds)])
         tokens, ids, rows, tables, offset = [], [], [], [], 0
         table_rows: dict[tuple, int] = {}
-        for own_kinds, (_, grid_height, grid_width) in zip(kinds, grids, strict=True):
-            size = (grid_height * patch_size, grid_width * patch_size)
-            n_tokens = grid_height * grid_width // merge_size**2
+        for own_kinds, size in zip(kinds, sizes, strict=True):
+            n_tokens = math.prod(size) // (patch_size * merge_size) ** 2
             row = np.full((n_tokens, n_kinds), -1, dtype=np.int64)
             for column, targets in enumerate(own_kinds):
                 kind_tokens, kind_ids = cell_targets(targets, size, patch_size * merge_size, min_label_share)
@@ -466,7 +469,9 @@ class DenseMLLMProcessor(ProcessorMixin):
             "dense_candidate_ranges": stack_ranges(tables),
         }
 
-    def _annotation_targets(self, annotation: dict, where: str, candidates: str) -> list[Targets]:
+    def _annotation_targets(
+        self, annotation: dict, where: str, candidates: str, size: tuple[int, int]
+    ) -> list[Targets]:
         """The kinds of targets that an image's annotation makes."""
         known = {entry for task in ANNOTATED_TASKS for entry in (task.column, *task.column_options)}
         unknown = set(annotation) - known
@@ -476,7 +481,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             targets
             for task in ANNOTATED_TASKS
             if annotation.get(task.column) is not None
-            for targets in task.encode(annotation, self, f"{where[:-1]}[{task.column!r}]`", candidates)
+            for targets in task.encode(annotation, self, f"{where[:-1]}[{task.column!r}]`", candidates, size)
         ]
 
     def _annotated_ranges(self, sets: tuple) -> np.ndarray:

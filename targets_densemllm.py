@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 
+IGNORE_INDEX = 255  # of pixels without annotation, where nobody says another one
 IGNORED = -100  # fills up `dense_targets`, as it does `labels`
 
 
@@ -173,6 +174,7 @@ def pad_ragged(tokens: list[np.ndarray], ids: list[np.ndarray], n_tokens: int) -
 
 __all__ = [
     "IGNORED",
+    "IGNORE_INDEX",
     "Targets",
     "cell_targets",
     "check_ignore_index",

@@ -24,12 +24,13 @@ import torch
 
 from .crops_densemllm import Corners, CropMaps
 from .depth_densemllm import DepthBins
-from .drawing_densemllm import Palette
+from .drawing_densemllm import Palette, draw_labels
 from .targets_densemllm import Targets
 from .tokens_densemllm import TokenScale
 
 
 Labels = list[str] | tuple[str, ...] | dict[int, str]  # names of classes, or `id2label`
+ThingLabels = list[str] | list[int] | tuple[str | int, ...]  # names or keys of classes
 
 
 @dataclass
@@ -46,7 +47,9 @@ class DenseRequest:
         boxes: of objects that the model found: (key in `labels`, corners).
         focal_length: of the image in pixels.
         resized_size: `(height, width)` in pixels of the image as the model gets it; `None`: as it is.
-        background, threshold, depth_range, refine, labels_from_answer: as for `predict_dense`.
+        background, threshold, depth_range, refine, labels_from_answer, source: as for `predict_dense`.
+        thing_labels: names or keys of the classes whose objects are told apart; `None`: nobody says which.
+        are_things_asked: whether the caller said so, and not the model's config.
     """
 
     size: tuple[int, int]
@@ -63,6 +66,9 @@ class DenseRequest:
     resized_size: tuple[int, int] | None = None
     refine: str | None = None
     labels_from_answer: bool = False
+    source: str | None = None
+    thing_labels: tuple[str | int, ...] | None = None
+    are_things_asked: bool = False
 
     @property
     def model_focal_length(self) -> float | None:
@@ -150,8 +156,9 @@ class DenseTask:
         raise NotImplementedError
 
     def encode(
-        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str
-    ) -> list[Targets]:
+        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str,
+        size: tuple[int, int],
+    ) -> list[Targets]:  # fmt: skip
         """An annotation of an image, which has this task's `column`, as one or several kinds of targets.
 
         Args:
@@ -159,6 +166,7 @@ class DenseTask:
             processor: of the model.
             where: how messages name the annotation.
             candidates: see `DenseMLLMProcessor.encode_annotations`.
+            size: `(height, width)` in pixels of the image as the model gets it.
 
         Raises:
             ValueError: the annotation can't be used.
@@ -208,10 +216,42 @@ class DenseTask:
         return values
 
 
+class SegmentMap:
+    """How a map of segments, `segmentation` of `DenseMaps`, is shown: what tasks that fill it share."""
+
+    def draw(self, maps: Any, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
+        names = {row["id"]: row["label"] for row in maps.segments_info or []}
+        values = maps.segmentation.cpu().numpy()
+        return draw_labels(values, names, {-1: "none of them"}, legend, palette)
+
+    def is_drawn(self, values: np.ndarray) -> np.ndarray:
+        return values >= 0
+
+    def to_numbers(self, maps: Any) -> np.ndarray:
+        values = maps.segmentation.numpy()
+        # 255, or 65535, is none of them.
+        kind = np.uint8 if self._highest_number(maps) < 255 else np.uint16
+        return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
+
+    def _highest_number(self, maps: Any) -> int:
+        # Of the names and not of what is there: the files of several images are of one kind.
+        return max(maps.labels or {}, default=0)
+
+    def describe(self, maps: Any) -> str:
+        count = maps.segmentation.numel()
+        rows = sorted(maps.segments_info, key=lambda row: -row["area"])
+        return ", ".join(f"{row['label']} {100 * row['area'] / count:.1f} %" for row in rows) or "none of them"
+
+
 def bin_targets(bins: np.ndarray, label_ids: list[list[int]]) -> Targets:
-    """Targets of a map of bins, 1..n, of a token each; 0 isn't annotated. All that occur in a cell count."""
-    own = tuple(token_id for (token_id,) in label_ids)
+    """Targets of a map of bins, 1..n; 0 isn't annotated. All that occur in a cell count.
+
+    Args:
+        bins: integers `[height, width]`.
+        label_ids: of each bin, its own token first; of these, all first ones are annotated.
+    """
+    own = tuple(ids[0] for ids in label_ids)
     return Targets(bins, dict(enumerate(label_ids, start=1)), 0, (own,), needs_share=False)
 
 
-__all__ = ["DenseRequest", "DenseTask", "Labels", "TaskProcessor", "bin_targets"]
+__all__ = ["DenseRequest", "DenseTask", "Labels", "SegmentMap", "TaskProcessor", "ThingLabels", "bin_targets"]

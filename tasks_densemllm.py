@@ -16,28 +16,38 @@
 Whoever predicts, trains, evaluates or draws loops over tasks and never looks at a task's name.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .answers_densemllm import parse_detection, parse_grounding, parse_refs
-from .checks_densemllm import shown
-from .crops_densemllm import Corners, CropMaps, empty_map, lay_back
-from .decoding_densemllm import class_probabilities, decode_depth_bins, decode_segmentation, resize_map
-from .drawing_densemllm import Palette, draw_depth, draw_labels
+from .answers_densemllm import normalize_name, parse_refs
+from .checks_densemllm import check_choice, shown
+from .crops_densemllm import empty_map
+from .decoding_densemllm import (
+    class_probabilities,
+    decode_bin_places,
+    decode_depth_bins,
+    decode_segmentation,
+    resize_map,
+)
+from .drawing_densemllm import Palette, add_names, draw_depth, normals_to_colors
+from .instances_densemllm import coordinate_numbers, decode_instances, encode_centres, make_panoptic
+from .normals_densemllm import bin_neighbours, decode_normals, depth_to_normals, normals_to_bins
+from .object_tasks_densemllm import Foreground, OpenSet
 from .records_densemllm import Record
 from .refinement_densemllm import refine_crf_argmax
-from .targets_densemllm import Targets, check_ignore_index, present_values
-from .task_base_densemllm import DenseRequest, DenseTask, TaskProcessor, bin_targets
+from .targets_densemllm import IGNORE_INDEX, Targets, check_ignore_index, present_values
+from .task_base_densemllm import DenseRequest, DenseTask, SegmentMap, TaskProcessor, bin_targets
 from .tokens_densemllm import (
     BACKGROUND_LABEL,
     DEPTH_SCALE,
-    FOREGROUND_LABELS,
     X_SCALE,
     Y_SCALE,
     TokenScale,
@@ -59,6 +69,8 @@ class DenseMaps(Record):
             `labels` or key), `label`, `score` (mean confidence), `area` (pixels), `was_fused`; of objects `box`.
         labels (`dict[int, str]`): the names asked for, or those that the model named, by their value.
         predicted_depth (`torch.FloatTensor [height, width]`): metres.
+        normals (`torch.FloatTensor [height, width, 3]`): unit vectors (x, y, z): x to the right, y up, z towards the
+            camera.
         mask (`torch.BoolTensor [height, width]`): the referred object.
         box (`tuple[float, float, float, float]`): of the referred object: x0, y0, x1, y1 in pixels of the image.
         scores (`torch.FloatTensor [height, width]`): confidence in [0, 1]: of the chosen label, of the depth bin, or
@@ -74,6 +86,7 @@ class DenseMaps(Record):
     segments_info: list[dict] | None = None
     labels: dict[int, str] | None = None
     predicted_depth: torch.Tensor | None = None
+    normals: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     box: tuple[float, float, float, float] | None = None
     scores: "torch.Tensor | dict[str, torch.Tensor] | None" = None
@@ -81,7 +94,7 @@ class DenseMaps(Record):
     text: str | None = None
 
 
-class Classes(DenseTask):
+class Classes(SegmentMap, DenseTask):
     """A class for each pixel, of names that the caller gives, or that the model names."""
 
     name = "segmentation"
@@ -120,15 +133,16 @@ class Classes(DenseTask):
         return processor.known_label_ids(request.labels) if request.labels != {} else []
 
     def encode(
-        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str
-    ) -> list[Targets]:
+        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str,
+        size: tuple[int, int],
+    ) -> list[Targets]:  # fmt: skip
         values = self._read_map(annotation, where)
         id2label = annotation.get("id2label")
         if id2label is None:
             raise ValueError(f"{where} needs `id2label`, a dict from class id to name")
         if not np.issubdtype(values.dtype, np.integer):
             raise ValueError(f"{where} must be integers (class ids), got {values.dtype}")
-        ignored = annotation.get("ignore_index", 255)
+        ignored = annotation.get("ignore_index", IGNORE_INDEX)
         check_ignore_index(ignored, id2label)
         names = processor.normalize_labels(id2label)
         unknown = sorted(set(present_values(values).tolist()) - set(names) - {ignored})
@@ -176,28 +190,101 @@ class Classes(DenseTask):
             best, scores = _refine_classes(logits, request, background, processor.crf_options)
         return torch.tensor([rest, *keys], device=best.device)[best.add_(1)], scores, rest
 
-    def draw(self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
-        names = {row["id"]: row["label"] for row in maps.segments_info or []}
-        values = maps.segmentation.cpu().numpy()
-        return draw_labels(values, names, {-1: "none of them"}, legend, palette)
 
-    def is_drawn(self, values: np.ndarray) -> np.ndarray:
-        return values >= 0
+class Panoptic(Classes):
+    """Every object by itself, and every class whose objects aren't counted as one segment.
 
-    def to_numbers(self, maps: DenseMaps) -> np.ndarray:
-        values = getattr(maps, self.map_field).numpy()
-        # 255, or 65535, is none of them.
-        kind = np.uint8 if self._highest_number(maps) < 255 else np.uint16
-        return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
+    Vision tokens of an object learn where its centre is, as tokens of coordinates. They vote, and those that vote for
+    one place are one object; the classes are those of [`Classes`], read from the same logits.
+    """
 
-    def _highest_number(self, maps: DenseMaps) -> int:
-        # Of the names and not of what is there: the files of several images are of one kind.
-        return max(maps.labels or {}, default=0)
+    name = "panoptic"
+    column = "instances"
+    column_options = ("thing_ids",)
+    options = (*Classes.options, "thing_labels")
+    scales = (X_SCALE, Y_SCALE)
+    max_bins = 64  # of a coordinate: places are found between them
 
-    def describe(self, maps: DenseMaps) -> str:
-        count = maps.segmentation.numel()
-        rows = sorted(maps.segments_info, key=lambda row: -row["area"])
-        return ", ".join(f"{row['label']} {100 * row['area'] / count:.1f} %" for row in rows) or "none of them"
+    def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
+        super().check(request, processor)
+        if request.thing_labels is None:
+            raise ValueError(
+                f"`thing_labels` is needed for the task {self.name!r}: the classes whose objects are told apart; or "
+                "`config.thing_labels`"
+            )
+        if request.labels is not None:
+            unknown = [thing for thing in request.thing_labels if not _keys_of(thing, request.labels)]
+            if request.are_things_asked and unknown:
+                raise ValueError(f"`thing_labels` must be names or keys of `labels`, got {unknown[:10]}")
+        self._coordinate_ids(processor, None)
+
+    def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
+        x_ids, y_ids = self._coordinate_ids(processor, request.resized_size)
+        return super().label_ids(request, processor) + [[token_id] for token_id in (*x_ids, *y_ids)]
+
+    def encode(
+        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str,
+        size: tuple[int, int],
+    ) -> list[Targets]:  # fmt: skip
+        instances = self._read_map(annotation, where)
+        if annotation.get(Classes.column) is None or annotation.get("id2label") is None:
+            raise ValueError(f"{where} needs `{Classes.column}` and `id2label` beside it, the classes of the objects")
+        if not np.issubdtype(instances.dtype, np.integer):
+            raise ValueError(f"{where} must be integers (numbers of objects), got {instances.dtype}")
+        segmentation = np.asarray(annotation[Classes.column])
+        if segmentation.shape != instances.shape:
+            raise ValueError(
+                f"{where} must be of the size of `{Classes.column}`, {segmentation.shape}, got {instances.shape}"
+            )
+        thing_ids = annotation.get("thing_ids")
+        thing_ids = processor.normalize_labels(annotation["id2label"]) if thing_ids is None else thing_ids
+        instances = np.where(instances == annotation.get("ignore_index", IGNORE_INDEX), 0, instances)
+        ids = self._coordinate_ids(processor, size)
+        bins = encode_centres(segmentation, instances, thing_ids, *map(len, ids))
+        return [bin_targets(own, [[token_id] for token_id in own_ids]) for own, own_ids in zip(bins, ids, strict=True)]
+
+    def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
+        n_x, n_y = map(len, self._coordinate_ids(processor, request.resized_size))
+        class_logits, x_logits, y_logits = logits.split([len(logits) - n_x - n_y, n_x, n_y])
+        fields = super().decode(class_logits, request, processor)
+        names = {key: name for key, name in fields["labels"].items() if name != BACKGROUND_LABEL}
+        if not names:
+            return fields
+        thing_ids = [key for thing in request.thing_labels for key in _keys_of(thing, names)]
+        segmentation = fields["segmentation"]
+        instances = decode_instances(x_logits, y_logits, segmentation, thing_ids)
+        found = make_panoptic(segmentation, fields["scores"], instances, thing_ids, names)
+        segments = found["segmentation"].long()
+        return {
+            **fields,
+            "segmentation": segments.masked_fill(segments == 0, -1),
+            "segments_info": found["segments_info"],
+        }
+
+    def _coordinate_ids(self, processor: TaskProcessor, size: tuple[int, int] | None) -> tuple[list[int], list[int]]:
+        """The tokens of the bins of x and of y, in an image that the model gets in a size `(height, width)`."""
+        found = []
+        for scale, edge in zip(self.scales, (0, 0) if size is None else size[::-1], strict=True):
+            ids = processor.scale_token_ids(scale)
+            if not ids:
+                raise ValueError(
+                    f"the task {self.name!r} needs a tokenizer with `{scale.template.format(scale.first)}`...: "
+                    "`add_dense_tokens` adds them"
+                )
+            edge = edge or len(ids)
+            count = min(self.max_bins, len(ids), edge)
+            found.append([ids[number] for number in coordinate_numbers(count, len(ids), edge)])
+        return found[0], found[1]
+
+    def _highest_number(self, maps: Any) -> int:
+        return int(maps.segmentation.max())
+
+
+def _keys_of(thing: str | int, names: dict[int, str]) -> list[int]:
+    """The key in `names` of a class that is told by its name or key; none where it isn't there."""
+    if isinstance(thing, str):
+        return [key for key, name in names.items() if name == normalize_name(thing)]
+    return [thing] if thing in names else []
 
 
 class Depth(DenseTask):
@@ -214,14 +301,15 @@ class Depth(DenseTask):
         processor.depth_bins.row(request.depth_range)
 
     def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
-        return processor.depth_bins.row(request.depth_range).get("prompt") or ""
+        return depth_prompt(request, processor)
 
     def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
         return depth_label_ids(processor)
 
     def encode(
-        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str
-    ) -> list[Targets]:
+        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str,
+        size: tuple[int, int],
+    ) -> list[Targets]:  # fmt: skip
         values = self._read_map(annotation, where)
         if not np.issubdtype(values.dtype, np.number):
             raise ValueError(f"{where} must be numbers (metres), got {values.dtype}")
@@ -246,134 +334,96 @@ class Depth(DenseTask):
         return f"{low:.2f} to {high:.2f} m, median {median:.2f} m"
 
 
-class Foreground(DenseTask):
-    """The object that an expression names: `<FG>` against `<BG>` in the crop around its box (paper), or in the whole
-    image where the processor has a `referring_prompt`."""
+class Normals(DenseTask):
+    """Surface normals: by tokens of a grid of directions, or from the slopes of the depth map.
 
-    name = "referring"
-    map_field = "mask"
-    column = "mask"
-    options = ("text", "box")
-    question = "Please provide the bounding box coordinate of the region this sentence describes: {text}"
-    answer_options = {"max_new_tokens": 32}
-    on_crops = True
+    A pixel's tokens are those of the bin of its normal and of the bins around it, as all depth bins of a cell are the
+    cell's: they are nearly right.
+    """
 
-    def crops(self, request: DenseRequest, processor: TaskProcessor) -> list[Corners] | None:
-        if request.box is None and processor.referring_prompt is not None:
-            return None
-        return [] if request.box is None else [request.box]
+    name = "normals"
+    map_field = "normals"
+    column = "normals"
+    options = ("source", "depth_range", "focal_length")
+    scales = (
+        TokenScale(
+            "<normal_{}>", 1, "num_normal_bins", 0,
+            ("seen from the side", "turned away", "slanted", "turned towards the camera", "facing the camera"),
+        ),
+    )  # fmt: skip
+    sources = ("tokens", "depth")
 
-    def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
-        if self.crops(request, processor) is not None:
-            return ""
-        return processor.referring_prompt.replace("{text}", request.expression.strip())
-
-    def ask(self, request: DenseRequest, processor: TaskProcessor) -> str | None:
-        is_known = request.box is not None or self.crops(request, processor) is None
-        return None if is_known else self.question.format(text=request.expression.strip())
-
-    def take_answer(self, answer: str, request: DenseRequest) -> None:
-        boxes = parse_grounding(answer, request.image_size, request.resized_size)["boxes"].tolist()
-        request.box = tuple(boxes[0]) if boxes else None
-
-    def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
-        return [[token_id] for token_id in processor.token_ids(FOREGROUND_LABELS)]
-
-    def encode(
-        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str
-    ) -> list[Targets]:
-        values = self._read_map(annotation, where)
-        if values.dtype != np.bool_ and (values.dtype != np.int8 or set(present_values(values)) - {-1, 0, 1}):
-            raise ValueError(f"{where} must be booleans, or `int8` of 1, 0 and -1, got {values.dtype}")
-        ids = processor.token_ids(FOREGROUND_LABELS)
-        return [Targets(values, {place: [token_id] for place, token_id in enumerate(ids)}, -1, (tuple(ids),))]
-
-    def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
-        best, scores = decode_segmentation(logits, request.size, temperature=1.0)
-        return {"mask": best == 1, "scores": torch.where(best == 1, scores, 1 - scores)}
-
-    def compose(self, crops: Iterable[CropMaps], request: DenseRequest) -> dict[str, Any]:
-        crops = list(crops)
-        mask, scores = lay_back(crops, request.image_size)
-        if tuple(request.size) != tuple(mask.shape):
-            mask, scores = (resize_map(whole.float(), request.size, mode="nearest-exact") for whole in (mask, scores))
-        return {"mask": mask > 0.5, "scores": scores, "box": request.box, "logits": crops[0].logits if crops else None}
-
-    def draw(self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
-        # What is not found is black, as what has no class.
-        values = np.where(maps.mask.cpu().numpy(), 1, -1)
-        return draw_labels(values, {}, {1: "found"}, legend, palette)
-
-    def is_drawn(self, values: np.ndarray) -> np.ndarray:
-        return values > 0
-
-    def to_numbers(self, maps: DenseMaps) -> np.ndarray:
-        return maps.mask.numpy().astype(np.uint8) * 255
-
-    def describe(self, maps: DenseMaps) -> str:
-        return f"{100 * float(maps.mask.float().mean()):.1f} % of the image"
-
-
-class OpenSet(Foreground):
-    """The model detects the boxes of each class, and the object in each of them is told from its surroundings."""
-
-    name = "open_set"
-    map_field = "segmentation"
-    column = None
-    options = ("labels", "threshold")
-    has_logits = False
-    question = "Detect every objects that belongs to the following categories: {text}"
-    answer_options = {"max_new_tokens": 1024}
+    def source(self, request: DenseRequest, processor: TaskProcessor) -> str:
+        """Where normals come from: what the request says, else tokens where the tokenizer has them, else depth."""
+        if request.source is not None:
+            return check_choice("source", request.source, self.sources)
+        return self.sources[0] if processor.scale_token_ids(self.scales[0]) else self.sources[1]
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
-        processor.normalize_labels(request.labels if request.labels is not None else [])
+        if self.source(request, processor) == self.sources[0] and not processor.scale_token_ids(self.scales[0]):
+            raise ValueError("`source` 'tokens' needs a tokenizer with `<normal_1>`...: `add_dense_tokens` adds them")
 
-    def crops(self, request: DenseRequest, processor: TaskProcessor) -> list[Corners] | None:
-        return [box for _, box in request.boxes]
+    def check_image(self, request: DenseRequest, processor: TaskProcessor) -> None:
+        if self.source(request, processor) == self.sources[1] and request.focal_length is None:
+            raise ValueError("`focal_length` is needed for normals from depth, in pixels of the image, got None")
 
-    def ask(self, request: DenseRequest, processor: TaskProcessor) -> str | None:
-        return self.question.format(text=",".join(request.labels.values()))
+    def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
+        return depth_prompt(request, processor) if self.source(request, processor) == self.sources[1] else ""
 
-    def take_answer(self, answer: str, request: DenseRequest) -> None:
-        found = parse_detection(answer, request.image_size, request.resized_size)
-        keys = {name: key for key, name in request.labels.items()}
-        pairs = zip(found["labels"], found["boxes"].tolist(), strict=True)
-        request.boxes = [(keys[name], tuple(box)) for name, box in pairs if name in keys]
+    def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
+        if self.source(request, processor) == self.sources[1]:
+            return depth_label_ids(processor)
+        return [[token_id] for token_id in processor.scale_token_ids(self.scales[0])]
 
-    def compose(self, crops: Iterable[CropMaps], request: DenseRequest) -> dict[str, Any]:
-        objects = []
-        for (key, box), crop in zip(request.boxes, crops, strict=True):
-            objects.append((int(crop.at_place()[0].sum()), key, box, crop))
-        objects.sort(key=lambda entry: -entry[0])  # the smaller lies over the larger
-        segmentation, scores = torch.full(request.image_size, -1), empty_map(request.image_size)
-        for number, (*_, crop) in enumerate(objects):
-            mask, own_scores = crop.at_place()
-            if request.threshold is not None:
-                mask = mask & (own_scores >= request.threshold)
-            segmentation[crop.window][mask], scores[crop.window][mask] = number, own_scores[mask]
-        if tuple(request.size) != tuple(request.image_size):
-            segmentation = resize_map(segmentation.float(), request.size, mode="nearest-exact").long()
-            scores = resize_map(scores, request.size, mode="nearest-exact")
-        rows = []
-        for number, (_, key, box, _) in enumerate(objects):
-            is_own = segmentation == number
-            if is_own.any():
-                rows.append(
-                    {
-                        "id": number, "label_id": key, "label": request.labels[key], "box": box, "was_fused": False,
-                        "score": float(scores[is_own].mean()), "area": int(is_own.sum()),
-                    }
-                )  # fmt: skip
-        return {
-            "segmentation": segmentation, "scores": scores, "segments_info": rows, "labels": request.labels,
-            "logits": None,
-        }  # fmt: skip
+    def encode(
+        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str,
+        size: tuple[int, int],
+    ) -> list[Targets]:  # fmt: skip
+        ids = processor.scale_token_ids(self.scales[0])
+        if not ids:
+            raise ValueError(f"{where} needs a tokenizer with `<normal_1>`...: `add_dense_tokens` adds them")
+        try:
+            bins = normals_to_bins(np.asarray(annotation[self.column]), len(ids))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+        around = bin_neighbours(len(ids))
+        label_ids = [[ids[place], *(ids[number - 1] for number in around[place])] for place in range(len(ids))]
+        return [bin_targets(bins, label_ids)]
 
-    draw, is_drawn, describe = Classes.draw, Classes.is_drawn, Classes.describe
-    to_numbers = Classes.to_numbers
+    def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
+        if self.source(request, processor) == self.sources[0]:
+            normals, scores = decode_normals(logits, request.size)
+            return {"normals": normals, "scores": scores}
+        # Between the bins' centres: the steps of whole bins would be slopes of their own.
+        places, scores = decode_bin_places(logits)
+        depth = processor.depth_bins.metres(places, request.depth_range, request.model_focal_length)
+        pixels = math.sqrt(math.prod(depth.shape) / math.prod(request.image_size))
+        normals = depth_to_normals(depth.float(), request.focal_length * pixels).permute(2, 0, 1)
+        normals = torch.stack([resize_map(axis, request.size) for axis in normals], dim=-1)
+        return {"normals": F.normalize(normals, dim=-1), "scores": resize_map(scores, request.size)}
 
-    def _highest_number(self, maps: DenseMaps) -> int:
-        return int(maps.segmentation.max())
+    def draw(self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
+        image = PIL.Image.fromarray(self.to_numbers(maps))
+        names = {"right": (1, 0, 0), "up": (0, 1, 0), "to the camera": (0, 0, 1)}
+        rows = [(name, normals_to_colors(np.array(axis, np.float32))) for name, axis in names.items()]
+        return add_names(image, rows) if legend else image
+
+    def is_drawn(self, values: np.ndarray) -> np.ndarray:
+        return (values != 0).any(axis=-1)
+
+    def to_numbers(self, maps: DenseMaps) -> np.ndarray:
+        return normals_to_colors(maps.normals.cpu().numpy())
+
+    def describe(self, maps: DenseMaps) -> str:
+        axes = {"up": maps.normals[..., 1], "to the camera": maps.normals[..., 2], "aside": maps.normals[..., 0].abs()}
+        least = math.cos(math.radians(30))
+        shares = (f"{100 * float((axis > least).float().mean()):.1f} % {name}" for name, axis in axes.items())
+        return f"{', '.join(shares)}, each within 30 degrees"
+
+
+def depth_prompt(request: DenseRequest, processor: TaskProcessor) -> str:
+    """The text before the image that the depth range asks for."""
+    return processor.depth_bins.row(request.depth_range).get("prompt") or ""
 
 
 def depth_label_ids(processor: TaskProcessor) -> list[list[int]]:
@@ -413,7 +463,9 @@ def _refine_classes(
     return (best.masked_fill(best == len(logits), -1) if background else best), scores
 
 
-TASKS: dict[str, DenseTask] = {task.name: task for task in (Classes(), Depth(), Foreground(), OpenSet())}
+TASKS: dict[str, DenseTask] = {
+    task.name: task for task in (Classes(), Depth(), Foreground(), OpenSet(), Normals(), Panoptic())
+}
 DEFAULT_TASK = Classes.name
 # Annotations of an image are read by the tasks that have a column, in this order.
 ANNOTATED_TASKS: tuple[DenseTask, ...] = tuple(task for task in TASKS.values() if task.column is not None)
@@ -475,6 +527,8 @@ __all__ = [
     "Classes",
     "DenseMaps",
     "Depth",
+    "Normals",
+    "Panoptic",
     "Foreground",
     "OpenSet",
     "add_dense_tokens",
