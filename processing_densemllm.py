@@ -47,7 +47,7 @@ from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
 from .loading_densemllm import FILE_OPTIONS
 from .refinement_densemllm import check_crf_options
 from .targets_densemllm import Targets, cell_targets, id_ranges, pad_ragged, stack_ranges
-from .task_base_densemllm import DenseRequest, Labels
+from .task_base_densemllm import DenseRequest, Labels, ThingLabels
 from .tasks_densemllm import ANNOTATED_TASKS, DEPTH_SCALE, add_dense_tokens, get_task
 from .text_tasks_densemllm import find_class, get_text_task
 from .tokens_densemllm import BACKGROUND_LABEL, FOREGROUND_LABELS, IMAGE_TOKEN, TokenScale, find_token_ids
@@ -503,6 +503,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         self, task: str, logits: torch.Tensor, size: tuple[int, int], labels: Labels | None = None,
         background: bool = False, threshold: float | None = None, depth_range: str | None = None,
         focal_length: float | None = None, refine: str | None = None, image: PIL.Image.Image | None = None,
+        source: str | None = None, thing_labels: ThingLabels | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Label logits of one image to maps of `size`, (height, width) in pixels (paper, section on decoding).
 
@@ -515,6 +516,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             threshold: pixels of a segmentation with a lower score become -1; those of `<OTHERS>` stay.
             depth_range, focal_length: as for [`bins_to_depth`].
             refine: `"crf"`, for classes: [`refine_crf`] with `crf_options`; needs `image`, the RGB image.
+            source, thing_labels: as for `predict_dense`.
 
         Returns:
             the fields of a [`DensePrediction`] that the task fills in, maps on the device of `logits`.
@@ -522,7 +524,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         request = DenseRequest(
             size=tuple(size), image_size=tuple(size), image=image, background=background, threshold=threshold,
             labels=None if labels is None else self.normalize_labels(labels), depth_range=depth_range,
-            focal_length=focal_length, refine=refine,
+            focal_length=focal_length, refine=refine, source=source,
+            thing_labels=None if thing_labels is None else tuple(thing_labels),
         )  # fmt: skip
         return get_task(task).decode(logits, request, self)
 
