@@ -56,6 +56,7 @@ from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig, che
 from .loading_densemllm import check_loaded_weights
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
+from .released_densemllm import RELEASED_KEYS
 
 
 if TYPE_CHECKING:
@@ -65,17 +66,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
-
-# The names of the released checkpoint's weights, as patterns, and ours.
-RELEASED_KEYS = {
-    r"^siglip2\.vision_model\.": "model.vision_tower.",
-    r"^merger\.ln_q\.": "model.multi_modal_projector.norm.",
-    r"^merger\.mlp\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^merger\.mlp\.2\.": "model.multi_modal_projector.linear_2.",
-    r"^model\.embed_tokens\.": "model.language_model.embed_tokens.",
-    r"^model\.layers\.": "model.language_model.layers.",
-    r"^model\.norm\.": "model.language_model.norm.",
-}
 
 # ---- vision tower ----
 
