@@ -18,12 +18,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loss_densemllm import ntp_m_loss
-from .modeling_densemllm import (
-    DenseMLLMForConditionalGeneration,
-    DenseMLLMModel,
-    DenseMLLMPreTrainedModel,
-    DenseMLLMVisionModel,
-)
+from .modeling_densemllm import DenseMLLMForConditionalGeneration, DenseMLLMModel
 from .pipeline_densemllm import (
     DenseDepthEstimationPipeline,
     DenseImageSegmentationPipeline,
@@ -33,6 +28,7 @@ from .pipeline_densemllm import (
 )
 from .prediction_densemllm import DensePrediction, EncodedImage
 from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
+from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel
 
 
 try:
