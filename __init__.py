@@ -15,6 +15,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .auto_models_densemllm import DenseMLLMForDepthEstimation, DenseMLLMForSemanticSegmentation
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loss_densemllm import ntp_m_loss
@@ -22,8 +23,6 @@ from .modeling_densemllm import DenseMLLMForConditionalGeneration, DenseMLLMMode
 from .pipeline_densemllm import (
     DenseDepthEstimationPipeline,
     DenseImageSegmentationPipeline,
-    DenseMLLMForDepthEstimation,
-    DenseMLLMForSemanticSegmentation,
     DensePredictionPipeline,
 )
 from .prediction_densemllm import DensePrediction, EncodedImage

@@ -34,8 +34,8 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_densemllm.DenseMLLMForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_densemllm.DenseMLLMForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_densemllm.DenseMLLMForConditionalGeneration",
-    "AutoModelForDepthEstimation": "pipeline_densemllm.DenseMLLMForDepthEstimation",
-    "AutoModelForSemanticSegmentation": "pipeline_densemllm.DenseMLLMForSemanticSegmentation",
+    "AutoModelForDepthEstimation": "auto_models_densemllm.DenseMLLMForDepthEstimation",
+    "AutoModelForSemanticSegmentation": "auto_models_densemllm.DenseMLLMForSemanticSegmentation",
     "AutoImageProcessor": "image_processing_densemllm.DenseMLLMImageProcessor",
     "AutoProcessor": "processing_densemllm.DenseMLLMProcessor",
 }
@@ -467,6 +467,16 @@ def check_prompt_length(length: int, config: DenseMLLMConfig) -> None:
             "language model (`max_position_embeddings`); a lower `scale` or `max_num_patches` makes fewer tokens of "
             "an image"
         )
+
+
+def class_names(config: DenseMLLMConfig) -> dict[int, str]:
+    """The names of `config.id2label` by their integer keys; a `ValueError` where nobody has named the classes."""
+    if config.label_names is None:
+        raise ValueError(
+            "`config.id2label` names no classes; set it (`model.config.id2label = {0: 'wall', ...}`), or give "
+            "`labels` to `predict_dense` or to the call of the pipeline"
+        )
+    return config.label_names
 
 
 DenseMLLMConfig.register_for_auto_class()

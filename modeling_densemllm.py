@@ -54,6 +54,12 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+# Saving a checkpoint, and fetching one, take along the files that a file's text imports, run or not. The models that
+# build on this file are named here for that alone: to import them would be a circle.
+TRAVELS_ALONG = """
+from .auto_models_densemllm import DenseMLLMForDepthEstimation, DenseMLLMForSemanticSegmentation
+"""
+
 
 class DenseMLLMMultiModalProjector(nn.Module):
     """`merge_size**2` patches to one vision token: RMSNorm, concatenate, two linear layers."""
@@ -395,7 +401,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
     def as_pipeline(self, processor: "DenseMLLMProcessor | None" = None, **kwargs: Any) -> "DensePredictionPipeline":
         """This model, where it is, as a [`DensePredictionPipeline`]; `kwargs` are those of `pipeline` and of
         `predict_dense`."""
-        # Imported here as that file imports this one; and saving a checkpoint copies what is imported anywhere.
+        # Imported here, as transformers' pipelines take long to load; the file travels with a checkpoint all the same.
         from .pipeline_densemllm import DensePredictionPipeline
 
         if getattr(self, "hf_device_map", None) is None:

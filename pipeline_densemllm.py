@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pipelines: `dense-prediction`, `depth-estimation` and `image-segmentation`, and the models of the last two."""
+"""Pipelines: `dense-prediction`, `depth-estimation` and `image-segmentation`."""
 
 import os
 import types
@@ -21,10 +21,8 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
 from torch.utils.data import Dataset
 from transformers import Pipeline
-from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
 from transformers.pipelines.base import GenericTensor
 from transformers.utils import logging
 
@@ -38,10 +36,9 @@ from .checks_densemllm import (
     is_flat,
     plain,
 )
+from .configuration_densemllm import class_names
 from .drawing_densemllm import depth_to_gray
-from .modeling_densemllm import DenseMLLMForConditionalGeneration
-from .prediction_densemllm import EncodedImage, ImageOrEncoded, load_image
-from .processing_densemllm import BACKGROUND_LABEL
+from .prediction_densemllm import ImageOrEncoded, load_image
 
 
 logger = logging.get_logger(__name__)
@@ -240,12 +237,12 @@ class DenseImageSegmentationPipeline(DensePredictionPipeline):
         return preprocess, forward, {"labels": kwargs["labels"]} if "labels" in kwargs else {}
 
     def _forward(self, model_inputs: dict, labels=None, **options) -> dict[str, GenericTensor]:
-        labels = _class_names(self.model.config) if labels is None else labels
+        labels = class_names(self.model.config) if labels is None else labels
         return super()._forward(model_inputs, task="segmentation", labels=labels, **options)
 
     def postprocess(self, model_outputs: dict, labels: dict[int, str] | None = None) -> list[dict] | None:
         found = super().postprocess(model_outputs)
-        labels = _class_names(self.model.config) if labels is None else labels
+        labels = class_names(self.model.config) if labels is None else labels
         if found is None:
             return None
         rows = []
@@ -253,15 +250,6 @@ class DenseImageSegmentationPipeline(DensePredictionPipeline):
             mask = (found["segmentation"] == row["id"]).numpy().astype(np.uint8) * 255
             rows.append({"score": None, "label": labels[row["id"]], "mask": PIL.Image.fromarray(mask)})
         return rows
-
-
-def _class_names(config) -> dict[int, str]:
-    if config.label_names is None:
-        raise ValueError(
-            "`config.id2label` names no classes; set it (`model.config.id2label = {0: 'wall', ...}`), or give "
-            "`labels` to `predict_dense` or to the call of the pipeline"
-        )
-    return config.label_names
 
 
 def _check_counts(kwargs: dict) -> dict:
@@ -300,94 +288,8 @@ def _flat(values) -> list:
     return [own for value in values for own in (value if isinstance(value, list) else [value])]
 
 
-class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
-    """A model that takes pictures alone, as the pipelines of transformers call it. Its weights are those of
-    [`DenseMLLMForConditionalGeneration`]; its processor is that of the checkpoint."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """The model, and the processor without which it can't tell what to look for."""
-        processor = self.get_processor()  # nothing is written where there is none
-        super().save_pretrained(save_directory, **kwargs)
-        processor.save_pretrained(save_directory, **kwargs)
-
-    def _label_logits(self, pixel_values, image_grid_thw, prompt: str, label_ids: list[list[int]]):
-        """Label logits of each image, `float32 [num_labels, grid_height, grid_width]`."""
-        features = self.model.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
-        merge_size = self.config.spatial_merge_size
-        grids = [(height // merge_size, width // merge_size) for _, height, width in image_grid_thw.tolist()]
-        encoded: list[EncodedImage] = self._prefill_images(
-            [None] * len(grids), features, grids, prompt, self.get_processor(), False
-        )
-        return [self.label_logits(image.hidden_states, label_ids).T.unflatten(1, image.grid) for image in encoded]
-
-
-class DenseMLLMForDepthEstimation(_DenseMLLMForImage):
-    """Depth in the checkpoint's default range, for `pipeline("depth-estimation")`."""
-
-    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> DepthEstimatorOutput:
-        """
-        Args:
-            pixel_values: `[n_patches, features]`, packed.
-            image_grid_thw: `int64 [n_images, 3]`.
-
-        Returns:
-            `predicted_depth`: a list of one `float32 [2 * grid_height, 2 * grid_width]` an image, in metres.
-        """
-        processor = self.get_processor()
-        prompt = processor.get_depth_range().get("prompt") or ""
-        label_ids = processor.task_label_ids("depth", None)
-        maps = []
-        for logits in self._label_logits(pixel_values, image_grid_thw, prompt, label_ids):
-            size = tuple(2 * edge for edge in logits.shape[1:])
-            maps.append(processor.decode_dense("depth", logits, size)["predicted_depth"])
-        return DepthEstimatorOutput(predicted_depth=maps)
-
-
-@dataclass
-class DenseSegmenterOutput(SemanticSegmenterOutput):
-    """`background_label`, `int64 [n_images]`: the number of `<OTHERS>` among the names, -1 without it."""
-
-    background_label: torch.LongTensor | None = None
-
-
-class DenseMLLMForSemanticSegmentation(_DenseMLLMForImage):
-    """The classes of `config.id2label`, for `pipeline("image-segmentation")`."""
-
-    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> DenseSegmenterOutput:
-        """
-        Args:
-            pixel_values: `[n_patches, features]`, packed.
-            image_grid_thw: `int64 [n_images, 3]`.
-
-        Returns:
-            `logits`: a list of one `float32 [num_labels, grid_height, grid_width]` an image; row k is `id2label[k]`.
-
-        Raises:
-            ValueError: `config.id2label` has no names.
-        """
-        processor = self.get_processor()
-        names = processor.normalize_labels(_class_names(self.config))
-        rest = next((key for key, name in names.items() if name == BACKGROUND_LABEL), -1)
-        # What stands for the background is not read, as in `predict_dense`.
-        read = {key: name for key, name in names.items() if key != rest}
-        label_ids = processor.task_label_ids("segmentation", read)
-        rows = torch.tensor(list(read), device=pixel_values.device)
-        maps = []
-        for logits in self._label_logits(pixel_values, image_grid_thw, "", label_ids):
-            # A number without a name is never chosen.
-            full = logits.new_full((max(names) + 1, *logits.shape[1:]), torch.finfo(logits.dtype).min)
-            maps.append(full.index_copy(0, rows, logits))
-        return DenseSegmenterOutput(logits=maps, background_label=torch.full((len(maps),), rest))
-
-
-# Saving one of them must not put it in the place of the model that `AutoModel` gives.
-DenseMLLMForDepthEstimation.register_for_auto_class("AutoModelForDepthEstimation")
-DenseMLLMForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
-
 __all__ = [
     "DenseDepthEstimationPipeline",
     "DenseImageSegmentationPipeline",
-    "DenseMLLMForDepthEstimation",
-    "DenseMLLMForSemanticSegmentation",
     "DensePredictionPipeline",
 ]
