@@ -50,7 +50,7 @@ class _Input:
 
     value: object
     place: int | None = None
-    own: dict = field(default_factory=dict)
+    per_image_kwargs: dict = field(default_factory=dict)
 
 
 class _Inputs(Dataset):
@@ -90,7 +90,7 @@ class DensePredictionPipeline(Pipeline):
         "task", "labels", "text", "box", "background", "threshold", "depth_range", "focal_length", "refine",
         "return_logits", "target_sizes", "scale", "max_num_patches", "on_error",
     )  # fmt: skip
-    OWN = ("text", "box", "focal_length", "target_sizes")
+    PER_IMAGE_OPTIONS = ("text", "box", "focal_length", "target_sizes")
 
     def __init__(self, *args: Any, task: str | None = None, **kwargs: Any):
         if task not in (None, self.NAME):
@@ -106,7 +106,7 @@ class DensePredictionPipeline(Pipeline):
         **kwargs: Any,
     ) -> Any:  # what a pipeline makes of an image, a list of it, or an iterator for a data set or a generator
         kwargs = _check_counts(kwargs)
-        lists = {name: plain(kwargs.pop(name)) for name in self.OWN if _is_list(name, kwargs.get(name))}
+        lists = {name: plain(kwargs.pop(name)) for name in self.PER_IMAGE_OPTIONS if _is_list(name, kwargs.get(name))}
         if isinstance(inputs, types.GeneratorType) or (isinstance(inputs, Dataset) and not hasattr(inputs, "__len__")):
             inputs = _number_inputs(inputs, lists)
         elif isinstance(inputs, (list, tuple, Dataset)):
@@ -117,7 +117,7 @@ class DensePredictionPipeline(Pipeline):
                 return []
         else:
             _check_lengths(lists, 1)
-            inputs = _Input(inputs, own={name: values[0] for name, values in lists.items()})
+            inputs = _Input(inputs, per_image_kwargs={name: values[0] for name, values in lists.items()})
         return super().__call__(inputs, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -129,7 +129,7 @@ class DensePredictionPipeline(Pipeline):
         unknown = sorted(set(kwargs) - set(self.OPTIONS))
         if unknown:
             raise TypeError(f"{unknown} can't be given to this pipeline; it takes {list(self.OPTIONS)}")
-        for name in self.OWN:  # when the pipeline is made
+        for name in self.PER_IMAGE_OPTIONS:  # when the pipeline is made
             if _is_list(name, kwargs.get(name)):
                 raise ValueError(f"`{name}` must be one value here; a list, one an image, goes with the images' call")
         on_error = kwargs.pop("on_error", None)
@@ -138,25 +138,28 @@ class DensePredictionPipeline(Pipeline):
     def preprocess(self, inputs: _Input, on_error: str = "raise") -> dict:
         check_choice("on_error", on_error, ("raise", "skip"))
         value, name = inputs.value, "`images`" if inputs.place is None else f"`images[{inputs.place}]`"
-        own = dict(value) if isinstance(value, dict) else {"image": value}
-        accepted = [option for option in self.OWN if option in self.OPTIONS]
-        unknown = sorted(set(own) - {"image", *accepted}, key=str)
-        if unknown or "image" not in own:
-            raise ValueError(f"{name} must have `image` and may have {accepted}, got {sorted(own, key=str)}")
-        image = own.pop("image")
-        own = {option: entry for option, entry in {**inputs.own, **own}.items() if entry is not None}
-        own = {option: self._check_own(option, entry) for option, entry in own.items()}
+        given = dict(value) if isinstance(value, dict) else {"image": value}
+        accepted = [option for option in self.PER_IMAGE_OPTIONS if option in self.OPTIONS]
+        unknown = sorted(set(given) - {"image", *accepted}, key=str)
+        if unknown or "image" not in given:
+            raise ValueError(f"{name} must have `image` and may have {accepted}, got {sorted(given, key=str)}")
+        image = given.pop("image")
+        per_image_kwargs = {
+            option: self._check_per_image(option, entry)
+            for option, entry in {**inputs.per_image_kwargs, **given}.items()
+            if entry is not None
+        }
         try:
-            picture = load_image(image, self.processor.image_processor, name)
+            loaded = load_image(image, self.processor.image_processor, name)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
                 raise
             logger.warning(f"skipped: {error}")
-            picture = None
+            loaded = None
         # In lists, so that batches of them are lists as well.
-        return {"images": [picture], "own": [own]}
+        return {"images": [loaded], "per_image_kwargs": [per_image_kwargs]}
 
-    def _check_own(self, name: str, value):
+    def _check_per_image(self, name: str, value):
         """What one input has for itself, in plain numbers."""
         if name == "text":
             return check_text(name, value, "one expression for an input")
@@ -167,15 +170,15 @@ class DensePredictionPipeline(Pipeline):
         return check_target_sizes(value, 1)[0]
 
     def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:
-        images, own = (_flat(model_inputs[name]) for name in ("images", "own"))
+        images, per_image_kwargs = (_flat(model_inputs[name]) for name in ("images", "per_image_kwargs"))
         places = [place for place, image in enumerate(images) if image is not None]
-        images, own = ([values[place] for place in places] for values in (images, own))
+        images, per_image_kwargs = ([values[place] for place in places] for values in (images, per_image_kwargs))
         options = {"task": "segmentation", "processor": self.processor, **options}
-        for name in {name: None for row in own for name in row}:
+        for name in {name: None for row in per_image_kwargs for name in row}:
             shared = [options.get(name)] * len(images)
             if name == "target_sizes" and shared[0] is None:
                 shared = [(image.height, image.width) for image in images]
-            options[name] = [row.get(name, default) for row, default in zip(own, shared, strict=True)]
+            options[name] = [row.get(name, default) for row, default in zip(per_image_kwargs, shared, strict=True)]
         predictions: list = [None] * len(_flat(model_inputs["images"]))
         if images:
             found = self.model.predict_dense(images, batch_size=len(images), **options)
@@ -285,7 +288,7 @@ def _number_inputs(inputs: Iterable, lists: dict[str, list]) -> Iterator[_Input]
 def _flat(values) -> list:
     """A batch of lists of one, or one such list, as a list."""
     values = values if isinstance(values, list) else [values]
-    return [own for value in values for own in (value if isinstance(value, list) else [value])]
+    return [entry for value in values for entry in (value if isinstance(value, list) else [value])]
 
 
 __all__ = [

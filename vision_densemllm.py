@@ -61,7 +61,7 @@ def check_image_grid(image_grid_thw: torch.Tensor, n_patches: int, merge_size: i
     """`image_grid_thw` as a list of (patches high, patches wide).
 
     Raises:
-        ValueError: it is no `[n_images, 3]` of `(1, h, w)`, an edge is no multiple of `merge_size`, or the patches
+        ValueError: it is not `[n_images, 3]` of `(1, h, w)`, an edge is not a multiple of `merge_size`, or the patches
             don't add up to `n_patches`.
     """
     if image_grid_thw is None or image_grid_thw.ndim != 2 or image_grid_thw.shape[-1] != 3:
