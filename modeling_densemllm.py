@@ -327,6 +327,18 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         )
 
 
+def _check_dense_arguments(has_candidates: bool, num_items_in_batch, num_dense_items_in_batch) -> None:
+    """`ValueError` where `dense_targets` lack what they need beside them."""
+    if not has_candidates:
+        raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
+    if num_items_in_batch is not None and num_dense_items_in_batch is None:
+        raise ValueError(
+            "`num_items_in_batch` divides the text loss by the count of a larger batch; with `dense_targets`, "
+            "`num_dense_items_in_batch` must do so with the NTP-M loss. `DenseTrainer` gives both; leave out "
+            "both for the means of this batch"
+        )
+
+
 class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictionMixin, GenerationMixin):
     """DenseMLLM with its output embedding: generates text, and predicts dense maps from its vision tokens' logits."""
 
@@ -476,14 +488,8 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             ValueError: `dense_targets` without what they need beside them.
         """
         if dense_targets is not None:
-            if dense_candidates is None or dense_candidate_ranges is None:
-                raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
-            if kwargs.get("num_items_in_batch") is not None and num_dense_items_in_batch is None:
-                raise ValueError(
-                    "`num_items_in_batch` divides the text loss by the count of a larger batch; with `dense_targets`, "
-                    "`num_dense_items_in_batch` must do so with the NTP-M loss. `DenseTrainer` gives both; leave out "
-                    "both for the means of this batch"
-                )
+            has_candidates = dense_candidates is not None and dense_candidate_ranges is not None
+            _check_dense_arguments(has_candidates, kwargs.get("num_items_in_batch"), num_dense_items_in_batch)
         outputs: DenseMLLMModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -511,15 +517,9 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         losses = []
         text_loss = dense_loss = None
         if labels is not None:
-            shift_labels = kwargs.get("shift_labels")
-            if shift_labels is None:
-                shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
-            # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
-            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds).to(shift_labels.device)
-            is_image = F.pad(is_image[:, 1:], (0, 1)) | (shift_labels == self.config.image_token_id)
-            shift_labels = shift_labels.masked_fill(is_image, -100)
-            text_loss = fused_cross_entropy(
-                hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), kwargs.get("num_items_in_batch")
+            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds)
+            text_loss = self._text_loss(
+                hidden_states, labels, is_image, kwargs.get("shift_labels"), kwargs.get("num_items_in_batch")
             )
             losses.append(text_loss)
         if dense_targets is not None:
@@ -543,6 +543,18 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             text_loss=text_loss,
             ntp_m_loss=dense_loss,
             **cache_argument(get_cache(outputs)),
+        )
+
+    def _text_loss(self, hidden_states, labels, is_image, shift_labels, num_items_in_batch) -> torch.Tensor:
+        """The next-token loss of text alone; `is_image` are the positions of image placeholders."""
+        if shift_labels is None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
+        is_image = F.pad(is_image.to(shift_labels.device)[:, 1:], (0, 1))
+        is_image = is_image | (shift_labels == self.config.image_token_id)
+        shift_labels = shift_labels.masked_fill(is_image, -100)
+        return fused_cross_entropy(
+            hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), num_items_in_batch
         )
 
     def generate(
