@@ -15,24 +15,20 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .auto_models_densemllm import DenseMLLMForDepthEstimation, DenseMLLMForSemanticSegmentation
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
+from .image_encoding_densemllm import EncodedImage
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loss_densemllm import ntp_m_loss
-from .modeling_densemllm import (
-    DenseMLLMForConditionalGeneration,
-    DenseMLLMModel,
-    DenseMLLMPreTrainedModel,
-    DenseMLLMVisionModel,
-)
+from .modeling_densemllm import DenseMLLMForConditionalGeneration, DenseMLLMModel
 from .pipeline_densemllm import (
     DenseDepthEstimationPipeline,
     DenseImageSegmentationPipeline,
-    DenseMLLMForDepthEstimation,
-    DenseMLLMForSemanticSegmentation,
     DensePredictionPipeline,
 )
-from .prediction_densemllm import DensePrediction, EncodedImage
+from .prediction_densemllm import DensePrediction
 from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
+from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel
 
 
 try:

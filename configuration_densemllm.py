@@ -17,11 +17,12 @@ import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, YoutuConfig
+from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .compat_densemllm import CACHE_NAMES
+from .released_densemllm import RELEASED_LAYOUTS, RELEASED_TEXT_CONFIG, translate_config
 
 
 __version__ = "0.2.0"  # of the package, and of this code where it travels with a checkpoint
@@ -33,8 +34,8 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_densemllm.DenseMLLMForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_densemllm.DenseMLLMForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_densemllm.DenseMLLMForConditionalGeneration",
-    "AutoModelForDepthEstimation": "pipeline_densemllm.DenseMLLMForDepthEstimation",
-    "AutoModelForSemanticSegmentation": "pipeline_densemllm.DenseMLLMForSemanticSegmentation",
+    "AutoModelForDepthEstimation": "auto_models_densemllm.DenseMLLMForDepthEstimation",
+    "AutoModelForSemanticSegmentation": "auto_models_densemllm.DenseMLLMForSemanticSegmentation",
     "AutoImageProcessor": "image_processing_densemllm.DenseMLLMImageProcessor",
     "AutoProcessor": "processing_densemllm.DenseMLLMProcessor",
 }
@@ -80,29 +81,6 @@ class CustomPipelines(dict):
         return dict(self.replaced[task])
 
 
-# Youtu-LLM at the dimensions of the released 4B checkpoint (`YoutuConfig`'s own defaults are a smaller model's).
-RELEASED_TEXT_CONFIG = {
-    "vocab_size": 283386,
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-    "rope_interleave": True,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "pad_token_id": 128001,
-    "tie_word_embeddings": True,
-}
-
 # How metres become depth bins, one row a data set (paper, section on depth tokens). A row with a `prompt` is a known
 # camera: its prompt stands before the image, so that the vision tokens can read it. A row with a `focal_length`
 # (pixels) is an open-world one: images are scaled to that focal length.
@@ -127,6 +105,13 @@ RELEASED_DEPTH_RANGES = {
     },
     "open_world": {"mapping": "log", "min_depth": 0.5, "max_depth": 100.0, "focal_length": 2000.0},
 }
+
+
+def default_depth_range_of(depth_ranges: dict, given: str | None = None) -> str | None:
+    """The row that is used when a caller names none: the one given, else `open_world`, else the first of the table."""
+    if given is not None or not depth_ranges:
+        return given
+    return "open_world" if "open_world" in depth_ranges else next(iter(depth_ranges))
 
 
 def check_depth_ranges(depth_ranges: dict, default_depth_range: str) -> None:
@@ -163,87 +148,20 @@ def check_depth_ranges(depth_ranges: dict, default_depth_range: str) -> None:
         raise ValueError(f"`default_depth_range` must be one of {sorted(depth_ranges)}, got {default_depth_range!r}")
 
 
-def default_depth_range_of(depth_ranges: dict, given: str | None = None) -> str | None:
-    """The row that is used when a caller names none: the one given, else `open_world`, else the first of the table."""
-    if given is not None or not depth_ranges:
-        return given
-    return "open_world" if "open_world" in depth_ranges else next(iter(depth_ranges))
-
-
-# The released checkpoint's config is flat and of another model type. What it may hold beside the fields of the two
-# configs, without a change to what is computed; `None` accepts any value, else the value has to be the one given.
-RELEASED_MODEL_TYPE = "youtu_vl"
-RELEASED_NEUTRAL_FIELDS = {
-    **dict.fromkeys(
-        (
-            "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype",
-            "transformers_version",
-            "use_cache", "video_token_id", "vision_config", "vision_start_token_id", "vision_end_token_id",
-            "image_token_id", "rope_theta", "rope_scaling", "head_dim", "qk_head_dim", "out_hidden_size", "image_size",
-            "initializer_range", "attention_dropout",
-        )
-    ),
-    "mlp_bias": False,
-    "vision_use_head": False,
-    "temporal_patch_size": 1,
-}  # fmt: skip
-
-
 def translate_released_config(values: dict, ignored: "tuple[str, ...] | list[str]" = ()) -> dict:
-    """The flat config of `tencent/Youtu-VL-4B-Instruct` as the fields of a [`DenseMLLMConfig`].
+    """The config of a checkpoint in one of [`RELEASED_LAYOUTS`], such as the flat one of
+    `tencent/Youtu-VL-4B-Instruct`, as the fields of a [`DenseMLLMConfig`].
 
     Args:
         values: what its `config.json` holds.
         ignored: names of fields, as messages write them, to leave out without knowing what they do.
 
     Raises:
-        ValueError: fields that aren't known, so that they might change what is computed, or that contradict each
-            other; the message lists all of them.
+        ValueError: as for [`translate_config`], and with a message that lists all that is wrong.
     """
-    base = set(PreTrainedConfig().to_dict()) | set(getattr(PreTrainedConfig, "__dataclass_fields__", ()))
-    vision = dict(values.get("vision_config") or {})
-    problems = []
-    known = (
-        ("", values, set(YoutuConfig.__dataclass_fields__) - base),
-        ("vision_config.", vision, set(DenseMLLMVisionConfig.__dataclass_fields__) - base - {"position_embedding"}),
-    )
-    kept = []
-    for prefix, given, fields in known:
-        fields |= {"bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"} if not prefix else set()
-        kept.append({name: value for name, value in given.items() if name in fields})
-        for name, value in given.items():
-            if name in fields or f"{prefix}{name}" in ignored or (name in base and name not in fields):
-                continue
-            if name not in RELEASED_NEUTRAL_FIELDS:
-                problems.append(f"{prefix}{name} = {value!r} is not known")
-            elif RELEASED_NEUTRAL_FIELDS[name] is not None and value not in (RELEASED_NEUTRAL_FIELDS[name], None):
-                problems.append(f"{prefix}{name} = {value!r}, expected {RELEASED_NEUTRAL_FIELDS[name]!r}")
-    text, tower = kept
-    text = {**RELEASED_TEXT_CONFIG, **text, "model_type": "youtu"}
-    rope = {
-        "rope_type": "default",
-        "rope_theta": values.get("rope_theta", 500000.0),
-        **(values.get("rope_scaling") or {}),
-    }
-    text["rope_parameters"] = values.get("rope_parameters") or rope
-    for name, value, expected in (
-        ("qk_head_dim", values.get("qk_head_dim"), (text["qk_nope_head_dim"] + text["qk_rope_head_dim"],)),
-        ("head_dim", values.get("head_dim"),
-         (text["qk_rope_head_dim"], text["v_head_dim"], text["qk_nope_head_dim"] + text["qk_rope_head_dim"])),
-        ("vision_config.out_hidden_size", vision.get("out_hidden_size"), (text["hidden_size"],)),
-    ):  # fmt: skip
-        if value is not None and value not in expected and name not in ignored:
-            problems.append(f"{name} = {value!r}, expected {expected[0]!r}")
-    if problems:
-        raise ValueError(f"the {RELEASED_MODEL_TYPE!r} config differs from what is known: {'; '.join(problems)}")
-    names = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
-    return {
-        "model_type": DenseMLLMConfig.model_type,
-        "vision_config": tower,
-        "text_config": text,
-        "dtype": values.get("dtype", values.get("torch_dtype")),
-        **{name: values[name] for name in names if name in values},
-    }
+    # A tower of such a checkpoint has rotary positions.
+    vision_fields = set(DenseMLLMVisionConfig.__dataclass_fields__) - {"position_embedding"}
+    return translate_config(values, DenseMLLMConfig.model_type, vision_fields, ignored)
 
 
 def _check_choice(config: PreTrainedConfig, name: str, accepted: tuple[str, ...]) -> None:
@@ -485,7 +403,7 @@ class DenseMLLMConfig(PreTrainedConfig):
             # The defaults would take its place: those of the released model, with four billion random weights.
             raise OSError(f"{pretrained_model_name_or_path} has no config.json that says anything")
         model_type = values.get("model_type", cls.model_type)
-        if model_type == RELEASED_MODEL_TYPE:
+        if model_type in RELEASED_LAYOUTS:
             values = translate_released_config(values)
         elif model_type != cls.model_type:
             # What it does not have would be filled up with the defaults: four billion random weights.
@@ -552,6 +470,16 @@ def check_prompt_length(length: int, config: DenseMLLMConfig) -> None:
             "language model (`max_position_embeddings`); a lower `scale` or `max_num_patches` makes fewer tokens of "
             "an image"
         )
+
+
+def class_names(config: DenseMLLMConfig) -> dict[int, str]:
+    """The names of `config.id2label` by their integer keys; a `ValueError` where nobody has named the classes."""
+    if config.label_names is None:
+        raise ValueError(
+            "`config.id2label` names no classes; set it (`model.config.id2label = {0: 'wall', ...}`), or give "
+            "`labels` to `predict_dense` or to the call of the pipeline"
+        )
+    return config.label_names
 
 
 DenseMLLMConfig.register_for_auto_class()

@@ -49,9 +49,9 @@ from densemllm import (
     DenseMLLMImageProcessor,
     DenseMLLMProcessor,
 )
-from densemllm.configuration_densemllm import RELEASED_MODEL_TYPE, translate_released_config
+from densemllm.configuration_densemllm import translate_released_config
 from densemllm.files_densemllm import USER_ERRORS, reading
-from densemllm.modeling_densemllm import RELEASED_KEYS
+from densemllm.released_densemllm import RELEASED_KEYS, RELEASED_LAYOUTS
 
 
 INDEX = "model.safetensors.index.json"
@@ -88,10 +88,9 @@ def read_config(source: Path, ignored: list[str]) -> DenseMLLMConfig:
         raise ConversionError(f"{source / 'config.json'} can't be read ({error})") from error
     if not isinstance(values, dict):
         raise ConversionError(f"{source / 'config.json'} must be a JSON object, got a {type(values).__name__}")
-    if values.get("model_type") != RELEASED_MODEL_TYPE:
-        raise ConversionError(
-            f"{source / 'config.json'} is of type {values.get('model_type')!r}, expected {RELEASED_MODEL_TYPE!r}"
-        )
+    if values.get("model_type") not in RELEASED_LAYOUTS:
+        expected = " or ".join(map(repr, RELEASED_LAYOUTS))
+        raise ConversionError(f"{source / 'config.json'} is of type {values.get('model_type')!r}, expected {expected}")
     try:
         return DenseMLLMConfig.from_dict(translate_released_config(values, ignored))
     except ValueError as error:

@@ -11,14 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""DenseMLLM (arXiv 2602.14134): vision tower, projector and a causal LM whose vision logits are dense maps."""
+"""DenseMLLM (arXiv 2602.14134): projector, model and losses around a causal LM whose vision logits are dense maps."""
 
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,31 +30,20 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, sdpa_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from .compat_densemllm import (
-    CACHE_NAMES,
-    ENCODES_IMAGES_FIRST,
-    cache_argument,
-    either_cache,
-    get_cache,
-    select_positions,
-)
-from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig, check_prompt_length
-from .loading_densemllm import check_loaded_weights
+from .compat_densemllm import ENCODES_IMAGES_FIRST, cache_argument, either_cache, get_cache, select_positions
+from .configuration_densemllm import DenseMLLMConfig, check_prompt_length
 from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
+from .released_densemllm import RELEASED_KEYS
+from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel
 
 
 if TYPE_CHECKING:
@@ -66,363 +54,11 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# The names of the released checkpoint's weights, as patterns, and ours.
-RELEASED_KEYS = {
-    r"^siglip2\.vision_model\.": "model.vision_tower.",
-    r"^merger\.ln_q\.": "model.multi_modal_projector.norm.",
-    r"^merger\.mlp\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^merger\.mlp\.2\.": "model.multi_modal_projector.linear_2.",
-    r"^model\.embed_tokens\.": "model.language_model.embed_tokens.",
-    r"^model\.layers\.": "model.language_model.layers.",
-    r"^model\.norm\.": "model.language_model.norm.",
-}
-
-# ---- vision tower ----
-
-MLP_CHUNK_ELEMENTS = 2**22  # intermediate states at a time without autograd: 16 MB in float32
-
-
-class AttentionSegments(NamedTuple):
-    """Which patches of a packed batch attend to each other: segments, sorted so that those of one length stand next to
-    each other and are computed as one dense batch. No mask is ever built, so memory is linear in the segments.
-
-    Attributes:
-        shapes: `(count, length)` of each run of segments with the same length.
-        order: `[n_patches]`, the patches in the segments' order; `None` where that is the patches' own.
-        inverse: `[n_patches]`, back from there; `None` with `order`.
-        cos, sin: `[n_patches, head_dim]` rotary factors in the segments' order; `None` without rotary positions.
-    """
-
-    shapes: list[tuple[int, int]]
-    order: torch.Tensor | None
-    inverse: torch.Tensor | None
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
-
-
-def check_image_grid(image_grid_thw: torch.Tensor, n_patches: int, merge_size: int) -> list[tuple[int, int]]:
-    """`image_grid_thw` as a list of (patches high, patches wide).
-
-    Raises:
-        ValueError: it is no `[n_images, 3]` of `(1, h, w)`, an edge is no multiple of `merge_size`, or the patches
-            don't add up to `n_patches`.
-    """
-    if image_grid_thw is None or image_grid_thw.ndim != 2 or image_grid_thw.shape[-1] != 3:
-        given = None if image_grid_thw is None else tuple(image_grid_thw.shape)
-        raise ValueError(f"`image_grid_thw` must be [n_images, 3], got {given}")
-    rows = image_grid_thw.tolist()
-    for t, height, width in rows:
-        if t != 1 or height < 1 or width < 1 or height % merge_size or width % merge_size:
-            raise ValueError(
-                f"`image_grid_thw` must have rows (1, h, w) with h and w multiples of {merge_size}, got "
-                f"{(t, height, width)}"
-            )
-    if sum(height * width for _, height, width in rows) != n_patches:
-        raise ValueError(
-            f"`image_grid_thw` has {sum(height * width for _, height, width in rows)} patches, `pixel_values` has "
-            f"{n_patches}"
-        )
-    return [(height, width) for _, height, width in rows]
-
-
-def _runs(lengths: list[int]) -> list[tuple[int, int]]:
-    shapes: list[tuple[int, int]] = []
-    for length in lengths:
-        count = shapes.pop()[0] if shapes and shapes[-1][1] == length else 0
-        shapes.append((count + 1, length))
-    return shapes
-
-
-class DenseMLLMVisionEmbeddings(nn.Module):
-    """Patch embedding, plus the position table of SigLIP2-NaFlex where the config asks for it."""
-
-    def __init__(self, config: DenseMLLMVisionConfig):
-        super().__init__()
-        self.merge_size, self.num_patches = config.spatial_merge_size, config.num_patches
-        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
-        has_table = config.position_embedding == "table"
-        self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size) if has_table else None
-
-    def forward(self, pixel_values: torch.Tensor, grids: list[tuple[int, int]]) -> torch.Tensor:
-        hidden_states = self.patch_embedding(pixel_values)  # [n_patches, hidden_size]
-        if self.position_embedding is None:
-            return hidden_states
-        device = hidden_states.device
-        positions = {grid: self.resized_positions(*grid, device) for grid in dict.fromkeys(grids)}
-        return hidden_states + torch.cat([positions[grid] for grid in grids])
-
-    def resized_positions(self, height: int, width: int, device: torch.device) -> torch.Tensor:
-        """The table resized to a grid, merge-block-major: `[height * width, hidden_size]`."""
-        # Through the layer, as its weight may be quantised, or offloaded until the layer is called.
-        table = self.position_embedding(torch.arange(self.num_patches, device=device))
-        side, merge = math.isqrt(self.num_patches), self.merge_size
-        table_2d = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        # Antialiased resizing is not there for half precision on every device.
-        resized = F.interpolate(
-            table_2d.float(), size=(height, width), mode="bilinear", align_corners=False, antialias=True
-        )
-        blocks = resized[0].reshape(-1, height // merge, merge, width // merge, merge)
-        return blocks.permute(1, 3, 2, 4, 0).reshape(height * width, -1).to(table.dtype)
-
-
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((-x2, x1), dim=-1)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    attn_weights = F.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    attn_weights = F.dropout(attn_weights, p=dropout, training=module.training)
-    return torch.matmul(attn_weights, value).transpose(1, 2).contiguous(), attn_weights
-
-
-class DenseMLLMVisionAttention(nn.Module):
-    """Attention within segments of a packed batch of patches."""
-
-    def __init__(self, config: DenseMLLMVisionConfig):
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, hidden_states: torch.Tensor, segments: AttentionSegments, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | tuple[torch.Tensor, ...] | None]:
-        """`[n_patches, hidden_size]` to the same. Attention weights are `[segments, heads, length, length]`, one such
-        tensor for each length of segments, with implementations that return them."""
-        if segments.order is not None:
-            hidden_states = hidden_states[segments.order]
-        heads = (-1, self.num_heads, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads)  # [n_patches, heads, head_dim]
-        key = self.k_proj(hidden_states).view(heads)
-        value = self.v_proj(hidden_states).view(heads)
-        if segments.cos is not None:
-            # In float32: half precision loses the low frequencies' small angles.
-            cos, sin = segments.cos[:, None], segments.sin[:, None]
-            query = (query.float() * cos + rotate_half(query.float()) * sin).to(value.dtype)
-            key = (key.float() * cos + rotate_half(key.float()) * sin).to(value.dtype)
-
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        outputs, weights, start = [], [], 0
-        for count, length in segments.shapes:
-            end = start + count * length
-            output, weight = attention_interface(
-                self,
-                *(x[start:end].view(count, length, *heads[1:]).transpose(1, 2) for x in (query, key, value)),
-                attention_mask=None,
-                dropout=self.config.attention_dropout if self.training else 0.0,
-                scaling=self.scaling,
-                is_causal=False,
-                **kwargs,
-            )
-            outputs.append(output.reshape(end - start, -1))
-            weights.append(weight)
-            start = end
-        output = self.out_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-        if segments.inverse is not None:
-            output = output[segments.inverse]
-        if weights[0] is None:
-            return output, None
-        return output, weights[0] if len(weights) == 1 else tuple(weights)
-
-
-class DenseMLLMVisionMLP(nn.Module):
-    def __init__(self, config: DenseMLLMVisionConfig):
-        super().__init__()
-        self.intermediate_size = config.intermediate_size
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            return self.feed_forward(hidden_states)
-        # Patches by the ten thousands: the wide intermediate states would be the peak of a forward pass.
-        rows = max(1, MLP_CHUNK_ELEMENTS // self.intermediate_size)
-        chunks = [self.feed_forward(chunk) for chunk in hidden_states.split(rows)]
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
-
-
-class DenseMLLMVisionLayer(GradientCheckpointingLayer):
-    def __init__(self, config: DenseMLLMVisionConfig):
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = DenseMLLMVisionAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = DenseMLLMVisionMLP(config)
-
-    def forward(
-        self, hidden_states: torch.Tensor, segments: AttentionSegments, **kwargs: Unpack[TransformersKwargs]
-    ) -> torch.Tensor:
-        hidden_states = hidden_states + self.self_attn(self.layer_norm1(hidden_states), segments, **kwargs)[0]
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
-
-
-class DenseMLLMVisionEncoder(nn.Module):
-    def __init__(self, config: DenseMLLMVisionConfig):
-        super().__init__()
-        self.layers = nn.ModuleList([DenseMLLMVisionLayer(config) for _ in range(config.num_hidden_layers)])
-        self.gradient_checkpointing = False
-
-
-class DenseMLLMPreTrainedModel(PreTrainedModel):
-    config: DenseMLLMConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["DenseMLLMVisionEmbeddings", "DenseMLLMVisionLayer"]
-    _skip_keys_device_placement = CACHE_NAMES
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
-        *model_args: Any,
-        strict: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:  # with `output_loading_info=True` a tuple of it and a dict, for the caller to cast
-        """As for every model, but a checkpoint whose weights are not all those of the model is refused: it would
-        predict with random ones.
-
-        Args:
-            strict (`bool`, *optional*): whether weights that are missing, unexpected or not finite raise an error.
-                `False` loads the rest, as for training with new weights. Where left out, it is `True`, but `False`
-                with `output_loading_info=True`, which lists them for the caller to look at (`non_finite_keys` beside
-                the others). Weights of another shape are a matter of `ignore_mismatched_sizes`.
-
-        Raises:
-            ValueError: with the names of those weights.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        takes_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are listed beside the others
-            **kwargs,
-        )
-        strict = not wants_info if strict is None else strict
-        refused = ("missing", "unexpected", "non_finite") if strict else ()
-        if not takes_mismatched:
-            refused += ("mismatched",)
-        info = check_loaded_weights(
-            model, info, pretrained_model_name_or_path, refused,
-            "`strict=False` loads what is there all the same, `ignore_mismatched_sizes=True` replaces what has "
-            "another shape",
-        )  # fmt: skip
-        return (model, info) if wants_info else model
-
-
-class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
-    """SigLIP2 encoder over packed patches of any number of images; its keys are those of `Siglip2VisionModel`."""
-
-    config: DenseMLLMVisionConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    base_model_prefix = "vision_model"
-    _input_embed_layer = "patch_embedding"
-    _can_record_outputs = {"hidden_states": DenseMLLMVisionLayer, "attentions": DenseMLLMVisionAttention}
-
-    def __init__(self, config: DenseMLLMVisionConfig):
-        super().__init__(config)
-        self.embeddings = DenseMLLMVisionEmbeddings(config)
-        self.encoder = DenseMLLMVisionEncoder(config)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embedding
-
-    def rotary_factors(self, image_grid_thw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of the 2-D rotary positions, `float32 [n_patches, head_dim]`, merge-block-major.
-
-        The frequencies are worked out here at each call: a buffer of them would be left unset by loading on the meta
-        device.
-        """
-        dim = self.config.hidden_size // self.config.num_attention_heads // 2
-        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=image_grid_thw.device) / dim
-        positions = get_vision_position_ids(image_grid_thw, self.config.spatial_merge_size)  # [n_patches, 2]
-        angles = positions[..., None] * (self.config.rope_theta**-exponents)  # [n_patches, 2, dim / 2]
-        angles = angles.flatten(1).repeat(1, 2)
-        return angles.cos(), angles.sin()
-
-    def attention_segments(self, image_grid_thw: torch.Tensor) -> tuple[AttentionSegments, AttentionSegments]:
-        """The segments of full and of windowed layers: whole images, and windows of `window_size` pixels."""
-        config = self.config
-        cos, sin = self.rotary_factors(image_grid_thw) if config.position_embedding == "rope" else (None, None)
-        lengths = (image_grid_thw[:, 1] * image_grid_thw[:, 2]).tolist()
-        full = AttentionSegments(_runs(lengths), None, None, cos, sin)
-        if config.window_size is None:
-            return full, full
-        cells, ends = get_vision_window_index(
-            image_grid_thw, config.spatial_merge_size, config.window_size, config.patch_size
-        )
-        unit = config.spatial_merge_size**2
-        device = image_grid_thw.device
-        patches = (cells.to(device)[:, None] * unit + torch.arange(unit, device=device)).flatten()
-        lengths = ends.diff().long()
-        by_length = torch.argsort(lengths.repeat_interleave(lengths), descending=True, stable=True)
-        order = patches[by_length]
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order), device=device)
-        shapes = _runs(lengths.sort(descending=True).values.tolist())
-        cos, sin = (None, None) if cos is None else (cos[order], sin[order])
-        return full, AttentionSegments(shapes, order, inverse, cos, sin)
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> BaseModelOutputWithPooling:
-        r"""
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(n_patches, patch_size**2 * num_channels)`):
-                Patches of all images, merge-block-major.
-            image_grid_thw (`torch.LongTensor` of shape `(n_images, 3)`):
-                Rows `(1, patches high, patches wide)`.
-
-        Returns:
-            `last_hidden_state` of shape `(n_patches, hidden_size)`, after the last layer norm, in the patches' order.
-        """
-        features = self.config.num_channels * self.config.patch_size**2
-        if pixel_values.ndim != 2 or pixel_values.shape[-1] != features:
-            raise ValueError(f"`pixel_values` must be [n_patches, {features}], got {tuple(pixel_values.shape)}")
-        grids = check_image_grid(image_grid_thw, pixel_values.shape[0], self.config.spatial_merge_size)
-        # Quantised layers have weights of another type than they compute in; norms are never quantised.
-        hidden_states = self.embeddings(pixel_values.to(self.post_layernorm.weight.dtype), grids)
-        image_grid_thw = image_grid_thw.to(hidden_states.device)
-        full, windows = self.attention_segments(image_grid_thw)
-        for index, layer in enumerate(self.encoder.layers):
-            segments = full if index in self.config.fullatt_block_indexes else windows
-            hidden_states = layer(hidden_states, segments, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=self.post_layernorm(hidden_states))
+# Saving a checkpoint, and fetching one, take along the files that a file's text imports, run or not. The models that
+# build on this file are named here for that alone: to import them would be a circle.
+TRAVELS_ALONG = """
+from .auto_models_densemllm import DenseMLLMForDepthEstimation, DenseMLLMForSemanticSegmentation
+"""
 
 
 class DenseMLLMMultiModalProjector(nn.Module):
@@ -440,9 +76,6 @@ class DenseMLLMMultiModalProjector(nn.Module):
         # [n_patches, vision width] -> [n_vision_tokens, merge_size**2 * vision width] -> [.., text width]
         hidden_states = self.norm(hidden_states).reshape(-1, self.width)
         return self.linear_2(self.act(self.linear_1(hidden_states)))
-
-
-# ---- multimodal model ----
 
 
 @dataclass
@@ -694,6 +327,18 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         )
 
 
+def _check_dense_arguments(has_candidates: bool, num_items_in_batch, num_dense_items_in_batch) -> None:
+    """`ValueError` where `dense_targets` lack what they need beside them."""
+    if not has_candidates:
+        raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
+    if num_items_in_batch is not None and num_dense_items_in_batch is None:
+        raise ValueError(
+            "`num_items_in_batch` divides the text loss by the count of a larger batch; with `dense_targets`, "
+            "`num_dense_items_in_batch` must do so with the NTP-M loss. `DenseTrainer` gives both; leave out "
+            "both for the means of this batch"
+        )
+
+
 class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictionMixin, GenerationMixin):
     """DenseMLLM with its output embedding: generates text, and predicts dense maps from its vision tokens' logits."""
 
@@ -768,7 +413,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
     def as_pipeline(self, processor: "DenseMLLMProcessor | None" = None, **kwargs: Any) -> "DensePredictionPipeline":
         """This model, where it is, as a [`DensePredictionPipeline`]; `kwargs` are those of `pipeline` and of
         `predict_dense`."""
-        # Imported here as that file imports this one; and saving a checkpoint copies what is imported anywhere.
+        # Imported here, as transformers' pipelines take long to load; the file travels with a checkpoint all the same.
         from .pipeline_densemllm import DensePredictionPipeline
 
         if getattr(self, "hf_device_map", None) is None:
@@ -843,14 +488,8 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             ValueError: `dense_targets` without what they need beside them.
         """
         if dense_targets is not None:
-            if dense_candidates is None or dense_candidate_ranges is None:
-                raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
-            if kwargs.get("num_items_in_batch") is not None and num_dense_items_in_batch is None:
-                raise ValueError(
-                    "`num_items_in_batch` divides the text loss by the count of a larger batch; with `dense_targets`, "
-                    "`num_dense_items_in_batch` must do so with the NTP-M loss. `DenseTrainer` gives both; leave out "
-                    "both for the means of this batch"
-                )
+            has_candidates = dense_candidates is not None and dense_candidate_ranges is not None
+            _check_dense_arguments(has_candidates, kwargs.get("num_items_in_batch"), num_dense_items_in_batch)
         outputs: DenseMLLMModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -878,15 +517,9 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         losses = []
         text_loss = dense_loss = None
         if labels is not None:
-            shift_labels = kwargs.get("shift_labels")
-            if shift_labels is None:
-                shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
-            # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
-            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds).to(shift_labels.device)
-            is_image = F.pad(is_image[:, 1:], (0, 1)) | (shift_labels == self.config.image_token_id)
-            shift_labels = shift_labels.masked_fill(is_image, -100)
-            text_loss = fused_cross_entropy(
-                hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), kwargs.get("num_items_in_batch")
+            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds)
+            text_loss = self._text_loss(
+                hidden_states, labels, is_image, kwargs.get("shift_labels"), kwargs.get("num_items_in_batch")
             )
             losses.append(text_loss)
         if dense_targets is not None:
@@ -910,6 +543,18 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             text_loss=text_loss,
             ntp_m_loss=dense_loss,
             **cache_argument(get_cache(outputs)),
+        )
+
+    def _text_loss(self, hidden_states, labels, is_image, shift_labels, num_items_in_batch) -> torch.Tensor:
+        """The next-token loss of text alone; `is_image` are the positions of image placeholders."""
+        if shift_labels is None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
+        is_image = F.pad(is_image.to(shift_labels.device)[:, 1:], (0, 1))
+        is_image = is_image | (shift_labels == self.config.image_token_id)
+        shift_labels = shift_labels.masked_fill(is_image, -100)
+        return fused_cross_entropy(
+            hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), num_items_in_batch
         )
 
     def generate(
@@ -1034,6 +679,4 @@ if any(isinstance(targets, str) for targets in LORA_TARGETS.values()):
 __all__ = [
     "DenseMLLMForConditionalGeneration",
     "DenseMLLMModel",
-    "DenseMLLMPreTrainedModel",
-    "DenseMLLMVisionModel",
 ]

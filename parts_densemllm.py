@@ -90,13 +90,13 @@ def load_vision_part(
             "`vision` must be a folder or Hub name of a SigLIP2-NaFlex checkpoint, a `Siglip2VisionModel`, or the "
             f"config of a new tower, got {type(vision).__name__}"
         )
-    own = vision.config
+    source_config = vision.config
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size",
         "hidden_act", "layer_norm_eps", "attention_dropout", "num_patches",
     )  # fmt: skip
     config = DenseMLLMVisionConfig(
-        **{name: getattr(own, name) for name in names},
+        **{name: getattr(source_config, name) for name in names},
         spatial_merge_size=merge_size,
         position_embedding="table",
         window_size=None,
@@ -200,54 +200,57 @@ def start_projector(projector: nn.Module, embeddings: torch.Tensor) -> None:
     nn.init.zeros_(projector.linear_2.bias)
 
 
-def make_from_parts(
-    model_class: type[Model], vision: VisionPart, text: TextPart, tokenizer: PreTrainedTokenizerBase | None = None,
-    dtype: str | torch.dtype = "auto", attn_implementation: str | None = None,
-    text_kwargs: dict[str, Any] | None = None, image_processor: DenseMLLMImageProcessor | None = None,
-    num_depth_bins: int = 1000, num_coordinates: int = 2048, spatial_merge_size: int = 2,
-    depth_ranges: dict[str, dict[str, Any]] | None = None, default_depth_range: str | None = None,
-    referring_crop_size: int = 1280, **config_kwargs: Any,
-) -> Model:  # fmt: skip
-    """See [`DenseMLLMForConditionalGeneration.from_pretrained_parts`]."""
-    text_kwargs = {"attn_implementation": attn_implementation, **(text_kwargs or {})}
-    vision_config, vision_state = load_vision_part(vision, dtype, spatial_merge_size)
-    text, tokenizer = load_text_part(text, tokenizer, dtype, text_kwargs)
-    embedding = text.get_input_embeddings().weight
-    old_ids, encode = (
-        dict(tokenizer.get_vocab()),
-        lambda words: tokenizer(words, add_special_tokens=False)["input_ids"],
-    )
-    described = {words: encode(words) for words in (*DESCRIPTIONS.values(), *DEPTH_ANCHORS, *X_ANCHORS, *Y_ANCHORS)}
+def describe_new_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Description to ids of all that new tokens start from, in the words that a tokenizer has without them."""
+    texts = (*DESCRIPTIONS.values(), *DEPTH_ANCHORS, *X_ANCHORS, *Y_ANCHORS)
+    return {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, num_depth_bins: int, num_coordinates: int) -> None:
+    """Add the tokens that are missing, and have prompts padded as generation needs it, in place."""
     add_dense_tokens(tokenizer, num_depth_bins, num_coordinates)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    processor = DenseMLLMProcessor(
-        image_processor or DenseMLLMImageProcessor(patch_size=vision_config.patch_size, merge_size=spatial_merge_size),
-        tokenizer,
-        depth_ranges=depth_ranges,
-        default_depth_range=default_depth_range,
-        num_depth_bins=num_depth_bins,
-        referring_crop_size=referring_crop_size,
-    )
-    # Many models keep more rows than their tokenizer has tokens; those are never taken away.
-    tied = text.get_output_embeddings().weight is embedding
-    if len(tokenizer) > len(embedding):
-        text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+def is_tied(text: PreTrainedModel) -> bool:
+    """Whether a language model's output embedding is its input embedding."""
+    return text.get_output_embeddings().weight is text.get_input_embeddings().weight
+
+
+def make_config(
+    vision_config: DenseMLLMVisionConfig, text: PreTrainedModel, processor: DenseMLLMProcessor, tied: bool,
+    **config_kwargs: Any,
+) -> DenseMLLMConfig:  # fmt: skip
+    """The config of a tower, a language model and a processor; `config_kwargs` are further fields of it."""
+    convert = processor.tokenizer.convert_tokens_to_ids
     config = DenseMLLMConfig(
         vision_config=vision_config,
         text_config=text.config,
         image_token_id=processor.image_token_id,
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-        spatial_merge_size=spatial_merge_size,
-        num_depth_bins=num_depth_bins,
+        vision_start_token_id=convert("<|vision_start|>"),
+        vision_end_token_id=convert("<|vision_end|>"),
+        num_depth_bins=processor.num_depth_bins,
         depth_ranges=processor.depth_ranges,
         default_depth_range=processor.default_depth_range,
         tie_word_embeddings=tied,
         **config_kwargs,
     )
     config.text_config.tie_word_embeddings = tied
+    return config
+
+
+def join_parts(
+    model_class: type[Model], config: DenseMLLMConfig, text: PreTrainedModel,
+    vision_state: dict[str, torch.Tensor] | None, attn_implementation: str | None,
+) -> Model:  # fmt: skip
+    """A model around the language model itself, with a tower that has `vision_state` (`None`: new weights). Its
+    projector has no values yet.
+
+    Raises:
+        TypeError: the language model's backbone is not the one that `AutoModel` builds.
+    """
     options = {"dtype": text.dtype, "attn_implementation": attn_implementation}
     with torch.device("meta"):  # no weights for what is there already
         model = model_class._from_config(config, **options)
@@ -261,11 +264,50 @@ def make_from_parts(
         model.model.vision_tower.load_state_dict(vision_state)
     model.model.multi_modal_projector.to_empty(device=device)
     model.tie_weights()
+    return model
+
+
+def start_new_weights(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: dict[str, int],
+    described: dict[str, list[int]], num_depth_bins: int,
+) -> None:  # fmt: skip
+    """Values for the rows of added tokens and for the projector, in place; arguments as for [`start_new_rows`]."""
     weights = {id(weight): weight for weight in (model.get_input_embeddings().weight, model.lm_head.weight)}
     for weight in weights.values():
         start_new_rows(weight, tokenizer, old_ids, described, num_depth_bins)
-    rows = torch.tensor(sorted(set(old_ids.values()))[:4096], device=weight.device)
+    rows = torch.tensor(sorted(set(old_ids.values()))[:4096], device=model.lm_head.weight.device)
     start_projector(model.model.multi_modal_projector, model.get_input_embeddings()(rows))
+
+
+def make_from_parts(
+    model_class: type[Model], vision: VisionPart, text: TextPart, tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str | torch.dtype = "auto", attn_implementation: str | None = None,
+    text_kwargs: dict[str, Any] | None = None, image_processor: DenseMLLMImageProcessor | None = None,
+    num_depth_bins: int = 1000, num_coordinates: int = 2048, spatial_merge_size: int = 2,
+    depth_ranges: dict[str, dict[str, Any]] | None = None, default_depth_range: str | None = None,
+    referring_crop_size: int = 1280, **config_kwargs: Any,
+) -> Model:  # fmt: skip
+    """See [`DenseMLLMForConditionalGeneration.from_pretrained_parts`]."""
+    text_kwargs = {"attn_implementation": attn_implementation, **(text_kwargs or {})}
+    vision_config, vision_state = load_vision_part(vision, dtype, spatial_merge_size)
+    text, tokenizer = load_text_part(text, tokenizer, dtype, text_kwargs)
+    old_ids, described = dict(tokenizer.get_vocab()), describe_new_tokens(tokenizer)
+    prepare_tokenizer(tokenizer, num_depth_bins, num_coordinates)
+    processor = DenseMLLMProcessor(
+        image_processor or DenseMLLMImageProcessor(patch_size=vision_config.patch_size, merge_size=spatial_merge_size),
+        tokenizer,
+        depth_ranges=depth_ranges,
+        default_depth_range=default_depth_range,
+        num_depth_bins=num_depth_bins,
+        referring_crop_size=referring_crop_size,
+    )
+    tied = is_tied(text)
+    # Many models keep more rows than their tokenizer has tokens; those are never taken away.
+    if len(tokenizer) > len(text.get_input_embeddings().weight):
+        text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    config = make_config(vision_config, text, processor, tied, spatial_merge_size=spatial_merge_size, **config_kwargs)
+    model = join_parts(model_class, config, text, vision_state, attn_implementation)
+    start_new_weights(model, tokenizer, old_ids, described, num_depth_bins)
     model.generation_config = text.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.set_processor(processor)

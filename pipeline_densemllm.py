@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pipelines: `dense-prediction`, `depth-estimation` and `image-segmentation`, and the models of the last two."""
+"""Pipelines: `dense-prediction`, `depth-estimation` and `image-segmentation`."""
 
 import os
 import types
@@ -21,10 +21,8 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
 from torch.utils.data import Dataset
 from transformers import Pipeline
-from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
 from transformers.pipelines.base import GenericTensor
 from transformers.utils import logging
 
@@ -38,10 +36,9 @@ from .checks_densemllm import (
     is_flat,
     plain,
 )
+from .configuration_densemllm import class_names
 from .drawing_densemllm import depth_to_gray
-from .image_encoding_densemllm import EncodedImage, ImageOrEncoded, load_image
-from .modeling_densemllm import DenseMLLMForConditionalGeneration
-from .tokens_densemllm import BACKGROUND_LABEL
+from .image_encoding_densemllm import ImageOrEncoded, load_image
 
 
 logger = logging.get_logger(__name__)
@@ -53,7 +50,7 @@ class _Input:
 
     value: object
     place: int | None = None
-    own: dict = field(default_factory=dict)
+    per_image_kwargs: dict = field(default_factory=dict)
 
 
 class _Inputs(Dataset):
@@ -93,7 +90,7 @@ class DensePredictionPipeline(Pipeline):
         "task", "labels", "text", "box", "background", "threshold", "depth_range", "focal_length", "refine",
         "return_logits", "target_sizes", "scale", "max_num_patches", "on_error",
     )  # fmt: skip
-    OWN = ("text", "box", "focal_length", "target_sizes")
+    PER_IMAGE_OPTIONS = ("text", "box", "focal_length", "target_sizes")
 
     def __init__(self, *args: Any, task: str | None = None, **kwargs: Any):
         if task not in (None, self.NAME):
@@ -109,7 +106,7 @@ class DensePredictionPipeline(Pipeline):
         **kwargs: Any,
     ) -> Any:  # what a pipeline makes of an image, a list of it, or an iterator for a data set or a generator
         kwargs = _check_counts(kwargs)
-        lists = {name: plain(kwargs.pop(name)) for name in self.OWN if _is_list(name, kwargs.get(name))}
+        lists = {name: plain(kwargs.pop(name)) for name in self.PER_IMAGE_OPTIONS if _is_list(name, kwargs.get(name))}
         if isinstance(inputs, types.GeneratorType) or (isinstance(inputs, Dataset) and not hasattr(inputs, "__len__")):
             inputs = _number_inputs(inputs, lists)
         elif isinstance(inputs, (list, tuple, Dataset)):
@@ -120,7 +117,7 @@ class DensePredictionPipeline(Pipeline):
                 return []
         else:
             _check_lengths(lists, 1)
-            inputs = _Input(inputs, own={name: values[0] for name, values in lists.items()})
+            inputs = _Input(inputs, per_image_kwargs={name: values[0] for name, values in lists.items()})
         return super().__call__(inputs, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -132,7 +129,7 @@ class DensePredictionPipeline(Pipeline):
         unknown = sorted(set(kwargs) - set(self.OPTIONS))
         if unknown:
             raise TypeError(f"{unknown} can't be given to this pipeline; it takes {list(self.OPTIONS)}")
-        for name in self.OWN:  # when the pipeline is made
+        for name in self.PER_IMAGE_OPTIONS:  # when the pipeline is made
             if _is_list(name, kwargs.get(name)):
                 raise ValueError(f"`{name}` must be one value here; a list, one an image, goes with the images' call")
         on_error = kwargs.pop("on_error", None)
@@ -141,25 +138,28 @@ class DensePredictionPipeline(Pipeline):
     def preprocess(self, inputs: _Input, on_error: str = "raise") -> dict:
         check_choice("on_error", on_error, ("raise", "skip"))
         value, name = inputs.value, "`images`" if inputs.place is None else f"`images[{inputs.place}]`"
-        own = dict(value) if isinstance(value, dict) else {"image": value}
-        accepted = [option for option in self.OWN if option in self.OPTIONS]
-        unknown = sorted(set(own) - {"image", *accepted}, key=str)
-        if unknown or "image" not in own:
-            raise ValueError(f"{name} must have `image` and may have {accepted}, got {sorted(own, key=str)}")
-        image = own.pop("image")
-        own = {option: entry for option, entry in {**inputs.own, **own}.items() if entry is not None}
-        own = {option: self._check_own(option, entry) for option, entry in own.items()}
+        given = dict(value) if isinstance(value, dict) else {"image": value}
+        accepted = [option for option in self.PER_IMAGE_OPTIONS if option in self.OPTIONS]
+        unknown = sorted(set(given) - {"image", *accepted}, key=str)
+        if unknown or "image" not in given:
+            raise ValueError(f"{name} must have `image` and may have {accepted}, got {sorted(given, key=str)}")
+        image = given.pop("image")
+        per_image_kwargs = {
+            option: self._check_per_image(option, entry)
+            for option, entry in {**inputs.per_image_kwargs, **given}.items()
+            if entry is not None
+        }
         try:
-            picture = load_image(image, self.processor.image_processor, name)
+            loaded = load_image(image, self.processor.image_processor, name)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
                 raise
             logger.warning(f"skipped: {error}")
-            picture = None
+            loaded = None
         # In lists, so that batches of them are lists as well.
-        return {"images": [picture], "own": [own]}
+        return {"images": [loaded], "per_image_kwargs": [per_image_kwargs]}
 
-    def _check_own(self, name: str, value):
+    def _check_per_image(self, name: str, value):
         """What one input has for itself, in plain numbers."""
         if name == "text":
             return check_text(name, value, "one expression for an input")
@@ -170,15 +170,15 @@ class DensePredictionPipeline(Pipeline):
         return check_target_sizes(value, 1)[0]
 
     def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:
-        images, own = (_flat(model_inputs[name]) for name in ("images", "own"))
+        images, per_image_kwargs = (_flat(model_inputs[name]) for name in ("images", "per_image_kwargs"))
         places = [place for place, image in enumerate(images) if image is not None]
-        images, own = ([values[place] for place in places] for values in (images, own))
+        images, per_image_kwargs = ([values[place] for place in places] for values in (images, per_image_kwargs))
         options = {"task": "segmentation", "processor": self.processor, **options}
-        for name in {name: None for row in own for name in row}:
+        for name in {name: None for row in per_image_kwargs for name in row}:
             shared = [options.get(name)] * len(images)
             if name == "target_sizes" and shared[0] is None:
                 shared = [(image.height, image.width) for image in images]
-            options[name] = [row.get(name, default) for row, default in zip(own, shared, strict=True)]
+            options[name] = [row.get(name, default) for row, default in zip(per_image_kwargs, shared, strict=True)]
         predictions: list = [None] * len(_flat(model_inputs["images"]))
         if images:
             found = self.model.predict_dense(images, batch_size=len(images), **options)
@@ -240,12 +240,12 @@ class DenseImageSegmentationPipeline(DensePredictionPipeline):
         return preprocess, forward, {"labels": kwargs["labels"]} if "labels" in kwargs else {}
 
     def _forward(self, model_inputs: dict, labels=None, **options) -> dict[str, GenericTensor]:
-        labels = _class_names(self.model.config) if labels is None else labels
+        labels = class_names(self.model.config) if labels is None else labels
         return super()._forward(model_inputs, task="segmentation", labels=labels, **options)
 
     def postprocess(self, model_outputs: dict, labels: dict[int, str] | None = None) -> list[dict] | None:
         found = super().postprocess(model_outputs)
-        labels = _class_names(self.model.config) if labels is None else labels
+        labels = class_names(self.model.config) if labels is None else labels
         if found is None:
             return None
         rows = []
@@ -253,15 +253,6 @@ class DenseImageSegmentationPipeline(DensePredictionPipeline):
             mask = (found["segmentation"] == row["id"]).numpy().astype(np.uint8) * 255
             rows.append({"score": None, "label": labels[row["id"]], "mask": PIL.Image.fromarray(mask)})
         return rows
-
-
-def _class_names(config) -> dict[int, str]:
-    if config.label_names is None:
-        raise ValueError(
-            "`config.id2label` names no classes; set it (`model.config.id2label = {0: 'wall', ...}`), or give "
-            "`labels` to `predict_dense` or to the call of the pipeline"
-        )
-    return config.label_names
 
 
 def _check_counts(kwargs: dict) -> dict:
@@ -297,97 +288,11 @@ def _number_inputs(inputs: Iterable, lists: dict[str, list]) -> Iterator[_Input]
 def _flat(values) -> list:
     """A batch of lists of one, or one such list, as a list."""
     values = values if isinstance(values, list) else [values]
-    return [own for value in values for own in (value if isinstance(value, list) else [value])]
+    return [entry for value in values for entry in (value if isinstance(value, list) else [value])]
 
-
-class _DenseMLLMForImage(DenseMLLMForConditionalGeneration):
-    """A model that takes pictures alone, as the pipelines of transformers call it. Its weights are those of
-    [`DenseMLLMForConditionalGeneration`]; its processor is that of the checkpoint."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """The model, and the processor without which it can't tell what to look for."""
-        processor = self.get_processor()  # nothing is written where there is none
-        super().save_pretrained(save_directory, **kwargs)
-        processor.save_pretrained(save_directory, **kwargs)
-
-    def _label_logits(self, pixel_values, image_grid_thw, prompt: str, label_ids: list[list[int]]):
-        """Label logits of each image, `float32 [num_labels, grid_height, grid_width]`."""
-        features = self.model.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
-        merge_size = self.config.spatial_merge_size
-        grids = [(height // merge_size, width // merge_size) for _, height, width in image_grid_thw.tolist()]
-        encoded: list[EncodedImage] = self._prefill_images(
-            [None] * len(grids), features, grids, prompt, self.get_processor(), False
-        )
-        return [self.label_logits(image.hidden_states, label_ids).T.unflatten(1, image.grid) for image in encoded]
-
-
-class DenseMLLMForDepthEstimation(_DenseMLLMForImage):
-    """Depth in the checkpoint's default range, for `pipeline("depth-estimation")`."""
-
-    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> DepthEstimatorOutput:
-        """
-        Args:
-            pixel_values: `[n_patches, features]`, packed.
-            image_grid_thw: `int64 [n_images, 3]`.
-
-        Returns:
-            `predicted_depth`: a list of one `float32 [2 * grid_height, 2 * grid_width]` an image, in metres.
-        """
-        processor = self.get_processor()
-        prompt = processor.get_depth_range().get("prompt") or ""
-        label_ids = processor.task_label_ids("depth", None)
-        maps = []
-        for logits in self._label_logits(pixel_values, image_grid_thw, prompt, label_ids):
-            size = tuple(2 * edge for edge in logits.shape[1:])
-            maps.append(processor.decode_dense("depth", logits, size)["predicted_depth"])
-        return DepthEstimatorOutput(predicted_depth=maps)
-
-
-@dataclass
-class DenseSegmenterOutput(SemanticSegmenterOutput):
-    """`background_label`, `int64 [n_images]`: the number of `<OTHERS>` among the names, -1 without it."""
-
-    background_label: torch.LongTensor | None = None
-
-
-class DenseMLLMForSemanticSegmentation(_DenseMLLMForImage):
-    """The classes of `config.id2label`, for `pipeline("image-segmentation")`."""
-
-    def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> DenseSegmenterOutput:
-        """
-        Args:
-            pixel_values: `[n_patches, features]`, packed.
-            image_grid_thw: `int64 [n_images, 3]`.
-
-        Returns:
-            `logits`: a list of one `float32 [num_labels, grid_height, grid_width]` an image; row k is `id2label[k]`.
-
-        Raises:
-            ValueError: `config.id2label` has no names.
-        """
-        processor = self.get_processor()
-        names = processor.normalize_labels(_class_names(self.config))
-        rest = next((key for key, name in names.items() if name == BACKGROUND_LABEL), -1)
-        # What stands for the background is not read, as in `predict_dense`.
-        read = {key: name for key, name in names.items() if key != rest}
-        label_ids = processor.task_label_ids("segmentation", read)
-        rows = torch.tensor(list(read), device=pixel_values.device)
-        maps = []
-        for logits in self._label_logits(pixel_values, image_grid_thw, "", label_ids):
-            # A number without a name is never chosen.
-            full = logits.new_full((max(names) + 1, *logits.shape[1:]), torch.finfo(logits.dtype).min)
-            maps.append(full.index_copy(0, rows, logits))
-        return DenseSegmenterOutput(logits=maps, background_label=torch.full((len(maps),), rest))
-
-
-# Saving one of them must not put it in the place of the model that `AutoModel` gives.
-DenseMLLMForDepthEstimation.register_for_auto_class("AutoModelForDepthEstimation")
-DenseMLLMForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 __all__ = [
     "DenseDepthEstimationPipeline",
     "DenseImageSegmentationPipeline",
-    "DenseMLLMForDepthEstimation",
-    "DenseMLLMForSemanticSegmentation",
     "DensePredictionPipeline",
 ]

@@ -35,9 +35,8 @@ from predict_dense import make_image, make_model
 from safetensors.torch import save_file
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
-from densemllm.configuration_densemllm import RELEASED_TEXT_CONFIG
 from densemllm.convert_youtu_vl_to_densemllm import convert
-from densemllm.modeling_densemllm import RELEASED_KEYS
+from densemllm.released_densemllm import RELEASED_KEYS, RELEASED_TEXT_CONFIG
 
 
 def original_name(name: str) -> str:

@@ -137,6 +137,30 @@ def test_a_saved_folder_works_alone_and_saves_an_equally_complete_one(original, 
     check(load_in_a_fresh_process(str(second), tmp_path / "b", HF_HUB_OFFLINE="1"), original)
 
 
+SAVER = (
+    LOADER.split("import torch")[0]
+    + r"""
+from transformers import AutoModel
+AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
+"""
+)
+
+
+def test_a_model_takes_along_all_the_code_that_its_config_names(original, tmp_path):
+    """Also one that was loaded by a process that had no other class of the checkpoint."""
+    original[0].save_pretrained(tmp_path / "first")
+    done = subprocess.run(
+        [sys.executable, "-c", SAVER, str(tmp_path / "first"), str(tmp_path / "second")],
+        cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        config = json.loads((folder / "config.json").read_text())
+        named = [*config["auto_map"].values(), *(row["impl"] for row in config["custom_pipelines"].values())]
+        assert {f"{name.split('.')[0]}.py" for name in named} <= {path.name for path in folder.glob("*.py")}
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the Hub as pushing and loading one model needs, kept in memory."""
 

@@ -11,14 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Bring what the package gives a checkpoint of this repository up to date: its code, its chat template, its version.
+r"""Bring what the package gives a checkpoint of this repository up to date: its code, chat template and version, and
+what its config says of the code.
 
     python tools/sync_checkpoint.py            write what differs
     python tools/sync_checkpoint.py --check    write nothing; exit code 1 and a list, where something differs
 
 A checkpoint works alone, so the code that travels with it stands beside its weights: as links to the repository's own
-files, which uploading follows. To be run when a file begins or ceases to travel, or the chat template changes; CI runs
-it with `--check`.
+files, which uploading follows. To be run when a file begins or ceases to travel, a class moves to another file, or the
+chat template changes; CI runs it with `--check`.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from densemllm.configuration_densemllm import AUTO_MAP, CUSTOM_PIPELINES, __vers
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE, CONFIG = "chat_template.jinja", "config.json"
+CONFIG_FIELDS = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES, "densemllm_version": __version__}
 
 
 def travelling_files() -> set[str]:
@@ -54,7 +56,7 @@ def sync(folder: Path, check: bool) -> list[str]:
     template = folder / TEMPLATE
     old_template = not template.is_file() or template.read_text(encoding="utf-8") != CHAT_TEMPLATE
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    old_config = config.get("densemllm_version") != __version__
+    old_config = {**config, **CONFIG_FIELDS} != config
     if not check:
         for name in wrong | stale:
             (folder / name).unlink(missing_ok=True)
@@ -63,8 +65,8 @@ def sync(folder: Path, check: bool) -> list[str]:
         if old_template:
             template.write_text(CHAT_TEMPLATE, encoding="utf-8")
         if old_config:
-            config["densemllm_version"] = __version__
-            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            written = json.dumps({**config, **CONFIG_FIELDS}, indent=2)
+            (folder / CONFIG).write_text(written + "\n", encoding="utf-8")
     return sorted(wrong | stale) + [TEMPLATE] * old_template + [CONFIG] * old_config
 
 

@@ -1,0 +1,1 @@
+../../auto_models_densemllm.py

@@ -1,0 +1,1 @@
+../../instances_densemllm.py

@@ -1,0 +1,1 @@
+../../normals_densemllm.py

@@ -1,0 +1,1 @@
+../../released_densemllm.py
