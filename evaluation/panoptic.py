@@ -50,9 +50,9 @@ class PanopticMetrics(_Metrics):
 
     A predicted and a true segment of the same class match if their IoU is above 0.5; pixels where the reference has no
     segment are left out of the union. With TP matches, FP predicted and FN true segments without one, SQ is the mean
-    IoU of the matches, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ times RQ. A crowd is neither matched nor missed,
-    and a prediction does not count as false if more than half of it lies where the reference has no segment, or a crowd
-    of the same class. The three are averaged over the classes that have any of TP, FP and FN.
+    IoU of the matches, RQ is TP / (TP + FP / 2 + FN / 2), and PQ is SQ times RQ. A crowd is never matched or missed,
+    and a prediction is not counted as false if more than half of it lies where the reference has no segment, or a
+    crowd of the same class. The three are averaged over the classes that have any of TP, FP and FN.
 
     Args:
         label_ids: the ids of the classes, in the order of the results.
@@ -151,12 +151,15 @@ class InstanceMetrics(_Metrics):
             tells whether it has found an object, and whether it doesn't count (it lies in a crowd), at the IoU
             `THRESHOLDS[t]`.
         """
-        found, true = (_instances(0, *read, self.label_ids) for read in _read_both(prediction, reference))
+        both = _read_both(prediction, reference)
+        found, true = (_instances(0, *read, self.label_ids) for read in both)
         if any("score" not in row for row in found):
             raise ValueError("each row of `prediction` must have a `score`")
         true = [{"iscrowd": 0, **row} for row in true]
         evaluation = _cocoeval(self.label_ids, 1)
-        evaluation.cocoGt, evaluation.cocoDt = (_to_coco(rows, self.label_ids) for rows in (true, found))
+        evaluation.cocoGt, evaluation.cocoDt = (
+            _to_coco(rows, self.label_ids, both[0][0].shape) for rows in (true, found)
+        )
         with redirect_stdout(io.StringIO()):
             evaluation.evaluate()
         return [
@@ -380,13 +383,13 @@ def _cocoeval(label_ids: Sequence[int], images: int) -> Any:
     return evaluation
 
 
-def _to_coco(rows: list[dict], label_ids: Sequence[int]) -> Any:
-    """The rows of one image as pycocotools' `COCO`."""
+def _to_coco(rows: list[dict], label_ids: Sequence[int], size: tuple[int, int]) -> Any:
+    """The rows of one image, of that height and width, as pycocotools' `COCO`."""
     from pycocotools.coco import COCO
 
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": 0}],
+        "images": [{"id": 0, "height": size[0], "width": size[1]}],
         "annotations": [{"id": number, **row} for number, row in enumerate(rows, 1)],
         "categories": [{"id": label} for label in label_ids],
     }

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Bins of surface normals, their decoding, and the normals of a depth map."""
+"""Bins of surface normals, their decoding, the normals of a depth map, and the metrics."""
 
 import math
 
@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from densemllm.evaluation.normals import NormalsMetrics
 from densemllm.normals_densemllm import (
     bin_directions,
     bin_neighbours,
@@ -223,3 +224,56 @@ def test_what_is_not_accepted_is_named():
     ):
         with pytest.raises(error, match=words):
             call()
+
+
+# ---- metrics ----
+
+
+def turned(*degrees):
+    """Normals that differ from (0, 0, 1) by these angles."""
+    radians = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([radians.sin(), torch.zeros_like(radians), radians.cos()], dim=-1)[None]
+
+
+def test_metrics_by_hand():
+    prediction = turned(0.01, 5, 11.26, 25, 29.5, 90, 180)
+    reference = turned(*[0] * 7)
+    metrics = NormalsMetrics()
+    metrics.add(prediction, 3 * reference)
+    results = metrics.compute()
+    assert results["mean_angle"] == pytest.approx((0.01 + 5 + 11.26 + 25 + 29.5 + 90 + 180) / 7)
+    assert results["median_angle"] == pytest.approx(25, abs=0.05)
+    shares = [results[name] for name in ("under_11_25", "under_22_5", "under_30")]
+    assert shares == pytest.approx([2 / 7, 3 / 7, 5 / 7])
+
+
+def test_invalid_references_do_not_count_and_invalid_predictions_are_wrong():
+    reference, prediction = turned(*[0] * 5), turned(*[0] * 5)
+    reference[0, 0], reference[0, 1] = 0, math.nan
+    prediction[0, 1], prediction[0, 2], prediction[0, 3] = math.inf, 0, math.nan
+    metrics = NormalsMetrics()
+    metrics.add(prediction, reference)
+    results = metrics.compute()
+    assert results["mean_angle"] == pytest.approx(120) and results["median_angle"] == pytest.approx(180, abs=0.05)
+    assert all(math.isnan(value) for value in NormalsMetrics().compute().values())
+    for wrong, other in ((prediction[:, 1:], reference), (prediction[0], reference[0])):
+        with pytest.raises(ValueError, match="prediction"):
+            metrics.count(wrong, other)
+
+
+@given(seed=seeds, spread=st.floats(0.01, 3.0))
+@settings(max_examples=20, deadline=None)
+def test_metrics_of_parts_are_those_of_all_pixels(seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    reference = random_normals(seed, 6, 20)
+    prediction = reference + spread * torch.randn(6, 20, 3, generator=generator)
+    whole, parts = NormalsMetrics(), [NormalsMetrics(), NormalsMetrics()]
+    whole.add(prediction, reference)
+    for part, rows in zip(parts, (slice(2), slice(2, None)), strict=True):
+        part.add(prediction[rows], reference[rows])
+    assert whole.compute(parts[0].totals + parts[1].totals) == pytest.approx(whole.compute())
+    exact = angles(torch.nn.functional.normalize(prediction, dim=-1), reference).flatten().sort().values
+    results = whole.compute()
+    assert results["mean_angle"] == pytest.approx(float(exact.mean()), abs=1e-3)
+    assert exact[59] - 0.05 <= results["median_angle"] <= exact[60] + 0.05
+    assert results["under_22_5"] == pytest.approx(float((exact < 22.5).double().mean()), abs=0.009)
