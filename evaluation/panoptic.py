@@ -26,16 +26,21 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import torch
+from accelerate.utils import gather_object
 
 from ..answers_densemllm import encode_rle
 from ..checks_densemllm import shown
 from ..evaluation_densemllm import _Metrics
 from ..files_densemllm import check_outputs, whole_file
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 Segments = tuple[Any, Sequence[dict]]  # the map of segments, an array or a tensor, and its rows
@@ -173,6 +178,23 @@ class InstanceMetrics(_Metrics):
             for result in evaluation.evalImgs
             if result is not None  # neither a true nor a predicted one of this class
         ]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no image with a true or predicted object was added."""
+        return not self.totals
+
+    def to_record(self, part: list[dict]) -> list[dict]:
+        """What [`count`] gave, in the form that JSON has."""
+        return part
+
+    def add_record(self, record: list[dict]) -> None:
+        """Add what [`to_record`] gave."""
+        self.totals += record
+
+    def reduce(self, accelerator: "Accelerator") -> None:
+        """Make `totals` those of all processes, in each of them."""
+        self.totals = gather_object(self.totals)
 
     def compute(self, totals: list[dict] | None = None) -> dict:
         """`mask_ap`, the mean over classes and IoU thresholds, `mask_ap50` and `mask_ap75`, in [0, 1], over the

@@ -164,10 +164,10 @@ def test_what_is_perfect_and_what_is_empty():
 def test_pq_is_that_of_panopticapi(tmp_path):
     evaluation = pytest.importorskip("panopticapi.evaluation")
     rng = np.random.default_rng(1)
-    # panopticapi knows one crowd of a class at most.
     pairs = [random_pair(rng) for _ in range(12)]
     metrics = PanopticMetrics(LABELS, THINGS)
     for prediction, reference in pairs:
+        reference[1][0]["iscrowd"] = 1  # it knows one crowd of a class at most
         metrics.add(prediction, reference)
     for name, segments in (("predicted", [pair[0] for pair in pairs]), ("true", [pair[1] for pair in pairs])):
         save_coco_panoptic(enumerate(segments), tmp_path / f"{name}.json", tmp_path / name, CATEGORIES)
@@ -244,9 +244,12 @@ def test_ap_is_that_of_pycocotools_over_all_images(crowds, tmp_path, capsys):
     ours = metrics.compute()
     assert 0.1 < ours["mask_ap"] < 0.9
     assert [ours[name] for name in ("mask_ap", "mask_ap50", "mask_ap75")] == pytest.approx(evaluation.stats[:3])
-    # Parts of the data, as they are saved and gathered.
-    parts = [json.loads(json.dumps(metrics.count(*pair))) for pair in pairs]
-    assert metrics.compute([row for part in parts for row in part]) == ours
+    # Parts of the data, as they are saved.
+    saved = InstanceMetrics(THINGS[::-1])
+    assert saved.is_empty
+    for pair in pairs:
+        saved.add_record(json.loads(json.dumps(metrics.to_record(metrics.count(*pair)))))
+    assert not saved.is_empty and saved.compute() == ours
 
 
 def test_ap_without_anything():
