@@ -158,19 +158,20 @@ def test_decoded_normals_are_unit_vectors_whatever_the_strips(seed, height, widt
     height=st.integers(2, 24),
     width=st.integers(2, 24),
     view=st.floats(0.3, 3.0),
+    step=st.integers(1, 5),
     values_at_once=st.sampled_from([1, 200, 2**22]),
 )
 @settings(max_examples=50, deadline=None)
-def test_a_plane_has_its_own_normal_everywhere(seed, height, width, view, values_at_once):
+def test_a_plane_has_its_own_normal_everywhere(seed, height, width, view, step, values_at_once):
     focal_length = view * max(height, width)
     normal = random_normals(seed, 1)[0].double().numpy()
     depth = plane_depth(normal, height, width, focal_length)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("densemllm.normals_densemllm.VALUES_AT_ONCE", values_at_once)
-        normals = depth_to_normals(depth, focal_length)
+        normals = depth_to_normals(depth, focal_length, step)
     assert normals.shape == (height, width, 3) and normals.dtype == torch.float32
     valid = normals.any(dim=-1)
-    assert valid[1:-1, 1:-1].all() or np.isnan(depth).any()
+    assert valid.all() or np.isnan(depth).any()
     assert (angles(normals, torch.from_numpy(normal))[valid] < 0.05).all()
 
 
@@ -221,6 +222,7 @@ def test_what_is_not_accepted_is_named():
         (lambda: depth_to_normals(np.ones((1, 5)), 10.0), ValueError, "depth.*2x2"),
         (lambda: depth_to_normals(np.ones((5, 5)), 0), ValueError, "focal_length"),
         (lambda: depth_to_normals(np.ones((5, 5), np.int64), 10.0), ValueError, "depth.*floats"),
+        (lambda: depth_to_normals(np.ones((5, 5)), 10.0, step=0), ValueError, "step"),
     ):
         with pytest.raises(error, match=words):
             call()
