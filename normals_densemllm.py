@@ -173,9 +173,9 @@ def _members(num_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
     return members, torch.arange(most) < torch.tensor([len(row) for row in rows])[:, None]
 
 
-def depth_to_normals(depth: "np.ndarray | torch.Tensor", focal_length: float) -> torch.Tensor:
+def depth_to_normals(depth: "np.ndarray | torch.Tensor", focal_length: float, step: int = 1) -> torch.Tensor:
     """Normals of the surface that a depth map shows, by finite differences between the neighbours of each pixel: the
-    two beside it and the two above and below, or the pixel itself and the one neighbour at the border.
+    two beside it and the two above and below; at the border the pixel itself stands for the one that lacks.
 
     The pixel u columns and v rows from the image's centre, the principal point, is at Z (u / f, -v / f, -1), with Z
     its depth and f the focal length. A plane gives its normal to the precision of the depths, and all normals face
@@ -185,29 +185,34 @@ def depth_to_normals(depth: "np.ndarray | torch.Tensor", focal_length: float) ->
         depth: metres along the optical axis, floats `[height, width]`, at least 2x2; invalid where not finite or not
             above 0.
         focal_length: pixels of this map; the same in both directions.
+        step: pixels from a pixel to its neighbours, or to the border where that is nearer. Depth that comes from bins
+            has steps itself; the further the neighbours, the less these weigh, and the more of the surface's own
+            shape is smoothed.
 
     Returns:
         `float32 [height, width, 3]`, unit vectors in this module's axes, on the device of `depth`; (0, 0, 0) where the
         pixel or a neighbour that it needs is invalid.
 
     Raises:
-        TypeError, ValueError: `depth` is not floats of that shape, or `focal_length` not a finite number above 0.
+        TypeError, ValueError: `depth` is not floats of that shape, `focal_length` not a finite number above 0, or
+            `step` not a whole number of at least 1.
     """
+    step = check_count("step", step)
     focal_length = check_positive("focal_length", focal_length, " of pixels")
     depth = _floats("depth", depth, "[height, width], at least 2x2", lambda shape: len(shape) == 2 and min(shape) > 1)
     height, width = depth.shape
     normals = torch.empty(height, width, 3, device=depth.device)
-    rows = max(1, VALUES_AT_ONCE // (4 * width))
+    rows = max(1, VALUES_AT_ONCE // (4 * width), step)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        # With the row before and the row after, where there are any.
-        first, last = max(top - 1, 0), min(bottom + 1, height)
-        strip = _normals_of_rows(depth[first:last], first - height / 2, focal_length)
+        # With the rows before and after that the neighbours are in, where there are any.
+        first, last = max(top - step, 0), min(bottom + step, height)
+        strip = _normals_of_rows(depth[first:last], first - height / 2, focal_length, step)
         normals[top:bottom] = strip[top - first : bottom - first]
     return normals
 
 
-def _normals_of_rows(depth: torch.Tensor, top: float, focal_length: float) -> torch.Tensor:
+def _normals_of_rows(depth: torch.Tensor, top: float, focal_length: float, step: int) -> torch.Tensor:
     """[`depth_to_normals`] of whole rows, the first of which begins `top` rows below the principal point."""
     height, width = depth.shape
     valid = depth.isfinite() & (depth > 0)
@@ -216,8 +221,8 @@ def _normals_of_rows(depth: torch.Tensor, top: float, focal_length: float) -> to
     # Z2 (p + u2 e / f), where e is the x axis. Their difference is a p + b e with a = Z2 - Z1 and
     # b = (Z2 u2 - Z1 u1) / f > 0; likewise in a column. The cross product of the two differences is then along
     # (a / b, -c / d, 1 + x a / b - y c / d), whose product with p is -1: it faces the camera.
-    slope_x, valid_x = _slopes(depth, valid)
-    slope_y, valid_y = (values.T for values in _slopes(depth.T, valid.T))
+    slope_x, valid_x = _slopes(depth, valid, step)
+    slope_y, valid_y = (values.T for values in _slopes(depth.T, valid.T, step))
     slope_x, slope_y = slope_x * focal_length, slope_y * focal_length
     x = (torch.arange(width, dtype=torch.float32, device=depth.device) + (0.5 - width / 2)) / focal_length
     down = (torch.arange(height, dtype=torch.float32, device=depth.device) + (0.5 + top)) / focal_length
@@ -225,13 +230,12 @@ def _normals_of_rows(depth: torch.Tensor, top: float, focal_length: float) -> to
     return F.normalize(normals, dim=-1) * (valid & valid_x & valid_y)[..., None]
 
 
-def _slopes(depth: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Z2 - Z1) / (Z2 u2 - Z1 u1) of each pixel's neighbours in its row, at u1 and u2 pixels from it, and whether the
-    neighbours are valid; at both ends of the row the pixel itself is one of the two."""
+def _slopes(depth: torch.Tensor, valid: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Z2 - Z1) / (Z2 u2 - Z1 u1) of each pixel's neighbours in its row, at u1 <= 0 and u2 >= 0 pixels from it, and
+    whether the neighbours are valid."""
     columns = torch.arange(depth.shape[1], device=depth.device)
-    before, after = (columns - 1).clamp(min=0), (columns + 1).clamp(max=depth.shape[1] - 1)
+    before, after = (columns - step).clamp(min=0), (columns + step).clamp(max=depth.shape[1] - 1)
     first, second = depth[:, before], depth[:, after]
-    # u1 = before - column and u2 = after - column are -1, 0 or 1.
     slopes = (second - first) / (second * (after - columns) - first * (before - columns))
     return slopes, valid[:, before] & valid[:, after]
 
