@@ -24,7 +24,6 @@ import torch
 from tqdm.auto import tqdm
 
 from .answers_densemllm import normalize_name
-from .maps_densemllm import IGNORE_INDEX, Samples, read_mask, read_metres, upright_sample
 from .processing_densemllm import (
     BACKGROUND_LABEL,
     TASKS,
@@ -34,6 +33,7 @@ from .processing_densemllm import (
     parse_refs,
     present_values,
 )
+from .training.maps import IGNORE_INDEX, Samples, read_mask, read_metres, upright_sample
 
 
 if TYPE_CHECKING:

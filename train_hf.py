@@ -40,7 +40,7 @@ from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import (
+from densemllm.training.datasets import (
     Augmentation,
     DenseCollator,
     DenseDataset,
@@ -50,8 +50,8 @@ from densemllm.data_densemllm import (
     load_id2label,
     load_samples,
 )
-from densemllm.maps_densemllm import IGNORE_INDEX
-from densemllm.trainer_densemllm import STATE_NAME, DenseTrainer, DenseTrainingArguments
+from densemllm.training.maps import IGNORE_INDEX
+from densemllm.training.trainer import STATE_NAME, DenseTrainer, DenseTrainingArguments
 
 
 if TYPE_CHECKING:

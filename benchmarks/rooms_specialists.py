@@ -47,7 +47,8 @@ from transformers import (
     set_seed,
 )
 
-from densemllm.data_densemllm import (
+from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.training.datasets import (
     IGNORE_INDEX,
     Augmentation,
     DenseDataset,
@@ -56,8 +57,7 @@ from densemllm.data_densemllm import (
     load_samples,
     read_sample,
 )
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
-from densemllm.trainer_densemllm import MuonWithAdamW
+from densemllm.training.trainer import MuonWithAdamW
 
 
 FOCAL_LENGTH = 144.0  # pixels, of the camera whose depth is learned

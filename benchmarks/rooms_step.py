@@ -30,7 +30,7 @@ import torch
 from measure import paired_seconds
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import DenseCollator, DenseDataset, DenseSource, load_id2label, load_samples
+from densemllm.training.datasets import DenseCollator, DenseDataset, DenseSource, load_id2label, load_samples
 
 
 COLUMNS = ("image", "segmentation", "depth", "focal_length", "mask", "expression")

@@ -25,7 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densemllm import evaluate_densemllm
-from densemllm.data_densemllm import (
+from densemllm.evaluation_densemllm import SegmentationMetrics, evaluate_dense
+from densemllm.prediction_densemllm import DensePrediction
+from densemllm.train_hf import main, make_datasets, parse_arguments
+from densemllm.training.datasets import (
     DenseCollator,
     DenseDataset,
     DenseIterableDataset,
@@ -35,10 +38,7 @@ from densemllm.data_densemllm import (
     load_samples,
     read_sample,
 )
-from densemllm.evaluation_densemllm import SegmentationMetrics, evaluate_dense
-from densemllm.prediction_densemllm import DensePrediction
-from densemllm.train_hf import main, make_datasets, parse_arguments
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
 

@@ -23,7 +23,7 @@ from datasets import Dataset, DatasetDict, Features, Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densemllm.data_densemllm import (
+from densemllm.training.datasets import (
     Augmentation,
     CorruptFileError,
     DenseCollator,

@@ -24,7 +24,8 @@ import scipy.io
 import tifffile
 from datasets import Dataset, Features, Image
 
-from densemllm.data_densemllm import (
+from densemllm.evaluation_densemllm import ReferringMetrics, evaluate_dense, predict_batch
+from densemllm.training.datasets import (
     CorruptFileError,
     DenseCollator,
     DenseDataset,
@@ -32,8 +33,7 @@ from densemllm.data_densemllm import (
     load_samples,
     read_sample,
 )
-from densemllm.evaluation_densemllm import ReferringMetrics, evaluate_dense, predict_batch
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
 

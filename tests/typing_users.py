@@ -24,7 +24,6 @@ from densemllm import (
     add_dense_tokens,
     ntp_m_loss,
 )
-from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseSource, load_samples
 from densemllm.evaluation_densemllm import (
     ClassListMetrics,
     DepthMetrics,
@@ -32,7 +31,8 @@ from densemllm.evaluation_densemllm import (
     SegmentationMetrics,
     evaluate_dense,
 )
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training.datasets import Augmentation, DenseCollator, DenseDataset, DenseSource, load_samples
+from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments
 
 
 def load(path: Path) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:

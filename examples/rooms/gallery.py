@@ -27,8 +27,8 @@ import PIL.ImageDraw
 import torch
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
-from densemllm.data_densemllm import load_id2label, load_samples, read_sample
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.training.datasets import load_id2label, load_samples, read_sample
 
 
 EDGE = 208  # pixels of a tile

@@ -36,9 +36,9 @@ from densemllm import (
     DenseMLLMProcessor,
     add_dense_tokens,
 )
-from densemllm.data_densemllm import load_id2label, load_samples
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.processing_densemllm import TASKS
+from densemllm.training.datasets import load_id2label, load_samples
 
 
 # 64 bins of 5.5 % each: the middle of a bin is within 2.7 % of the truth, and a cell of one surface has few bins at

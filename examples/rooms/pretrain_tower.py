@@ -35,10 +35,10 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import Augmentation, DenseDataset, DenseSource, load_id2label, load_samples
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.processing_densemllm import nearest_resize
-from densemllm.trainer_densemllm import MuonWithAdamW, SetEpoch
+from densemllm.training.datasets import Augmentation, DenseDataset, DenseSource, load_id2label, load_samples
+from densemllm.training.trainer import MuonWithAdamW, SetEpoch
 
 
 WEIGHT_DECAY = 0.05

@@ -17,7 +17,7 @@ r"""Render furnished rooms into a data set: pictures, classes, metres, instances
     pip install -e ".[rooms]"
     python examples/rooms/render.py --split train --rooms 2000 --output_dir out/rooms/data
 
-Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.data_densemllm`, `id2label.json`, and a data
+Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.training.datasets`, `id2label.json`, and a data
 card. The same arguments and versions give the same rooms, views and texts. A shard that is there already is left as it
 is, so a run that was stopped goes on. Test and validation rooms have furniture that no training room has.
 """

@@ -35,7 +35,7 @@ import PIL.TiffImagePlugin
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from .image_processing_densemllm import DenseMLLMImageProcessor
+    from ..image_processing_densemllm import DenseMLLMImageProcessor
 
 
 MAPS = ("segmentation", "depth", "mask", "instances")

@@ -42,10 +42,10 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, sort_checkpoints
 from transformers.utils import logging
 
-from .compat_densemllm import CACHE_NAMES
-from .data_densemllm import DenseCollator, DenseDataset, DenseIterableDataset, DenseSource
-from .evaluation_densemllm import evaluate_dense, greater_is_better
-from .loss_densemllm import IGNORED, supervised_tokens
+from ..compat_densemllm import CACHE_NAMES
+from ..evaluation_densemllm import evaluate_dense, greater_is_better
+from ..loss_densemllm import IGNORED, supervised_tokens
+from .datasets import DenseCollator, DenseDataset, DenseIterableDataset, DenseSource
 
 
 if TYPE_CHECKING:

@@ -53,8 +53,17 @@ from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
-from .image_processing_densemllm import DenseMLLMImageProcessor
-from .maps_densemllm import (
+from ..image_processing_densemllm import DenseMLLMImageProcessor
+from ..prediction_densemllm import crop_box
+from ..processing_densemllm import (
+    TASKS,
+    DenseMLLMProcessor,
+    check_ignore_index,
+    nearest_resize,
+    present_values,
+    read_parts,
+)
+from .maps import (
     IGNORE_INDEX,
     MAPS,
     CorruptFileError,
@@ -63,15 +72,6 @@ from .maps_densemllm import (
     read_mask,
     read_metres,
     upright_sample,
-)
-from .prediction_densemllm import crop_box
-from .processing_densemllm import (
-    TASKS,
-    DenseMLLMProcessor,
-    check_ignore_index,
-    nearest_resize,
-    present_values,
-    read_parts,
 )
 
 
