@@ -80,17 +80,13 @@ from densemllm.evaluation_densemllm import (
     predict_batch,
 )
 from densemllm.files import USER_ERRORS, check_outputs, one_line, reading, whole_file
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import find_id2label, load_id2label
 from densemllm.processing_densemllm import check_ignore_index, index_values
-from densemllm.training.datasets import (
-    draw_expression,
-    find_id2label,
-    load_id2label,
-    load_samples,
-    read_sample,
-    warn_of_labels,
-)
+from densemllm.training.datasets import warn_of_labels
 from densemllm.training.maps import IGNORE_INDEX
-from densemllm.training.trainer import METRIC_TASKS
+from densemllm.training.model_card import METRIC_TASKS
+from densemllm.training.samples import draw_expression, read_sample
 
 
 # What annotates each task; the first that is there.

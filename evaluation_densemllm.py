@@ -33,7 +33,8 @@ from .processing_densemllm import (
     parse_refs,
     present_values,
 )
-from .training.maps import IGNORE_INDEX, Samples, read_mask, read_metres, upright_sample
+from .training.maps import IGNORE_INDEX, Samples, read_mask, read_metres
+from .training.samples import upright_sample
 
 
 if TYPE_CHECKING:

@@ -40,18 +40,15 @@ from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.training.datasets import (
-    Augmentation,
-    DenseCollator,
-    DenseDataset,
-    DenseIterableDataset,
-    DenseSource,
-    find_id2label,
-    load_id2label,
-    load_samples,
-)
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import find_id2label, load_id2label
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.checkpoints import STATE_NAME
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
 from densemllm.training.maps import IGNORE_INDEX
-from densemllm.training.trainer import STATE_NAME, DenseTrainer, DenseTrainingArguments
+from densemllm.training.samples import Augmentation
+from densemllm.training.trainer import DenseTrainer
 
 
 if TYPE_CHECKING:

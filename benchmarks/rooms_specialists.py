@@ -48,16 +48,12 @@ from transformers import (
 )
 
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
-from densemllm.training.datasets import (
-    IGNORE_INDEX,
-    Augmentation,
-    DenseDataset,
-    DenseSource,
-    load_id2label,
-    load_samples,
-    read_sample,
-)
-from densemllm.training.trainer import MuonWithAdamW
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.maps import IGNORE_INDEX
+from densemllm.training.optimizers import MuonWithAdamW
+from densemllm.training.samples import Augmentation, read_sample
 
 
 FOCAL_LENGTH = 144.0  # pixels, of the camera whose depth is learned

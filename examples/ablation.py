@@ -35,8 +35,9 @@ from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
 from densemllm.evaluation_densemllm import evaluate_dense
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.loss_densemllm import candidate_mask, fused_cross_entropy, one_kind_a_row, supervised_tokens
-from densemllm.training.datasets import DenseCollator
-from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.trainer import DenseTrainer
 
 
 ALL = 10**6  # more negatives than any vocabulary has: all of them

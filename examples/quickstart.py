@@ -47,8 +47,9 @@ from densemllm import (
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics, evaluate_dense
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.processing_densemllm import TASKS
-from densemllm.training.datasets import DenseCollator
-from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.trainer import DenseTrainer
 
 
 HEIGHT, WIDTH = 192, 256

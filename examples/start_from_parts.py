@@ -33,8 +33,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMImageProcessor
 from densemllm.evaluation_densemllm import evaluate_dense
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
-from densemllm.training.datasets import DenseCollator
-from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.trainer import DenseTrainer
 
 
 HEIGHT, WIDTH = 96, 128

@@ -24,8 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import densemllm
 from densemllm.evaluation_densemllm import DepthMetrics, ReferringMetrics, SegmentationMetrics
 from densemllm.loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
-from densemllm.training.datasets import DenseCollator
-from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.trainer import DenseTrainer
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
 
 

@@ -17,7 +17,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor
-from densemllm.training.datasets import DenseCollator
+from densemllm.training.collator import DenseCollator
 from tiny import assert_maps_agree, make_image, make_model, make_processor, make_samples
 
 

@@ -26,8 +26,11 @@ from hypothesis import strategies as st
 from transformers import Trainer
 
 from densemllm.training import datasets
-from densemllm.training.datasets import Augmentation, DenseCollator, DenseDataset, DenseIterableDataset, DenseSource
-from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments, LikeSizesSampler
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource, LikeSizesSampler
+from densemllm.training.samples import Augmentation
+from densemllm.training.trainer import DenseTrainer
 from tiny import make_image, make_model, make_processor
 
 
@@ -178,8 +181,8 @@ def test_sizes_are_looked_up_while_training_and_once(monkeypatch):
         opened.append(row["image"].size)
         return original(row, focal_length)
 
-    original = datasets._picture_area
-    monkeypatch.setattr(datasets, "_picture_area", counted)
+    original = datasets._image_area
+    monkeypatch.setattr(datasets, "_image_area", counted)
     rows = [{"image": make_image(8 + k % 50, 8), "mask": np.ones((8 + k % 50, 8), bool)} for k in range(1000)]
     dataset = DenseDataset(DenseSource(rows))
     sampler = LikeSizesSampler(dataset, 4, [None], 0)

@@ -31,8 +31,12 @@ from densemllm.evaluation_densemllm import (
     SegmentationMetrics,
     evaluate_dense,
 )
-from densemllm.training.datasets import Augmentation, DenseCollator, DenseDataset, DenseSource, load_samples
-from densemllm.training.trainer import DenseTrainer, DenseTrainingArguments
+from densemllm.formats.folders import load_samples
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.samples import Augmentation
+from densemllm.training.trainer import DenseTrainer
 
 
 def load(path: Path) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:

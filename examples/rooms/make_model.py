@@ -37,8 +37,9 @@ from densemllm import (
     add_dense_tokens,
 )
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
 from densemllm.processing_densemllm import TASKS
-from densemllm.training.datasets import load_id2label, load_samples
 
 
 # 64 bins of 5.5 % each: the middle of a bin is within 2.7 % of the truth, and a cell of one surface has few bins at
