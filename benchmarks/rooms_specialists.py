@@ -48,6 +48,7 @@ from transformers import (
 )
 
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.files import whole_file
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
 from densemllm.training.datasets import DenseDataset, DenseSource
@@ -133,10 +134,9 @@ def train(
     def save() -> None:
         if state is None:
             return
-        state.parent.mkdir(parents=True, exist_ok=True)
         kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        torch.save({**kept, "seconds": before + time.monotonic() - started}, state.with_suffix(".tmp"))
-        state.with_suffix(".tmp").replace(state)
+        with whole_file(state, overwrite=True) as staged:
+            torch.save({**kept, "seconds": before + time.monotonic() - started}, staged)
 
     while (spent := before + time.monotonic() - started) < 60 * minutes:
         share = spent / (60 * minutes)

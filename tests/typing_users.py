@@ -10,6 +10,9 @@ from transformers import AutoTokenizer
 
 import densemllm
 from densemllm import (
+    Augmentation,
+    DenseCollator,
+    DenseDataset,
     DenseMLLMConfig,
     DenseMLLMForConditionalGeneration,
     DenseMLLMForDepthEstimation,
@@ -20,8 +23,12 @@ from densemllm import (
     DenseMLLMVisionModel,
     DensePrediction,
     DensePredictionPipeline,
+    DenseSource,
+    DenseTrainer,
+    DenseTrainingArguments,
     EncodedImage,
     add_dense_tokens,
+    load_samples,
     ntp_m_loss,
 )
 from densemllm.evaluation_densemllm import (
@@ -31,12 +38,6 @@ from densemllm.evaluation_densemllm import (
     SegmentationMetrics,
     evaluate_dense,
 )
-from densemllm.formats.folders import load_samples
-from densemllm.training.arguments import DenseTrainingArguments
-from densemllm.training.collator import DenseCollator
-from densemllm.training.datasets import DenseDataset, DenseSource
-from densemllm.training.samples import Augmentation
-from densemllm.training.trainer import DenseTrainer
 
 
 def load(path: Path) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:

@@ -73,10 +73,6 @@ class ReadOptions:
         check_ignore_index(self.ignore_index, self.id2label)
 
 
-def _as_it_is(value, sample: dict, where: str, options: ReadOptions):
-    return value
-
-
 def _read_segmentation(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
     where, id2label, ignore_index = f"{where}, column `segmentation`", options.id2label, options.ignore_index
     if not np.issubdtype(values.dtype, np.integer):
@@ -155,6 +151,10 @@ def _read_focal_length(value, sample: dict, where: str, options: ReadOptions) ->
 # ---- the schema ----
 
 
+def _as_it_is(value: Any, *rest: Any) -> Any:
+    return value
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a sample: how it is read, and what becomes of it when the image is changed.
@@ -177,9 +177,9 @@ class Column:
     is_learned: bool = False
     is_map: bool = False
     channels: int | None = None
-    on_jpeg: Callable[[np.ndarray, str], np.ndarray] = lambda values, where: values
-    on_scale: Callable[[np.ndarray, float], np.ndarray] = lambda values, factor: values
-    on_mirror: Callable[[np.ndarray], np.ndarray] = lambda values: values
+    on_jpeg: Callable[[np.ndarray, str], np.ndarray] = _as_it_is
+    on_scale: Callable[[np.ndarray, float], np.ndarray] = _as_it_is
+    on_mirror: Callable[[np.ndarray], np.ndarray] = _as_it_is
 
 
 def _divide_depth(metres: np.ndarray, factor: float) -> np.ndarray:
