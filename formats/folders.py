@@ -51,21 +51,10 @@ def load_samples(
     """
     folder = Path(name)
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
-        data = load_from_disk(name)
-        if isinstance(data, DatasetDict):
-            if split not in data:
-                raise ValueError(f"`split` must be one of {sorted(data)}, the splits of {name}, got {split!r}")
-            data = data[split]
-        elif split not in ("train", str(data.split)):
-            if not whole:
-                raise ValueError(f"`split` must be 'train', all that {name} has, got {split!r}")
-            logger.warning(f"{name} has no splits: all of it is taken for {split!r}")
+        data = _saved(folder, split, whole)
         data = data.to_iterable_dataset() if streaming else data
     elif any((root / "image").is_dir() for root in (folder / split, folder)):
-        root = folder / split if (folder / split / "image").is_dir() else folder
-        if root == folder and split != "train":
-            raise ValueError(f"`split` must be 'train', all that {name} has without a folder for it, got {split!r}")
-        data = _plain_folder(root)
+        data = _files_of_folder(folder, split)
         data = data.to_iterable_dataset() if streaming else data
     elif folder.suffix.lower() in FILE_KINDS or folder.is_file():
         data = _rows_of_file(folder, split, streaming)
@@ -79,6 +68,20 @@ def load_samples(
     for column, feature in (data.features or {}).items():
         if isinstance(feature, Image):
             data = data.cast_column(column, Image(decode=False))
+    return data
+
+
+def _saved(folder: Path, split: str, whole: bool) -> Dataset:
+    """A split of what `save_to_disk` wrote."""
+    data = load_from_disk(str(folder))
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise ValueError(f"`split` must be one of {sorted(data)}, the splits of {folder}, got {split!r}")
+        return data[split]
+    if split not in ("train", str(data.split)):
+        if not whole:
+            raise ValueError(f"`split` must be 'train', all that {folder} has, got {split!r}")
+        logger.warning(f"{folder} has no splits: all of it is taken for {split!r}")
     return data
 
 
@@ -105,25 +108,32 @@ def _cache_of(folder: Path) -> str | None:
     return str(Path(config.HF_DATASETS_CACHE) / f"densemllm-{Hasher.hash(state)}")
 
 
-def _plain_folder(root: Path) -> Dataset:
-    columns = {column: {} for column in ("image", *MAPS) if (root / column).is_dir()}
-    for column, files in columns.items():
-        for path in sorted((root / column).rglob("*")):
-            place = path.relative_to(root / column)
-            if path.is_dir() or any(part.startswith(".") or part.lower() in LITTER for part in place.parts):
-                continue
-            stem = place.with_suffix("").as_posix()
-            if stem in files:
-                raise ValueError(f"{root / column} has two files of the sample {stem!r}")
-            files[stem] = str(path)
+def _files_of_folder(folder: Path, split: str) -> Dataset:
+    """The paths of a folder with `image/` and maps beside it, or of its folder for the split; a row for each image."""
+    root = folder / split if (folder / split / "image").is_dir() else folder
+    if root == folder and split != "train":
+        raise ValueError(f"`split` must be 'train', all that {folder} has without a folder for it, got {split!r}")
+    columns = {name: _files_by_stem(root / name) for name in ("image", *MAPS) if (root / name).is_dir()}
     unmatched = {stem for files in columns.values() for stem in files} - set(columns["image"])
     if unmatched:
         raise ValueError(f"{root / 'image'} lacks the pictures of {sorted(unmatched)[:10]}, which are annotated")
     if not columns["image"]:
         raise ValueError(f"{root / 'image'} is empty")
-    return Dataset.from_dict(
-        {column: [files.get(stem) for stem in columns["image"]] for column, files in columns.items()}
-    )
+    return Dataset.from_dict({name: [files.get(stem) for stem in columns["image"]] for name, files in columns.items()})
+
+
+def _files_by_stem(folder: Path) -> dict[str, str]:
+    """The files of a folder, at any depth, by their path in it without suffix: what the files of one sample share."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        if path.is_dir() or any(part.startswith(".") or part.lower() in LITTER for part in place.parts):
+            continue
+        stem = place.with_suffix("").as_posix()
+        if stem in files:
+            raise ValueError(f"{folder} has two files of the sample {stem!r}")
+        files[stem] = str(path)
+    return files
 
 
 __all__ = ["load_samples"]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = 255
 LOSSY_FORMATS = ("JPEG", "MPO")
-# What files that are no images begin with. The formats with a reader below are read.
+# What files that are not images begin with. The formats with a reader below are read.
 SIGNATURES = {
     b"\x93NUMPY": "npy", b"PK\x03\x04": "npz", b"MATLAB 5.0": "mat", b"\x89HDF\r\n": "HDF5",
     b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR",
@@ -126,7 +126,7 @@ def open_file(
 
 
 def _array_format(source, name: str) -> str | None:
-    """The format of a file that is no image by its first bytes, or by its name where those say nothing."""
+    """The format of a file that is not an image by its first bytes, or by its name where those say nothing."""
     head = _head(source)
     for signature, kind in SIGNATURES.items():
         if head.startswith(signature):

@@ -105,7 +105,7 @@ class MuonFactory:
 
     def __call__(self, model: nn.Module, decayed: set[str], **kwargs: Any) -> MuonWithAdamW:
         """`decayed`: names of the parameters with weight decay; the others as for `MuonWithAdamW.of_parameters`."""
-        # What goes in and comes out is no map between hidden states.
+        # What goes in and comes out is not a map between hidden states.
         ends = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
