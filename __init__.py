@@ -1,6 +1,8 @@
 """DenseMLLM (arXiv 2602.14134) for Hugging Face Transformers: a multimodal LLM that predicts dense maps by itself."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoConfig,
@@ -45,6 +47,42 @@ AutoModelForSemanticSegmentation.register(DenseMLLMConfig, DenseMLLMForSemanticS
 AutoImageProcessor.register(DenseMLLMConfig, DenseMLLMImageProcessor, exist_ok=True)
 AutoProcessor.register(DenseMLLMConfig, DenseMLLMProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("dense-prediction", DensePredictionPipeline, pt_model=AutoModel)
+
+# What trains and measures, by its module: imported when it is asked for (PEP 562), as that needs `datasets` and the
+# Trainer, which predictions don't. Each name stands among the imports for type checkers, too.
+LAZY_NAMES = {
+    "Augmentation": ".training.samples",
+    "DenseCollator": ".training.collator",
+    "DenseDataset": ".training.datasets",
+    "DenseIterableDataset": ".training.datasets",
+    "DenseSource": ".training.datasets",
+    "DenseTrainer": ".training.trainer",
+    "DenseTrainingArguments": ".training.arguments",
+    "load_samples": ".formats.folders",
+    "read_sample": ".training.samples",
+}
+if TYPE_CHECKING:
+    from .formats.folders import load_samples as load_samples
+    from .training.arguments import DenseTrainingArguments as DenseTrainingArguments
+    from .training.collator import DenseCollator as DenseCollator
+    from .training.datasets import DenseDataset as DenseDataset
+    from .training.datasets import DenseIterableDataset as DenseIterableDataset
+    from .training.datasets import DenseSource as DenseSource
+    from .training.samples import Augmentation as Augmentation
+    from .training.samples import read_sample as read_sample
+    from .training.trainer import DenseTrainer as DenseTrainer
+else:  # type checkers would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        if name not in LAZY_NAMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(LAZY_NAMES[name], __name__), name)
+        globals()[name] = value  # looked up once
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *LAZY_NAMES})
+
 
 __all__ = [
     "DenseDepthEstimationPipeline",

@@ -55,7 +55,7 @@ from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, __version__
 from densemllm.environment import describe_environment
-from densemllm.files_densemllm import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
+from densemllm.files import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
 from densemllm.image_processing_densemllm import open_image
 
 

@@ -33,7 +33,7 @@ except ImportError:
 
 
 # Private parts of transformers that the files of a checkpoint use, as there is no public way; a test names one that
-# disappears. (Those of `Trainer` stand in trainer_densemllm.py.)
+# disappears. (Those of `Trainer` stand in training/trainer.py.)
 # - `PreTrainedModel._from_config`: the tower with the attention implementation and the type of its config.
 # - `PreTrainedConfig._attn_implementation`: what attention a model computes with; native models read it, too.
 # - `ProcessorMixin._get_arguments_from_pretrained`, `_load_tokenizer_from_pretrained`: our image processor without a

@@ -50,7 +50,7 @@ from densemllm import (
     DenseMLLMProcessor,
 )
 from densemllm.configuration_densemllm import translate_released_config
-from densemllm.files_densemllm import USER_ERRORS, reading
+from densemllm.files import USER_ERRORS, reading
 from densemllm.released_densemllm import RELEASED_KEYS, RELEASED_LAYOUTS
 
 

@@ -71,14 +71,6 @@ from transformers.hf_argparser import HfArg
 
 import densemllm
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import (
-    draw_expression,
-    find_id2label,
-    load_id2label,
-    load_samples,
-    read_sample,
-    warn_of_labels,
-)
 from densemllm.drawing_densemllm import colorize_depth, label_colors
 from densemllm.evaluation_densemllm import (
     ClassListMetrics,
@@ -87,10 +79,14 @@ from densemllm.evaluation_densemllm import (
     SegmentationMetrics,
     predict_batch,
 )
-from densemllm.files_densemllm import USER_ERRORS, check_outputs, one_line, reading, whole_file
-from densemllm.maps_densemllm import IGNORE_INDEX
+from densemllm.files import USER_ERRORS, check_outputs, one_line, reading, whole_file
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import find_id2label, load_id2label
 from densemllm.targets_densemllm import check_ignore_index, index_values
-from densemllm.trainer_densemllm import METRIC_TASKS
+from densemllm.training.datasets import warn_of_labels
+from densemllm.training.maps import IGNORE_INDEX
+from densemllm.training.model_card import METRIC_TASKS
+from densemllm.training.samples import draw_expression, read_sample
 
 
 # What annotates each task; the first that is there.

@@ -24,11 +24,12 @@ import torch
 from tqdm.auto import tqdm
 
 from .answers_densemllm import normalize_name, parse_refs
-from .maps_densemllm import IGNORE_INDEX, Samples, read_mask, read_metres, upright_sample
 from .processing_densemllm import DenseMLLMProcessor
 from .targets_densemllm import check_ignore_index, index_values, present_values
 from .tasks_densemllm import TASKS
 from .tokens_densemllm import BACKGROUND_LABEL
+from .training.maps import IGNORE_INDEX, Samples, read_mask, read_metres
+from .training.samples import upright_sample
 
 
 if TYPE_CHECKING:

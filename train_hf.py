@@ -19,7 +19,7 @@ r"""Train a DenseMLLM with the Trainer of Hugging Face.
     accelerate launch train_hf.py config.yaml
 
 A configuration file (YAML or JSON) has the arguments by name; what stands after it on the command line wins. Data is
-described in `data_densemllm.py`: an image and any of a class map, metric depth, a mask with its expression, and chat.
+described in `training/samples.py`: an image and any of a class map, depth, a mask with its expression, and chat.
 All that a sample has is supervised at once.
 
 `--do_eval` (of `--eval_split`) and `--do_predict` (of `--test_split`) alone measure a model and train nothing. Exits
@@ -40,18 +40,15 @@ from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import (
-    Augmentation,
-    DenseCollator,
-    DenseDataset,
-    DenseIterableDataset,
-    DenseSource,
-    find_id2label,
-    load_id2label,
-    load_samples,
-)
-from densemllm.maps_densemllm import IGNORE_INDEX
-from densemllm.trainer_densemllm import STATE_NAME, DenseTrainer, DenseTrainingArguments
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import find_id2label, load_id2label
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.checkpoints import STATE_NAME
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
+from densemllm.training.maps import IGNORE_INDEX
+from densemllm.training.samples import Augmentation
+from densemllm.training.trainer import DenseTrainer
 
 
 if TYPE_CHECKING:
@@ -377,6 +374,51 @@ def hub_name(name: str) -> str | None:
     return None if os.path.isdir(name) else name
 
 
+def check_asked(data_args: DataArguments, args: DenseTrainingArguments) -> None:
+    """Raise a `ValueError` where nothing is asked for, or a measurement without a split to measure on."""
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise ValueError("there is nothing to do: `do_train`, `do_eval` and `do_predict` are all off")
+    for asked, split in (("do_eval", "eval_split"), ("do_predict", "test_split")):
+        if getattr(args, asked) and getattr(data_args, split) is None:
+            raise ValueError(f"`{asked}` needs `{split}`, the split to measure on")
+
+
+def make_asked_datasets(
+    data_args: DataArguments, args: DenseTrainingArguments
+) -> tuple[DenseDataset | DenseIterableDataset | None, DenseDataset | None, DenseDataset | None]:
+    """The data sets to train on, to evaluate on and to predict, each `None` where it isn't asked for."""
+    train_dataset = eval_dataset = test_dataset = None
+    if args.do_train:
+        train_dataset, eval_dataset = make_datasets(data_args, args.seed)
+    elif args.do_eval:
+        eval_dataset = make_evaluation_dataset(data_args, data_args.eval_split, args.seed)
+    if args.do_predict:
+        test_dataset = make_evaluation_dataset(data_args, data_args.test_split, args.seed)
+    return train_dataset, eval_dataset, test_dataset
+
+
+def save_trained(trainer: DenseTrainer, model_args: ModelArguments) -> None:
+    """Save what was trained before it is measured: the model, or the adapters alone in a folder of their own."""
+    args = trainer.args
+    if model_args.use_peft:
+        adapters = os.path.join(args.output_dir, "adapters")
+        trainer.model.save_pretrained(adapters, is_main_process=args.should_save)
+    else:
+        trainer.save_model()
+    trainer.save_state()
+
+
+def save_measured(trainer: DenseTrainer, model_args: ModelArguments, dataset: list[str]) -> None:
+    """Save what comes last: the model with its adapters merged in, the log with the measurements, and the card."""
+    if model_args.use_peft:
+        if not model_args.load_in_4bit:  # merged into 4 bits, they would be rounded away
+            trainer.model = trainer.model.merge_and_unload()
+        trainer.save_model()
+    trainer.save_state()
+    base = hub_name(model_args.model_name_or_path or model_args.text_model)
+    trainer.create_model_card(finetuned_from=base, dataset=dataset)
+
+
 def main(arguments: list[str] | None = None) -> dict:
     """The script: train, save model, processor and card, evaluate. Returns the metrics.
 
@@ -384,22 +426,11 @@ def main(arguments: list[str] | None = None) -> dict:
         ValueError, OSError: an argument, a data set or a model that can't be used, each named.
     """
     model_args, data_args, args = parse_arguments(arguments)
-    if not (args.do_train or args.do_eval or args.do_predict):
-        raise ValueError("there is nothing to do: `do_train`, `do_eval` and `do_predict` are all off")
-    for task, split in (("do_eval", "eval_split"), ("do_predict", "test_split")):
-        if getattr(args, task) and getattr(data_args, split) is None:
-            raise ValueError(f"`{task}` needs `{split}`, the split to measure on")
+    check_asked(data_args, args)
     check_output(model_args, data_args, args)
     checkpoint = find_checkpoint(model_args, args) if args.do_train else None
     set_seed(args.seed)
-    evaluates = args.do_train and args.do_eval is None and data_args.eval_split is not None or args.do_eval
-    train_dataset = eval_dataset = test_dataset = None
-    if args.do_train:
-        train_dataset, eval_dataset = make_datasets(data_args, args.seed)
-    elif evaluates:
-        eval_dataset = make_evaluation_dataset(data_args, data_args.eval_split, args.seed)
-    if args.do_predict:
-        test_dataset = make_evaluation_dataset(data_args, data_args.test_split, args.seed)
+    train_dataset, eval_dataset, test_dataset = make_asked_datasets(data_args, args)
     names = None if data_args.model_id2label is None else load_id2label(data_args.model_id2label)
     model, processor = make_model(model_args)
     trainer = DenseTrainer(
@@ -421,24 +452,13 @@ def main(arguments: list[str] | None = None) -> dict:
 
     if args.do_train:
         keep("train", trainer.train(resume_from_checkpoint=checkpoint).metrics)
-        if model_args.use_peft:
-            adapters = os.path.join(args.output_dir, "adapters")
-            trainer.model.save_pretrained(adapters, is_main_process=args.should_save)
-        else:
-            trainer.save_model()
-        trainer.save_state()
-    if evaluates:
+        save_trained(trainer, model_args)
+    if eval_dataset is not None and args.do_eval is not False:
         keep("eval", trainer.evaluate())
     if test_dataset is not None:
         keep("predict", trainer.evaluate(test_dataset, metric_key_prefix="predict"))
     if args.do_train:
-        if model_args.use_peft:
-            if not model_args.load_in_4bit:  # merged into 4 bits, they would be rounded away
-                trainer.model = trainer.model.merge_and_unload()
-            trainer.save_model()
-        trainer.save_state()
-        base = hub_name(model_args.model_name_or_path or model_args.text_model)
-        trainer.create_model_card(finetuned_from=base, dataset=data_args.dataset)
+        save_measured(trainer, model_args, data_args.dataset)
     if trainer.is_world_process_zero():
         print(json.dumps(metrics, indent=2))
     return metrics

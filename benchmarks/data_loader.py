@@ -33,7 +33,9 @@ from measure import seconds
 from predict_dense import make_image, make_model
 from torch.utils.data import DataLoader
 
-from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseSource
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.samples import Augmentation
 
 
 def encoded(picture: PIL.Image.Image) -> dict:

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from measure import extra_bytes, paired_seconds, relative_error
 from torch import nn
 
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.loss_densemllm import fused_ntp_m_loss
 
 

@@ -47,17 +47,14 @@ from transformers import (
     set_seed,
 )
 
-from densemllm.data_densemllm import (
-    IGNORE_INDEX,
-    Augmentation,
-    DenseDataset,
-    DenseSource,
-    load_id2label,
-    load_samples,
-    read_sample,
-)
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
-from densemllm.trainer_densemllm import MuonWithAdamW
+from densemllm.files import whole_file
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.maps import IGNORE_INDEX
+from densemllm.training.optimizers import MuonWithAdamW
+from densemllm.training.samples import Augmentation, read_sample
 
 
 FOCAL_LENGTH = 144.0  # pixels, of the camera whose depth is learned
@@ -137,10 +134,9 @@ def train(
     def save() -> None:
         if state is None:
             return
-        state.parent.mkdir(parents=True, exist_ok=True)
         kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        torch.save({**kept, "seconds": before + time.monotonic() - started}, state.with_suffix(".tmp"))
-        state.with_suffix(".tmp").replace(state)
+        with whole_file(state, overwrite=True) as staged:
+            torch.save({**kept, "seconds": before + time.monotonic() - started}, staged)
 
     while (spent := before + time.monotonic() - started) < 60 * minutes:
         share = spent / (60 * minutes)

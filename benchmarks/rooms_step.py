@@ -30,7 +30,10 @@ import torch
 from measure import paired_seconds
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import DenseCollator, DenseDataset, DenseSource, load_id2label, load_samples
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseSource
 
 
 COLUMNS = ("image", "segmentation", "depth", "focal_length", "mask", "expression")

@@ -35,8 +35,10 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from densemllm.data_densemllm import load_id2label, load_samples, read_sample
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.training.samples import read_sample
 
 
 def read_from_grid(values: torch.Tensor, edge: int) -> torch.Tensor:

@@ -36,7 +36,7 @@ from accelerate.utils import gather_object
 from ..answers_densemllm import encode_rle
 from ..checks_densemllm import shown
 from ..evaluation_densemllm import _Metrics
-from ..files_densemllm import check_outputs, whole_file
+from ..files import check_outputs, whole_file
 
 
 if TYPE_CHECKING:

@@ -32,11 +32,12 @@ from quickstart import FIRST_EVAL_SEED, ID2LABEL, make_model_and_processor, make
 from transformers import set_seed
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
-from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import evaluate_dense
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.loss_densemllm import candidate_mask, fused_cross_entropy, one_kind_a_row, supervised_tokens
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.trainer import DenseTrainer
 
 
 ALL = 10**6  # more negatives than any vocabulary has: all of them

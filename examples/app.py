@@ -35,7 +35,7 @@ import numpy as np
 import PIL.Image
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
-from densemllm.files_densemllm import one_line, reading
+from densemllm.files import one_line, reading
 
 
 HINT = "Click into the picture or a map: class and metres at that place."

@@ -44,11 +44,12 @@ from densemllm import (
     DenseMLLMProcessor,
     add_dense_tokens,
 )
-from densemllm.data_densemllm import DenseCollator
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics, evaluate_dense
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.tasks_densemllm import TASKS
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.trainer import DenseTrainer
 
 
 HEIGHT, WIDTH = 192, 256

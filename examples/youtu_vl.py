@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
 from densemllm.drawing_densemllm import label_colors
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 
 
 def draw_answer(image: PIL.Image.Image, answer: dict) -> PIL.Image.Image:

@@ -21,9 +21,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from densemllm.data_densemllm import DenseCollator
 from densemllm.loss_densemllm import supervised_tokens
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.trainer import DenseTrainer
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 
 

@@ -19,7 +19,7 @@ import sys
 
 from test_training import make_trainer
 
-from densemllm.trainer_densemllm import DenseTrainer
+from densemllm.training.trainer import DenseTrainer
 from tiny import make_processor
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
-from densemllm.data_densemllm import DenseCollator, read_sample
+from densemllm.training.collator import DenseCollator
+from densemllm.training.samples import read_sample
 from tiny import make_image, make_model, make_processor
 
 

@@ -14,8 +14,10 @@ from transformers import AutoModel
 
 import exchange
 from densemllm.configuration_densemllm import AUTO_MAP, CUSTOM_PIPELINES
-from densemllm.data_densemllm import load_id2label, load_samples, read_sample
 from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.training.samples import read_sample
 from repository import ROOT, require
 from tiny import assert_maps_agree
 

@@ -25,20 +25,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densemllm import evaluate_densemllm
-from densemllm.data_densemllm import (
-    DenseCollator,
-    DenseDataset,
-    DenseIterableDataset,
-    DenseSource,
-    find_id2label,
-    load_id2label,
-    load_samples,
-    read_sample,
-)
 from densemllm.evaluation_densemllm import SegmentationMetrics, evaluate_dense
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import find_id2label, load_id2label
 from densemllm.prediction_densemllm import DensePrediction
 from densemllm.train_hf import main, make_datasets, parse_arguments
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
+from densemllm.training.samples import read_sample
+from densemllm.training.trainer import DenseTrainer
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
 

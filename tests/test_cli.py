@@ -14,7 +14,8 @@ import transformers
 from densemllm import DenseMLLMForConditionalGeneration, __version__
 from densemllm.__main__ import main
 from densemllm.answers_densemllm import decode_rle
-from densemllm.data_densemllm import load_samples, read_sample
+from densemllm.formats.folders import load_samples
+from densemllm.training.samples import read_sample
 from tiny import ID2LABEL, assert_maps_agree, make_image, make_model, make_processor
 
 

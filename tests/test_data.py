@@ -23,17 +23,12 @@ from datasets import Dataset, DatasetDict, Features, Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densemllm.data_densemllm import (
-    Augmentation,
-    CorruptFileError,
-    DenseCollator,
-    DenseDataset,
-    DenseIterableDataset,
-    DenseSource,
-    load_id2label,
-    load_samples,
-    read_sample,
-)
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
+from densemllm.training.maps import CorruptFileError
+from densemllm.training.samples import Augmentation, read_sample
 from tiny import ID2LABEL, make_image, make_processor
 
 

@@ -17,7 +17,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor
-from densemllm.data_densemllm import DenseCollator
+from densemllm.training.collator import DenseCollator
 from tiny import assert_maps_agree, make_image, make_model, make_processor, make_samples
 
 
@@ -52,7 +52,8 @@ def assert_same(images, atol: float = 1e-5, **kwargs) -> None:
 
 def test_nothing_imports_it_unasked():
     code = (
-        "import sys, densemllm; from densemllm import processing_densemllm, prediction_densemllm, data_densemllm; "
+        "import sys, densemllm; from densemllm import processing_densemllm, prediction_densemllm; "
+        "from densemllm.training import datasets; "
         "sys.exit(any('torchvision_densemllm' in name for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL).returncode == 0

@@ -24,16 +24,14 @@ import scipy.io
 import tifffile
 from datasets import Dataset, Features, Image
 
-from densemllm.data_densemllm import (
-    CorruptFileError,
-    DenseCollator,
-    DenseDataset,
-    DenseSource,
-    load_samples,
-    read_sample,
-)
 from densemllm.evaluation_densemllm import ReferringMetrics, evaluate_dense, predict_batch
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.formats.folders import load_samples
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.maps import CorruptFileError
+from densemllm.training.samples import read_sample
+from densemllm.training.trainer import DenseTrainer
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
 

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor, DenseMLLMVisionConfig
-from densemllm.data_densemllm import DenseCollator
+from densemllm.training.collator import DenseCollator
 from tiny import TEXTS, VISION, make_image
 
 

@@ -186,7 +186,7 @@ def test_a_thing_throws_a_shadow_and_light_falls_off():
 
 
 def test_the_same_seed_gives_the_same_bytes_and_rows_follow_the_schema():
-    from densemllm.data_densemllm import read_sample
+    from densemllm.training.samples import read_sample
 
     furnisher = layout.Furnisher(make_models())
     first, second = (render.render_views(5, furnisher, 48, 64) for _ in range(2))

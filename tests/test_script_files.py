@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densemllm.files_densemllm import check_outputs, whole_file
+from densemllm.files import check_outputs, whole_file
 from repository import ROOT, require
 from tiny import make_image, make_model, make_processor
 

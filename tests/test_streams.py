@@ -25,9 +25,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Trainer
 
-from densemllm import data_densemllm
-from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseIterableDataset, DenseSource
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments, LikeSizesSampler
+from densemllm.training import datasets
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource, LikeSizesSampler
+from densemllm.training.samples import Augmentation
+from densemllm.training.trainer import DenseTrainer
 from tiny import make_image, make_model, make_processor
 
 
@@ -151,8 +154,8 @@ def test_a_process_decodes_its_own_samples_only(monkeypatch, tmp_path, repeat):
         read.append(row)
         return original(row, *args)
 
-    original = data_densemllm.read_sample
-    monkeypatch.setattr(data_densemllm, "read_sample", counted)
+    original = datasets.read_sample
+    monkeypatch.setattr(datasets, "read_sample", counted)
 
     def of_process(trainer):
         shard = IterableDatasetShard(trainer.train_dataset, 2, num_processes=4, process_index=1)
@@ -178,8 +181,8 @@ def test_sizes_are_looked_up_while_training_and_once(monkeypatch):
         opened.append(row["image"].size)
         return original(row, focal_length)
 
-    original = data_densemllm._picture_area
-    monkeypatch.setattr(data_densemllm, "_picture_area", counted)
+    original = datasets._image_area
+    monkeypatch.setattr(datasets, "_image_area", counted)
     rows = [{"image": make_image(8 + k % 50, 8), "mask": np.ones((8 + k % 50, 8), bool)} for k in range(1000)]
     dataset = DenseDataset(DenseSource(rows))
     sampler = LikeSizesSampler(dataset, 4, [None], 0)

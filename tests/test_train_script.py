@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 
 from densemllm import DenseMLLMForConditionalGeneration
-from densemllm.data_densemllm import load_samples
+from densemllm.formats.folders import load_samples
 from densemllm.train_hf import main, parse_arguments, run
 from repository import require
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples

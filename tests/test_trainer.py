@@ -14,10 +14,12 @@ from transformers import Trainer, TrainingArguments
 
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm import modeling_densemllm as modeling
-from densemllm import trainer_densemllm as module
-from densemllm.data_densemllm import DenseCollator, DenseDataset, DenseSource
 from densemllm.evaluation_densemllm import DepthMetrics, ReferringMetrics, SegmentationMetrics, greater_is_better
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training import trainer as module
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.trainer import DenseTrainer
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
 
 

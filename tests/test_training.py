@@ -23,10 +23,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm import train_hf as script
-from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseSource
 from densemllm.evaluation_densemllm import evaluate_dense
 from densemllm.train_hf import main, make_datasets, parse_arguments
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
+from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.samples import Augmentation
+from densemllm.training.trainer import DenseTrainer
 from repository import require
 from tiny import ID2LABEL, LLAMA, YOUTU, make_image, make_model, make_processor, make_samples
 

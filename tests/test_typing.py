@@ -10,7 +10,9 @@ import pytest
 import densemllm
 
 
-MODULES = sorted(path.stem for path in Path(densemllm.__file__).parent.glob("*.py") if path.stem != "__init__")
+FOLDER = Path(densemllm.__file__).parent
+FILES = [path for folder in (".", "training", "formats", "evaluation") for path in (FOLDER / folder).glob("*.py")]
+MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FILES if path.stem != "__init__")
 CALLED = ("__init__", "__call__")
 
 

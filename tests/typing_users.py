@@ -10,6 +10,9 @@ from transformers import AutoTokenizer
 
 import densemllm
 from densemllm import (
+    Augmentation,
+    DenseCollator,
+    DenseDataset,
     DenseMLLMConfig,
     DenseMLLMForConditionalGeneration,
     DenseMLLMForDepthEstimation,
@@ -20,11 +23,14 @@ from densemllm import (
     DenseMLLMVisionModel,
     DensePrediction,
     DensePredictionPipeline,
+    DenseSource,
+    DenseTrainer,
+    DenseTrainingArguments,
     EncodedImage,
     add_dense_tokens,
+    load_samples,
     ntp_m_loss,
 )
-from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseSource, load_samples
 from densemllm.evaluation_densemllm import (
     ClassListMetrics,
     DepthMetrics,
@@ -32,7 +38,6 @@ from densemllm.evaluation_densemllm import (
     SegmentationMetrics,
     evaluate_dense,
 )
-from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
 
 def load(path: Path) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:

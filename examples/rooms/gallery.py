@@ -27,8 +27,10 @@ import PIL.ImageDraw
 import torch
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
-from densemllm.data_densemllm import load_id2label, load_samples, read_sample
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.training.samples import read_sample
 
 
 EDGE = 208  # pixels of a tile

@@ -36,8 +36,9 @@ from densemllm import (
     DenseMLLMProcessor,
     add_dense_tokens,
 )
-from densemllm.data_densemllm import load_id2label, load_samples
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
 from densemllm.tasks_densemllm import TASKS
 
 

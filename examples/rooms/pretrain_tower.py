@@ -35,10 +35,14 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.data_densemllm import Augmentation, DenseDataset, DenseSource, load_id2label, load_samples
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
 from densemllm.targets_densemllm import nearest_resize
-from densemllm.trainer_densemllm import MuonWithAdamW, SetEpoch
+from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.optimizers import MuonWithAdamW
+from densemllm.training.samples import Augmentation
+from densemllm.training.trainer import SetEpoch
 
 
 WEIGHT_DECAY = 0.05

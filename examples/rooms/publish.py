@@ -31,7 +31,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 
 
 ROOM_WIDTH, ROOM_FOCAL_LENGTH = 256, 189  # pixels, of the rendered views; the median of their focal lengths

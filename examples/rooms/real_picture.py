@@ -31,7 +31,7 @@ from skimage import data
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
 from densemllm.evaluation_densemllm import DepthMetrics
-from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 
 
 FOCAL_LENGTH, BASELINE, OFFSET = 994.978, 0.193001, 31.086  # pixels, metres, pixels

@@ -17,7 +17,7 @@ r"""Render furnished rooms into a data set: pictures, classes, metres, instances
     pip install -e ".[rooms]"
     python examples/rooms/render.py --split train --rooms 2000 --output_dir out/rooms/data
 
-Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.data_densemllm`, `id2label.json`, and a data
+Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.training.datasets`, `id2label.json`, and a data
 card. The same arguments and versions give the same rooms, views and texts. A shard that is there already is left as it
 is, so a run that was stopped goes on. Test and validation rooms have furniture that no training room has.
 """
@@ -215,12 +215,15 @@ coincide. Some classes have one or two models to test with: see the table.
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    from densemllm.files import whole_file  # not above: each worker imports this file, and needs no torch
+
+    with whole_file(path, overwrite=True) as staged:
+        staged.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from densemllm.files import whole_file
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=list(FIRST_SEEDS), default="train")
     parser.add_argument("--rooms", type=int, default=2000, help="number of rooms, with two views each")
@@ -258,10 +261,9 @@ def main(arguments: list[str] | None = None) -> None:
             rows = []
             for own in pool.imap(partial(_work, height=args.height, width=args.width), range(start, end), chunksize=2):
                 rows += own
-            temporary = file.with_suffix(".partial")
             columns = {name: [row[name] for row in rows] for name in FEATURES}  # of no rows, too
-            Dataset.from_dict(columns, features=FEATURES).to_parquet(str(temporary))
-            os.replace(temporary, file)
+            with whole_file(file) as staged:
+                Dataset.from_dict(columns, features=FEATURES).to_parquet(str(staged))
             views += len(rows)
     seconds = time.perf_counter() - started
     _write(args.output_dir / "id2label.json", json.dumps(ID2LABEL, indent=1) + "\n")

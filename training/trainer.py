@@ -17,17 +17,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from accelerate.data_loader import IterableDatasetShard
-from filelock import FileLock, Timeout
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
@@ -39,13 +34,27 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
-from .compat_densemllm import CACHE_NAMES
-from .data_densemllm import DenseCollator, DenseDataset, DenseIterableDataset, DenseSource
-from .evaluation_densemllm import evaluate_dense, greater_is_better
-from .loss_densemllm import IGNORED, supervised_tokens
+from ..compat_densemllm import CACHE_NAMES
+from ..evaluation_densemllm import evaluate_dense, greater_is_better
+from ..loss_densemllm import IGNORED, supervised_tokens
+from .arguments import DenseTrainingArguments, check_arguments
+from .checkpoints import (
+    STATE_NAME,
+    UNFINISHED,
+    delete_all_but,
+    delete_oldest,
+    locked,
+    replace_checkpoint,
+    replace_model,
+    writing,
+)
+from .collator import DenseCollator
+from .datasets import DenseDataset, DenseIterableDataset, DenseSource, LikeSizesSampler
+from .model_card import make_model_card
+from .optimizers import MuonWithAdamW, muon_factory, rates_of_parts, refuse_state_of_muon, with_groups_of_parts
 
 
 if TYPE_CHECKING:
@@ -63,109 +72,10 @@ logger = logging.get_logger(__name__)
 # - `_push_from_checkpoint`: an upload in the background must read the folder under the name that it keeps.
 # - the argument `_internal_call` of `save_model`: tells a checkpoint's model from one that a user saves.
 
-PARTS = {
-    "vision_tower": "vision_tower_learning_rate",
-    "multi_modal_projector": "projector_learning_rate",
-    "language_model": "language_model_learning_rate",
-}
-SETTINGS = (
-    "learning_rate", "muon_learning_rate", *PARTS.values(), "lr_scheduler_type", "weight_decay", "seed", "bf16",
-)  # fmt: skip
-UNFINISHED = "unfinished"  # what is being written or deleted stands in a folder of this name, beside what is whole
-LOCK_NAME = "_lock"  # of the training that writes into a folder; uploads leave out names that begin so
-# What makes a folder a model, and the weights that it may have: no part of an older model may stay beside a new one.
-CONFIG_NAMES = ("config.json", "adapter_config.json")
-WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 FIRST_STEPS = 10  # a run in which so many steps supervise nothing is stopped
-STATE_NAME = "trainer_state.json"
 LOGGED = ("text_loss", "ntp_m_loss", "positives", "dense_tokens")  # sums of a step, averaged over the logged steps
 # Outputs that `predict` and `compute_metrics` don't get.
 NO_PREDICTIONS = (*CACHE_NAMES, "hidden_states", "attentions", "image_hidden_states", "text_loss", "ntp_m_loss")
-METRIC_TASKS = {
-    "mean_iou": ("image-segmentation", "mIoU"),
-    "pixel_accuracy": ("image-segmentation", "pixel accuracy"),
-    "delta1": ("depth-estimation", "delta1"),
-    "abs_rel": ("depth-estimation", "AbsRel"),
-    "rmse": ("depth-estimation", "RMSE (metres)"),
-    "ciou": ("image-segmentation", "referring cIoU"),
-    "giou": ("image-segmentation", "referring gIoU"),
-}
-
-
-@dataclass
-class DenseTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with a learning rate for each part of the model."""
-
-    remove_unused_columns: bool = field(
-        default=False,
-        metadata={"help": "always off: the collator makes the model's inputs out of the samples' columns"},
-    )
-    vision_tower_learning_rate: float | None = field(
-        default=None, metadata={"help": "peak learning rate of the vision tower; `learning_rate` where left out"}
-    )
-    projector_learning_rate: float | None = field(
-        default=None, metadata={"help": "peak learning rate of the projector; `learning_rate` where left out"}
-    )
-    language_model_learning_rate: float | None = field(
-        default=None, metadata={"help": "peak learning rate of the language model; `learning_rate` where left out"}
-    )
-    muon_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "peak learning rate of Muon for the matrices inside tower, projector and language model; AdamW "
-            "with `learning_rate` keeps embeddings, norms and biases. Left out: AdamW for all"
-        },
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "stop after so many evaluations without a better `metric_for_best_model`"}
-    )
-    # `bool` though they may be `None`, so that `--do_train` alone can stand on a command line.
-    do_train: bool = field(
-        default=None, metadata={"help": "train; left out: unless `do_eval` or `do_predict` is asked for"}
-    )
-    do_eval: bool = field(
-        default=None, metadata={"help": "evaluate; left out: where there is data for it, after a training"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.do_train is None:
-            self.do_train = not (self.do_eval or self.do_predict)
-        if not self.do_eval and self.eval_strategy != "no":
-            self.do_eval = True  # as `TrainingArguments` has it
-        if self.greater_is_better is None:
-            self.greater_is_better = greater_is_better(self.metric_for_best_model)
-        if (self.bf16 or self.bf16_full_eval) and not self.use_cpu and not torch.accelerator.is_available():
-            self.use_cpu = True  # it would be used anyway, but `TrainingArguments` wants to be told so
-        super().__post_init__()
-        check_arguments(self)
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and self.greater_is_better:
-            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # theirs is "min"
-        self.remove_unused_columns = False
-        for name in (*PARTS.values(), "muon_learning_rate"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
-        if self.muon_learning_rate is not None and any(getattr(self, name) is not None for name in PARTS.values()):
-            raise ValueError(f"`muon_learning_rate` is one for all parts: leave out {', '.join(PARTS.values())}")
-        # Packed images can't be cut at the first dimension, as dispatching a stream's batches would.
-        self.accelerator_config.dispatch_batches = False
-
-
-def check_arguments(args: TrainingArguments) -> None:
-    """Raise a `ValueError` that names an argument of `TrainingArguments` that can't be used with this model."""
-    if args.torch_compile:
-        raise ValueError(
-            "`torch_compile` must be off: each batch has images of other sizes, and would be compiled anew"
-        )
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"`label_smoothing_factor` must be 0, got {args.label_smoothing_factor}: it would leave out NTP-M"
-        )
-    known = greater_is_better(args.metric_for_best_model)
-    if known is not None and args.greater_is_better is not known:
-        raise ValueError(
-            f"`greater_is_better` must be {known} for `metric_for_best_model` {args.metric_for_best_model!r}, got "
-            f"{args.greater_is_better}"
-        )
 
 
 class SetEpoch(TrainerCallback):
@@ -182,104 +92,6 @@ class SetEpoch(TrainerCallback):
         dataset = getattr(train_dataloader, "dataset", None)
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch))
-
-
-class MuonWithAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` and `torch.optim.AdamW` as one, which schedulers and checkpoints take for any other.
-
-    Muon gives a matrix's update orthonormal rows or columns, so that what few samples ask for isn't drowned by what
-    all of them do (https://kellerjordan.github.io/posts/muon); it is scaled to the size of AdamW's, and takes like
-    learning rates.
-
-    Args:
-        muon: its parameter groups, of matrices.
-        adamw: its parameter groups, of all others.
-        betas: of AdamW.
-        eps: of AdamW.
-    """
-
-    def __init__(self, muon: list[dict], adamw: list[dict], betas: tuple[float, float], eps: float):
-        self.parts = {
-            "muon": torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"),
-            "adamw": torch.optim.AdamW(adamw, betas=betas, eps=eps),
-        }
-        super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
-        self._share()
-
-    @classmethod
-    def of_parameters(
-        cls, muon: list, decayed: list, others: list, learning_rate: float, muon_learning_rate: float,
-        weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-    ) -> "MuonWithAdamW":  # fmt: skip
-        """Muon for the matrices `muon`, AdamW for the other two; `others` without weight decay."""
-        return cls(
-            [{"params": muon, "lr": muon_learning_rate, "weight_decay": weight_decay}],
-            [
-                {"params": decayed, "lr": learning_rate, "weight_decay": weight_decay},
-                {"params": others, "lr": learning_rate, "weight_decay": 0.0},
-            ],
-            betas,
-            eps,
-        )
-
-    def _share(self) -> None:
-        # The very groups of both: a scheduler that sets a rate here sets it there.
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
-
-    @property
-    def state(self) -> dict:
-        """What both know of their parameters; a copy, so that looking at it adds nothing."""
-        return {name: values for part in self.parts.values() for name, values in part.state.items()}
-
-    @state.setter
-    def state(self, value: dict) -> None:
-        """`Optimizer.__init__` sets an empty one."""
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None if closure is None else closure()
-        for part in self.parts.values():
-            part.step()
-        return loss
-
-    def state_dict(self) -> dict:
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        if set(state_dict) != set(self.parts):
-            raise ValueError(
-                "the checkpoint's optimizer is another one than Muon and AdamW: it was trained without "
-                "`muon_learning_rate`, go on so"
-            )
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        self._share()
-
-
-class MuonFactory:
-    """Makes a [`MuonWithAdamW`] for a model: what `Trainer` calls an optimizer factory."""
-
-    def __call__(self, model: nn.Module, decayed: set[str], **kwargs: Any) -> MuonWithAdamW:
-        """`decayed`: names of the parameters with weight decay; the others as for `MuonWithAdamW.of_parameters`."""
-        # What goes in and comes out is no map between hidden states.
-        ends = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-        for part in model.modules():
-            if isinstance(part, PreTrainedModel):
-                ends += [part.get_input_embeddings(), part.get_output_embeddings()]
-        ends = {id(module.weight) for module in ends if module is not None}
-        groups = {"muon": [], "decayed": [], "others": []}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                inner = parameter.ndim == 2 and name in decayed and id(parameter) not in ends
-                groups["muon" if inner else "decayed" if name in decayed else "others"].append(parameter)
-        return MuonWithAdamW.of_parameters(**groups, **kwargs)
-
-
-def refuse_state_of_muon(optimizer: torch.optim.Optimizer, state_dict: dict) -> None:
-    """Hook of an optimizer's `load_state_dict`: a checkpoint of [`MuonWithAdamW`] is named instead of its keys."""
-    if set(state_dict) == {"muon", "adamw"}:
-        raise ValueError(
-            "the checkpoint has the state of Muon and AdamW: it was trained with `muon_learning_rate`, go on so"
-        )
 
 
 def learned_labels(
@@ -306,72 +118,16 @@ def learned_labels(
     return dict(enumerate(names))
 
 
-@contextmanager
-def written(folder: Path) -> Iterator[None]:
-    """Remove a folder in which something can't be written to its end.
-
-    Raises:
-        OSError: it names the folder; what torch and safetensors say of a full disk names nothing.
-    """
-    try:
-        yield
-    except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error):
-            raise OSError(f"{folder} can't be written: {error}") from error
-        raise
-
-
-def replace_model(folder: Path, staged: Path) -> None:
-    """Move the files of a model from `staged`, a folder inside of `folder`, over those of an older model.
-
-    The configs go first and come last: in between, the folder doesn't load. Without its config, an older model's
-    weights can't be taken for the new one's, nor the new weights for the older model's.
-    """
-    new = {path.name for path in staged.iterdir()}
-    is_whole = any(name in new for name in CONFIG_NAMES)
-    if is_whole:
-        for name in CONFIG_NAMES:
-            (folder / name).unlink(missing_ok=True)
-        for pattern in WEIGHT_PATTERNS:
-            for path in folder.glob(pattern):
-                if path.name not in new:
-                    path.unlink()
-    for path in sorted(staged.iterdir(), key=lambda path: path.name in CONFIG_NAMES):
-        target = folder / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(path, target)
-    staged.rmdir()
-
-
-class LikeSizesSampler(torch.utils.data.Sampler):
-    """Indices of a [`DenseDataset`] in random order, with samples of like sizes next to each other, so that little of
-    a batch is padding. The order depends on seed and epoch alone.
-
-    Args:
-        dataset: the data set.
-        batch_size: samples of one update.
-        focal_lengths: see `DenseDataset.estimated_lengths`.
-        seed: of the order.
-    """
-
-    def __init__(self, dataset: DenseDataset, batch_size: int, focal_lengths: list, seed: int):
-        self.dataset, self.batch_size, self.focal_lengths, self.seed = dataset, batch_size, focal_lengths, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
-        order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        # Part by part, as large as in transformers' own grouping: the first step doesn't wait for all pictures.
-        size = self.batch_size * max(1, min(len(order) // (4 * self.batch_size), 50))
-        for start in range(0, len(order), size):
-            indices = order[start : start + size]
-            lengths = self.dataset.estimated_lengths(self.focal_lengths, indices)
-            by_length = sorted(zip(lengths, indices, strict=True), key=lambda pair: pair[0], reverse=True)
-            yield from (index for _, index in by_length)
+def check_evaluated(dataset: Any) -> None:
+    """Raise a `ValueError` that names a data set to evaluate on, one or one of a dict, of which no metric can be."""
+    for name, own in (dataset if isinstance(dataset, dict) else {"eval_dataset": dataset}).items():
+        sources = getattr(own, "sources", [])
+        kinds = [(source.id2label, source.depth_range, source.ignore_index) for source in sources]
+        if any(kind != kinds[0] for kind in kinds):
+            raise ValueError(
+                f"the sources of `{name}` differ in `id2label`, `depth_range` or `ignore_index`: no metric is of them "
+                "all. Give a dict of data sets as `eval_dataset`"
+            )
 
 
 class DenseTrainer(Trainer):
@@ -381,7 +137,7 @@ class DenseTrainer(Trainer):
       annotation that it has), as `Trainer` itself does with the text loss and its labels: the same data gives the same
       gradients however it is spread over accumulation steps, processes and batches.
     - `muon_learning_rate` trains the inner matrices with Muon.
-    - `train_sampling_strategy="group_by_length"` makes batches of pictures of like sizes.
+    - `train_sampling_strategy="group_by_length"` makes batches of images of like sizes.
     - Logs both losses, positives and supervised vision tokens a step, and tokens a second.
     - Evaluation adds mIoU, delta1, cIoU and the like, by what the samples of `eval_dataset` are annotated with.
     - A checkpoint gets its name when it is whole: one that is there can be resumed from.
@@ -413,15 +169,7 @@ class DenseTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # here both losses have their counts
         self.args.remove_unused_columns = False  # the collator needs them all
         self._id2label = id2label
-        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
-        for name, dataset in evaluated.items():
-            sources = getattr(dataset, "sources", [])
-            kinds = [(source.id2label, source.depth_range, source.ignore_index) for source in sources]
-            if any(kind != kinds[0] for kind in kinds):
-                raise ValueError(
-                    f"the sources of `{name}` differ in `id2label`, `depth_range` or `ignore_index`: no metric is of "
-                    "them all. Give a dict of data sets as `eval_dataset`"
-                )
+        check_evaluated(self.eval_dataset)
         if self.args.n_gpu > 1:
             raise ValueError("packed images can't be split by DataParallel; use `torchrun` or `accelerate launch`")
         self.add_callback(SetEpoch())
@@ -628,9 +376,7 @@ class DenseTrainer(Trainer):
         best = self.state.best_model_checkpoint
         if "train_runtime" in logs and self.args.save_total_limit == 1 and self.args.should_save and best is not None:
             # `Trainer` deletes all checkpoints but the best one next, file by file.
-            for path in sort_checkpoints(str(Path(best).parent)):
-                if not self._is_best(path):
-                    self._delete_checkpoint(Path(path))
+            delete_all_but(best)
         if "loss" in logs and self._logged_at is not None:
             losses, counts = self._totals
             if self.args.world_size > 1:
@@ -663,31 +409,15 @@ class DenseTrainer(Trainer):
 
     def _own_optimizer(self, model) -> tuple | None:
         """Class and arguments for what [`DenseTrainingArguments`] adds; `None` where nothing of it is used."""
-        args = self.args
-        decayed = set(self.get_decay_parameter_names(model))
+        args, decayed = self.args, set(self.get_decay_parameter_names(model))
         if getattr(args, "muon_learning_rate", None) is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("`muon_learning_rate` needs whole matrices: not with FSDP or DeepSpeed")
-            return MuonFactory, {
-                "decayed": decayed, "learning_rate": args.learning_rate, "weight_decay": args.weight_decay,
-                "muon_learning_rate": args.muon_learning_rate, "betas": (args.adam_beta1, args.adam_beta2),
-                "eps": args.adam_epsilon,
-            }  # fmt: skip
-        rates = {part: getattr(args, name, None) for part, name in PARTS.items()}
-        if all(rate is None for rate in rates.values()):
-            return None
-        cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
-        if not isinstance(cls, type) or {"params", "model", "optimizer_dict"} & set(kwargs):
-            raise ValueError(f"`optim` {args.optim} makes groups of its own: leave out {', '.join(PARTS.values())}")
-        groups: dict[tuple[float, float], list] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                # The output embedding belongs to the language model, whether it is tied or not.
-                part = next((part for part in PARTS if part in name), "language_model")
-                rate = args.learning_rate if rates[part] is None else rates[part]
-                groups.setdefault((rate, args.weight_decay if name in decayed else 0.0), []).append(parameter)
-        groups = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
-        return cls, {**kwargs, "params": groups}
+            return muon_factory(args, decayed)
+        if rates_of_parts(args):
+            cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+            return with_groups_of_parts(cls, kwargs, args, model, decayed)
+        return None
 
     # ---- evaluation ----
 
@@ -769,7 +499,7 @@ class DenseTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._staging = True
         try:
-            with written(unfinished):
+            with writing(unfinished):
                 super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
@@ -780,39 +510,14 @@ class DenseTrainer(Trainer):
             self.state.best_model_checkpoint = str(best) if best == final or best.is_dir() else None
         if self.args.should_save:
             self.state.save_to_json(str(staged / STATE_NAME))
-            if final.is_dir():  # of a run that was resumed from before it
-                self._delete_checkpoint(final)
-            os.replace(staged, final)
-            unfinished.rmdir()
+            replace_checkpoint(final, staged)
             self._rotate_checkpoints(folder)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
     def _rotate_checkpoints(self, folder: str) -> None:
-        """Delete the oldest checkpoints but `save_total_limit`, never the last one nor the best one."""
-        limit = self.args.save_total_limit
-        if not limit or limit < 0:
-            return
-        checkpoints = sort_checkpoints(folder, use_mtime=True)
-        old = [path for path in checkpoints[:-1] if not self._is_best(path)]
-        for path in old[: max(len(checkpoints) - limit, 0)]:
-            self._delete_checkpoint(Path(path))
-
-    def _is_best(self, path: str) -> bool:
-        best = self.state.best_model_checkpoint
-        return best is not None and os.path.isdir(best) and os.path.samefile(path, best)
-
-    @staticmethod
-    def _delete_checkpoint(path: Path) -> None:
-        # Under another name: a kill in the middle of it leaves nothing that looks like a checkpoint.
-        trash = path.parent / UNFINISHED / f"old-{path.name}"
-        trash.parent.mkdir(exist_ok=True)
-        shutil.rmtree(trash, ignore_errors=True)
-        os.replace(path, trash)
-        shutil.rmtree(trash)
-        if not any(trash.parent.iterdir()):
-            trash.parent.rmdir()
+        delete_oldest(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._staging:
@@ -829,7 +534,7 @@ class DenseTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(staged, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            with written(staged):
+            with writing(staged):
                 super().save_model(str(staged), _internal_call=True)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -845,27 +550,16 @@ class DenseTrainer(Trainer):
         Raises:
             ValueError: another process, or another trainer, has it.
         """
-        path = Path(folder).resolve() / LOCK_NAME
+        path = Path(folder).resolve()
         if path in self._locked or not self.args.should_save:
             yield
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(
-                f"`output_dir` {folder} is in use: another training writes into it. Take another folder, or wait for "
-                "its end"
-            ) from error
-        self._locked.add(path)
-        try:
-            yield
-        finally:
-            self._locked.discard(path)
-            with suppress(OSError):  # still held: who comes now makes a new one
-                path.unlink()
-            lock.release()
+        with locked(folder):
+            self._locked.add(path)
+            try:
+                yield
+            finally:
+                self._locked.discard(path)
 
     # ---- model card ----
 
@@ -878,64 +572,21 @@ class DenseTrainer(Trainer):
         """Write `README.md` with the last evaluation as its model index; arguments as for `Trainer`'s."""
         if not self.is_world_process_zero():
             return
-        args = self.args
-        model_name = model_name or Path(args.output_dir).resolve().name
-
-        def as_list(value):
-            return [value] if isinstance(value, str) else list(value or [])
-
-        dataset_name = ", ".join(as_list(dataset)) or "unknown"
-        evaluated = next((row for row in reversed(self.state.log_history) if "eval_loss" in row), {})
-        results = [
-            EvalResult(
-                task_type=task,
-                dataset_type=(as_list(dataset_tags) or ["custom"])[0],
-                dataset_name=dataset_name,
-                metric_type=metric,
-                metric_name=name,
-                metric_value=round(evaluated[f"eval_{metric}"], 4),
-            )
-            for metric, (task, name) in METRIC_TASKS.items()
-            if evaluated.get(f"eval_{metric}") is not None
-        ]
-        card = ModelCardData(
+        folder = Path(self.args.output_dir)
+        card = make_model_card(
+            self.args,
+            self.state,
+            getattr(self.accelerator.unwrap_model(self.model).config, "label_names", None),
+            model_name or folder.resolve().name,
+            finetuned_from,
+            dataset,
+            dataset_tags,
+            tags,
             language=language,
             license=license,
-            library_name="transformers",
-            pipeline_tag="image-text-to-text",
-            tags=[
-                "densemllm",
-                "depth-estimation",
-                "image-segmentation",
-                *([tags] if isinstance(tags, str) else tags or []),
-            ],
-            base_model=finetuned_from,
-            datasets=as_list(dataset_tags) or None,
-            model_name=model_name,
-            eval_results=results or None,
         )
-        classes = getattr(self.accelerator.unwrap_model(self.model).config, "label_names", None)
-        base = f", fine-tuned from `{finetuned_from}`" if finetuned_from else ""
-        lines = [
-            f"---\n{card.to_yaml()}\n---\n\n# {model_name}\n",
-            f"A [DenseMLLM](https://arxiv.org/abs/2602.14134){base}: a multimodal language model whose vision tokens' "
-            "logits are class maps, depth maps and masks.\n",
-            "```python\nfrom transformers import AutoModel\n",
-            f'model = AutoModel.from_pretrained("{model_name}", trust_remote_code=True).eval()',
-            'model.predict_dense("photo.jpg", task="depth").predicted_depth  # metres\n```\n',
-            *([f"Its classes: {', '.join(classes.values())}.\n"] if classes else []),
-            f"## Evaluation\n\nOn {dataset_name}, after {self.state.global_step} steps:\n",
-            "| metric | value |\n|---|---|",
-            *[f"| {result.metric_name} | {result.metric_value} |" for result in results],
-            f"| loss | {evaluated['eval_loss']:.4f} |" if evaluated else "| not evaluated | |",
-            "\n## Training\n\n| setting | value |\n|---|---|",
-            f"| steps | {self.state.global_step} ({self.state.epoch or 0:.2f} epochs) |",
-            f"| samples a step | {args.train_batch_size * args.gradient_accumulation_steps * args.world_size} |",
-            *[f"| {name} | {getattr(args, name)} |" for name in SETTINGS if getattr(args, name, None) is not None],
-            f"\nTransformers {transformers.__version__}, PyTorch {torch.__version__}.\n",
-        ]
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        ModelCard("\n".join(lines)).save(Path(args.output_dir) / "README.md")
+        folder.mkdir(parents=True, exist_ok=True)
+        card.save(folder / "README.md")
 
 
-__all__ = ["DenseTrainer", "DenseTrainingArguments"]
+__all__ = ["DenseTrainer"]

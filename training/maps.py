@@ -21,6 +21,7 @@ size can't say it (180 degrees, mirrored, square), a map without a tag is refuse
 """
 
 import os
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,13 +36,10 @@ import PIL.TiffImagePlugin
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from .image_processing_densemllm import DenseMLLMImageProcessor
 
-
-MAPS = ("segmentation", "depth", "mask", "instances")
 IGNORE_INDEX = 255
 LOSSY_FORMATS = ("JPEG", "MPO")
-# What files that are no images begin with. The formats with a reader below are read.
+# What files that are not images begin with. The formats with a reader below are read.
 SIGNATURES = {
     b"\x93NUMPY": "npy", b"PK\x03\x04": "npz", b"MATLAB 5.0": "mat", b"\x89HDF\r\n": "HDF5",
     b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR",
@@ -105,30 +103,30 @@ def open_file(
         source = name = os.fspath(value)
     if not isinstance(source, (str, BytesIO, PIL.Image.Image)):
         raise ValueError(f"{where}: it must be an image or a path, got {type(value).__name__}")
-    named, picture = f"{where}: {name}", source
+    named, image = f"{where}: {name}", source
     try:
         if not isinstance(source, PIL.Image.Image):
             kind = _array_format(source, name)
             if kind is not None:
                 return _read_array(source, kind, column, named)
-            picture = PIL.Image.open(source)
-        if max_image_pixels is not None and picture.width * picture.height > max_image_pixels:
+            image = PIL.Image.open(source)
+        if max_image_pixels is not None and image.width * image.height > max_image_pixels:
             raise _RefusedError(
-                f"{named} has {picture.width} x {picture.height} pixels; accepted are at most `max_image_pixels` = "
+                f"{named} has {image.width} x {image.height} pixels; accepted are at most `max_image_pixels` = "
                 f"{max_image_pixels}"
             )
-        picture.load()
+        image.load()
     except (CorruptFileError, _RefusedError):
         raise
     except PIL.UnidentifiedImageError:
         return _read_unidentified(source, name, named)
     except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise CorruptFileError(f"{named} can't be read ({error})") from error
-    return picture
+    return image
 
 
 def _array_format(source, name: str) -> str | None:
-    """The format of a file that is no image by its first bytes, or by its name where those say nothing."""
+    """The format of a file that is not an image by its first bytes, or by its name where those say nothing."""
     head = _head(source)
     for signature, kind in SIGNATURES.items():
         if head.startswith(signature):
@@ -213,63 +211,81 @@ def exif_orientation(image: object) -> int:
     return value if value in TURNS else 1
 
 
-def upright_sample(sample: dict, where: str, image_processor: "DenseMLLMImageProcessor") -> dict:
-    """A copy of a sample with an upright RGB `image`, and its maps as upright arrays `[H, W]` of the same size.
+def refuse_jpeg(values: np.ndarray, where: str) -> np.ndarray:
+    """For a map of numbers that stand for something: a JPEG changes them."""
+    raise ValueError(f"{where}: a JPEG changes the numbers that it stores; save it as PNG")
+
+
+def split_jpeg(values: np.ndarray, where: str) -> np.ndarray:
+    """For a map of two values: what is near 0 or near the highest value in a JPEG was just that."""
+    return values > values.max(initial=0) / 2
+
+
+def read_map(
+    value: Any,
+    column: str,
+    stored: Any,
+    size: tuple[int, int],
+    where: str,
+    channels: int | None = None,
+    on_jpeg: Callable[[np.ndarray, str], np.ndarray] | None = None,
+) -> np.ndarray:
+    """A map of a sample as an upright array of the upright image's size, contiguous and not read-only.
 
     Args:
-        sample: see `data_densemllm`; only `image` and maps are read.
+        value: what [`open_file`] takes, or anything that numpy makes an array of.
+        column: its name, which picks an array from a file of several.
+        stored: the image as it is stored, with its orientation tag.
+        size: `(height, width)` of the upright image.
         where: how messages name it.
-        image_processor: a [`DenseMLLMImageProcessor`].
+        channels: the map is `[H, W, channels]`; `[H, W]` where left out.
+        on_jpeg: takes the values of a JPEG, see [`refuse_jpeg`] and [`split_jpeg`]; they stay where left out.
 
     Raises:
-        CorruptFileError: a file is missing or damaged.
-        ValueError: an image or map can't be used; see [`open_file`] and this module's EXIF rule.
+        CorruptFileError: the file is missing or damaged.
+        ValueError: the map is of another size, or it isn't known how it is turned.
     """
-    stored, most = sample["image"], image_processor.max_image_pixels
-    if isinstance(stored, str) and stored.startswith(("http://", "https://", "data:")):
-        stored = image_processor.fetch_images(stored)
-    elif not hasattr(stored, "ndim"):  # neither numpy's nor torch's
-        stored = open_file(stored, f"{where}, column `image`", "image", most)
-    try:
-        image = image_processor.load_picture(stored)
-    except ValueError as error:
-        raise ValueError(f"{where}, column `image`: {error}") from error
-    maps = {
-        column: _read_map(sample[column], column, stored, image, f"{where}, column `{column}`")
-        for column in MAPS
-        if sample.get(column) is not None
-    }
-    return {**sample, "image": image, **maps}
-
-
-def _read_map(value, column: str, stored, image: PIL.Image.Image, where: str) -> np.ndarray:
     if isinstance(value, (dict, str, os.PathLike, BytesIO, PIL.Image.Image)):
         value = open_file(value, where, column)
-    own, turned = exif_orientation(value), exif_orientation(stored)
     is_lossy = getattr(value, "format", None) in LOSSY_FORMATS
-    values, size = np.asarray(value), (image.height, image.width)
-    if values.ndim == 2 and own != 1:
-        values = TURNS[own](values)
-    elif values.ndim == 2 and turned != 1 and values.shape == (stored.height, stored.width):
+    values = np.asarray(value)
+    if values.ndim == (2 if channels is None else 3):
+        values = _turn_map(values, exif_orientation(value), stored, where)
+    expected = size if channels is None else (*size, channels)
+    if values.shape != expected:
+        turned = exif_orientation(stored)
+        tag = "" if turned == 1 else f" (it has the EXIF orientation {turned})"
+        count = "one channel" if channels is None else f"{channels} channels"
+        raise ValueError(
+            f"{where}: it must have the upright image's size{tag}, {size}, and {count}, got {values.shape}"
+        )
+    if is_lossy and on_jpeg is not None:
+        values = on_jpeg(values, where)
+    return np.require(values, requirements=("C", "W"))
+
+
+def _turn_map(values: np.ndarray, own: int, stored, where: str) -> np.ndarray:
+    """A map turned upright by this module's EXIF rule; `own` is its own orientation."""
+    turned = exif_orientation(stored)
+    fits_stored = turned != 1 and values.shape[:2] == (stored.height, stored.width)
+    if values.ndim > 2 and (own != 1 or fits_stored):  # its channels may be directions, which turn as well
+        raise ValueError(
+            f"{where}: a map of several channels isn't turned, and the EXIF orientation is "
+            f"{turned if own == 1 else own}. Save image and map upright (PIL.ImageOps.exif_transpose)"
+        )
+    if own != 1:
+        return TURNS[own](values)
+    if fits_stored:
         with_image = TURNS[turned](values)
         if with_image.shape != values.shape:
-            values = with_image
-        elif (with_image != values).any():
+            return with_image
+        if (with_image != values).any():
             raise ValueError(
                 f"{where}: the image has the EXIF orientation {turned}, and the map has none: its size doesn't tell "
                 "whether it belongs to the upright image or to the image as it is stored. Save the image upright "
                 "(PIL.ImageOps.exif_transpose), or give the map a tag of its own"
             )
-    if values.shape != size:
-        tag = "" if turned == 1 else f" (it has the EXIF orientation {turned})"
-        raise ValueError(
-            f"{where}: it must have the upright image's size{tag}, {size}, and one channel, got {values.shape}"
-        )
-    if is_lossy and column in ("segmentation", "instances"):
-        raise ValueError(f"{where}: a JPEG changes the numbers that it stores; save it as PNG")
-    if is_lossy and column == "mask":
-        values = values > values.max(initial=0) / 2  # what is near 0 or near the highest value was just that
-    return np.require(values, requirements=("C", "W"))
+    return values
 
 
 def read_metres(values: "ArrayLike | PIL.Image.Image", depth_scale: float | None, where: str) -> np.ndarray:
@@ -311,4 +327,13 @@ def read_mask(values: "ArrayLike | PIL.Image.Image", ignore_index: int = IGNORE_
     return np.where(unknown, -1, values != 0).astype(np.int8)
 
 
-__all__ = ["CorruptFileError", "exif_orientation", "open_file", "read_mask", "read_metres", "upright_sample"]
+__all__ = [
+    "CorruptFileError",
+    "exif_orientation",
+    "open_file",
+    "read_map",
+    "read_mask",
+    "read_metres",
+    "refuse_jpeg",
+    "split_jpeg",
+]

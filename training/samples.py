@@ -1,0 +1,372 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Annotated samples: the columns that they have, a row read as a checked sample, and its changes in training.
+
+A sample is a dict. `image` is needed, and any of the others supervise it, all at once:
+
+| column | type | meaning |
+|---|---|---|
+| `image` | image | what the model sees |
+| `segmentation` | image or integers `[H, W]` | class ids, keys of the source's `id2label`, or `ignore_index` (255) |
+| `depth` | metres, floats `[H, W]`; or an image or other units, and `depth_scale`, metres a unit | 0 is invalid |
+| `mask` | image or booleans `[H, W]` | foreground: not 0, of shades of grey the brighter half; see [`read_mask`] |
+| `instances` | image or integers `[H, W]` | numbers of objects |
+| `expression` | string | names the object of `mask`; without it, `mask` is the image's one foreground |
+| `expressions`, `expression_instances` | lists | names of objects in `instances`, see [`draw_expression`] |
+| `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
+| `focal_length` | float, pixels | of `image`, for a depth range that has a focal length |
+
+An image is a PIL image, a path, or what the `Image` feature of `datasets` gives; a map may also be a file of numbers:
+`.npy`, `.npz`, `.mat` (with scipy), TIFF. Maps have the upright image's size: see `training/maps.py` for the rule of
+EXIF orientations. What is done with each column stands in one table, `SCHEMA`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageEnhance
+import PIL.ImageOps
+
+from ..chat_densemllm import read_parts
+from ..checks_densemllm import check_positive
+from ..image_processing_densemllm import DenseMLLMImageProcessor
+from ..targets_densemllm import check_ignore_index, nearest_resize, present_values
+from .maps import IGNORE_INDEX, open_file, read_map, read_mask, read_metres, refuse_jpeg, split_jpeg
+
+
+IMAGE_PROCESSOR = DenseMLLMImageProcessor()  # transparent and 16-bit images are trained on as they are predicted on
+SIDES = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
+COLORS = re.compile(
+    r"\b(colou?rs?|coloured|colored|black|white|gr[ae]y|red|orange|yellow|green|blue|purple|violet|pink|brown|beige|"
+    r"dark|light|bright)(er|est|ish)?\b",
+    re.IGNORECASE,
+)
+
+
+# ---- the checker of each column ----
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the columns of a sample are read with; see [`DenseSource`]."""
+
+    id2label: dict[int, str] | None = None
+    depth_scale: float | None = None
+    ignore_index: int = IGNORE_INDEX
+
+    def __post_init__(self) -> None:
+        check_ignore_index(self.ignore_index, self.id2label)
+
+
+def _read_segmentation(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
+    where, id2label, ignore_index = f"{where}, column `segmentation`", options.id2label, options.ignore_index
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{where}: it must be integers, got {values.dtype}")
+    if id2label is None:
+        raise ValueError(f"{where}: `id2label` is needed, a dict from class id to name")
+    unknown = set(present_values(values).tolist()) - set(id2label) - {ignore_index}
+    if unknown and min(unknown) < 0:
+        raise ValueError(
+            f"{where}: class ids must be at least 0, or `ignore_index` = {ignore_index}, got {min(unknown)}"
+        )
+    if unknown:
+        raise ValueError(
+            f"{where}: it has the class ids {sorted(unknown)[:10]}, which `id2label` lacks, and which aren't "
+            f"`ignore_index` = {ignore_index}"
+        )
+    return values
+
+
+def _read_depth(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
+    return read_metres(values, options.depth_scale, f"{where}, column `depth`")
+
+
+def _read_mask(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
+    return read_mask(values, options.ignore_index)
+
+
+def _read_expression(text, sample: dict, where: str, options: ReadOptions) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}, column `expression`: it must be a text, got {text!r}")
+    if "mask" not in sample:
+        raise ValueError(f"{where} has an `expression` but no `mask` of what it names")
+    return text
+
+
+def _read_expressions(texts, sample: dict, where: str, options: ReadOptions):
+    numbers = sample.get("expression_instances")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{where}, column `expressions`: it must be a list of texts, got {texts!r}")
+    if "instances" not in sample or not np.issubdtype(sample["instances"].dtype, np.integer):
+        raise ValueError(f"{where} has `expressions` but no `instances`, a map of integers that tells what they name")
+    if numbers is None or len(numbers) != len(texts):
+        raise ValueError(
+            f"{where}, column `expression_instances`: it must have a number for each of {len(texts)} expressions, got "
+            f"{numbers!r}"
+        )
+    missing = set(numbers) - set(np.unique(sample["instances"]).tolist())
+    if missing:
+        raise ValueError(f"{where}, column `expression_instances`: `instances` lacks {sorted(missing)}")
+    return texts
+
+
+def _read_messages(messages, sample: dict, where: str, options: ReadOptions) -> list[dict]:
+    where = f"{where}, column `messages`"
+    if not isinstance(messages, (list, tuple)) or not all(
+        isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
+    ):
+        raise ValueError(f"{where}: it must be a list of dicts with `role` and `content`")
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    expected = [("user", "assistant")[index % 2] for index in range(len(roles))]
+    if not roles or len(roles) % 2 or roles != expected:
+        raise ValueError(f"{where}: user and assistant must take turns and the assistant have the last, got {roles}")
+    try:
+        return read_parts(messages)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _read_focal_length(value, sample: dict, where: str, options: ReadOptions) -> float:
+    try:
+        return check_positive("focal_length", value, " of pixels")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}, column {error}") from None
+
+
+# ---- the schema ----
+
+
+def _as_it_is(value: Any, *rest: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a sample: how it is read, and what becomes of it when the image is changed.
+
+    Args:
+        read: a function of `(value, sample, where, options)` that gives the value in the form that the sample keeps,
+            or raises a `ValueError`. The image and all maps are upright by then; columns further down in `SCHEMA` are
+            as they stand in the row. `where` names the row.
+        is_learned: whether the column is something to learn from.
+        is_map: whether it has a value for each pixel, `[H, W]`, that goes where the image's pixel goes.
+        channels: of a map with several values a pixel, `[H, W, channels]`.
+        on_jpeg: what is made of a map that was stored as a JPEG, which changes values: a function of `(values, where)`
+            that gives the values, or raises a `ValueError`.
+        on_scale: what is made of a map's values, resized already, by a resize of the image: a function of `(values,
+            factor)`.
+        on_mirror: what is made of a map's values, mirrored already, by mirroring the image: a function of `values`.
+    """
+
+    read: Callable[[Any, dict, str, ReadOptions], Any] = _as_it_is
+    is_learned: bool = False
+    is_map: bool = False
+    channels: int | None = None
+    on_jpeg: Callable[[np.ndarray, str], np.ndarray] = _as_it_is
+    on_scale: Callable[[np.ndarray, float], np.ndarray] = _as_it_is
+    on_mirror: Callable[[np.ndarray], np.ndarray] = _as_it_is
+
+
+def _divide_depth(metres: np.ndarray, factor: float) -> np.ndarray:
+    """A larger image of the same things is what the same camera sees from nearer."""
+    return metres / np.float32(factor)
+
+
+# In the order in which they are checked.
+SCHEMA = {
+    "image": Column(),
+    "segmentation": Column(_read_segmentation, is_learned=True, is_map=True, on_jpeg=refuse_jpeg),
+    "depth": Column(_read_depth, is_learned=True, is_map=True, on_scale=_divide_depth),
+    "mask": Column(_read_mask, is_learned=True, is_map=True, on_jpeg=split_jpeg),
+    "instances": Column(is_learned=True, is_map=True, on_jpeg=refuse_jpeg),
+    "expression": Column(_read_expression),
+    "expressions": Column(_read_expressions),
+    "expression_instances": Column(),
+    "messages": Column(_read_messages, is_learned=True),
+    "focal_length": Column(_read_focal_length),
+}
+COLUMNS = tuple(SCHEMA)
+MAPS = {name: column for name, column in SCHEMA.items() if column.is_map}
+
+
+# ---- reading ----
+
+
+def read_sample(
+    row: dict,
+    where: str = "sample",
+    id2label: dict[int, str] | None = None,
+    depth_scale: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> dict:
+    """A row of a data set as a checked sample: an upright RGB image, `segmentation` as integers, `depth` as float32
+    metres, `mask` as booleans (or as [`read_mask`] says), all of one size. Columns that the schema doesn't know are
+    left out.
+
+    Args:
+        row: the row; see this module's table.
+        where: how messages name it.
+        id2label, depth_scale, ignore_index: see [`DenseSource`].
+
+    Raises:
+        CorruptFileError: an image can't be read.
+        ValueError: anything else that doesn't follow the schema; the message names row and column.
+    """
+    options = ReadOptions(id2label, depth_scale, ignore_index)
+    sample = {name: row[name] for name in SCHEMA if row.get(name) is not None}
+    if "image" not in sample:
+        raise ValueError(f"{where} has no `image`; its columns are {sorted(row)}")
+    sample = upright_sample(sample, where, IMAGE_PROCESSOR)
+    for name, column in SCHEMA.items():
+        if name in sample:
+            sample[name] = column.read(sample[name], sample, where, options)
+    return sample
+
+
+def upright_sample(sample: dict, where: str, image_processor: DenseMLLMImageProcessor) -> dict:
+    """A copy of a sample with an upright RGB `image`, and its maps as upright arrays of the same size.
+
+    Args:
+        sample: see this module's table; only `image` and maps are read.
+        where: how messages name it.
+        image_processor: a [`DenseMLLMImageProcessor`].
+
+    Raises:
+        CorruptFileError: a file is missing or damaged.
+        ValueError: an image or map can't be used; see [`open_file`] and the EXIF rule of `training/maps.py`.
+    """
+    stored, most = sample["image"], image_processor.max_image_pixels
+    if isinstance(stored, str) and stored.startswith(("http://", "https://", "data:")):
+        stored = image_processor.fetch_images(stored)
+    elif not hasattr(stored, "ndim"):  # neither numpy's nor torch's
+        stored = open_file(stored, f"{where}, column `image`", "image", most)
+    try:
+        image = image_processor.load_picture(stored)
+    except ValueError as error:
+        raise ValueError(f"{where}, column `image`: {error}") from error
+    size = (image.height, image.width)
+    maps = {
+        name: read_map(sample[name], name, stored, size, f"{where}, column `{name}`", column.channels, column.on_jpeg)
+        for name, column in MAPS.items()
+        if sample.get(name) is not None
+    }
+    return {**sample, "image": image, **maps}
+
+
+def text_of(content: str | list[dict]) -> str:
+    """The text of a message's content, a string or a list of parts."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
+
+
+# ---- changes in training ----
+
+
+@dataclass
+class Augmentation:
+    """Changes of image and maps together; what becomes of the values of a map stands in `SCHEMA`.
+
+    A sample with `messages` keeps its geometry, as its text may speak of places and of what there is; one with an
+    `expression` isn't cropped, and isn't mirrored if that speaks of sides.
+
+    Args:
+        scale: lowest and highest factor of a random resize. Depth is divided by it.
+        crop_size: `(height, width)` in pixels of a random crop; smaller images stay as they are.
+        flip_probability: of mirroring left and right.
+        color_jitter: brightness, contrast and saturation change by a factor of up to 1 plus or minus this, but where
+            `expression` or `messages` speak of colours.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop_size: tuple[int, int] | None = None
+    flip_probability: float = 0.0
+    color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+            raise ValueError(f"`scale` must be two factors, 0 < lowest <= highest, got {self.scale}")
+        if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 1):
+            raise ValueError(f"`crop_size` must be (height, width) in pixels, got {self.crop_size}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"`flip_probability` must be in [0, 1], got {self.flip_probability}")
+        if not 0 <= self.color_jitter < 1:
+            raise ValueError(f"`color_jitter` must be in [0, 1), got {self.color_jitter}")
+
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        """The factor of the random resize: what a call draws first from its generator."""
+        return float(rng.uniform(*self.scale))
+
+    def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
+        """A changed copy of a sample of [`read_sample`]."""
+        sample = dict(sample)
+        factor = self.draw_scale(rng)
+        expression = sample.get("expression")
+        said = [text_of(message["content"]) for message in sample.get("messages") or ()]
+        if self.color_jitter and not any(COLORS.search(text) for text in (expression or "", *said)):
+            for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
+                sample["image"] = enhance(sample["image"]).enhance(1 + self.color_jitter * rng.uniform(-1, 1))
+        if sample.get("messages"):
+            return sample
+        if self.scale != (1.0, 1.0):
+            image = sample["image"]
+            height, width = (max(1, round(edge * factor)) for edge in (image.height, image.width))
+            sample["image"] = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+            _change_maps(sample, lambda values, column: column.on_scale(nearest_resize(values, height, width), factor))
+        if self.crop_size is not None and expression is None:
+            image = sample["image"]
+            height, width = min(self.crop_size[0], image.height), min(self.crop_size[1], image.width)
+            top, left = rng.integers(image.height - height + 1), rng.integers(image.width - width + 1)
+            sample["image"] = image.crop((left, top, left + width, top + height))
+            _change_maps(sample, lambda values, column: values[top : top + height, left : left + width])
+        if rng.random() < self.flip_probability and not SIDES.search(expression or ""):
+            sample["image"] = PIL.ImageOps.mirror(sample["image"])
+            _change_maps(sample, lambda values, column: column.on_mirror(values[:, ::-1]))
+        return sample
+
+
+def draw_expression(sample: dict, rng: np.random.Generator, ignore_index: int = IGNORE_INDEX) -> dict:
+    """A copy of a sample with one of its `expressions` as its `expression`, and the `mask` of what that names. Data
+    sets do so anew each time with an augmentation; without one, where there is no `expression`. Where `instances` is
+    `ignore_index`, and no expression names that number, the mask isn't annotated (-1)."""
+    sample = dict(sample)
+    instances, expressions, numbers = (
+        sample.pop(column, None) for column in ("instances", "expressions", "expression_instances")
+    )
+    if instances is not None and expressions is not None and len(expressions):
+        place = int(rng.integers(len(expressions)))
+        mask, unknown = instances == numbers[place], instances == ignore_index
+        if unknown.any() and ignore_index not in numbers:
+            mask = np.where(unknown, -1, mask).astype(np.int8)
+        sample |= {"expression": expressions[place], "mask": mask}
+    return sample
+
+
+def _change_maps(sample: dict, change: Callable[[np.ndarray, Column], np.ndarray]) -> None:
+    for name, column in MAPS.items():
+        if sample.get(name) is not None:
+            sample[name] = np.ascontiguousarray(change(sample[name], column))
+
+
+__all__ = [
+    "Augmentation",
+    "Column",
+    "ReadOptions",
+    "draw_expression",
+    "read_sample",
+    "upright_sample",
+]
