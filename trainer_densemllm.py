@@ -44,7 +44,8 @@ from transformers.utils import logging
 
 from .compat_densemllm import CACHE_NAMES
 from .data_densemllm import DenseCollator, DenseDataset, DenseIterableDataset, DenseSource
-from .evaluation_densemllm import evaluate_dense, greater_is_better
+from .evaluation.metrics import greater_is_better
+from .evaluation.predict import evaluate_dense
 from .loss_densemllm import IGNORED, supervised_tokens
 
 

@@ -56,7 +56,7 @@ from densemllm.data_densemllm import (
     load_samples,
     read_sample,
 )
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
 from densemllm.trainer_densemllm import MuonWithAdamW
 
 

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from densemllm.data_densemllm import load_id2label, load_samples, read_sample
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
 
 
 def read_from_grid(values: torch.Tensor, edge: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ from transformers import set_seed
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
 from densemllm.data_densemllm import DenseCollator
-from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.loss_densemllm import candidate_mask, fused_cross_entropy, one_kind_a_row, supervised_tokens
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments

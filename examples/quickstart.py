@@ -45,7 +45,8 @@ from densemllm import (
     add_dense_tokens,
 )
 from densemllm.data_densemllm import DenseCollator
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics, evaluate_dense
+from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.processing_densemllm import TASKS
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMImageProcessor
 from densemllm.data_densemllm import DenseCollator
-from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.files_densemllm import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 

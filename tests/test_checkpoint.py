@@ -15,7 +15,7 @@ from transformers import AutoModel
 import exchange
 from densemllm.configuration_densemllm import AUTO_MAP, CUSTOM_PIPELINES
 from densemllm.data_densemllm import load_id2label, load_samples, read_sample
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
 from repository import ROOT, require
 from tiny import assert_maps_agree
 

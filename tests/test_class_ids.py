@@ -35,7 +35,8 @@ from densemllm.data_densemllm import (
     load_samples,
     read_sample,
 )
-from densemllm.evaluation_densemllm import SegmentationMetrics, evaluate_dense
+from densemllm.evaluation.metrics import SegmentationMetrics
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.prediction_densemllm import DensePrediction
 from densemllm.train_hf import main, make_datasets, parse_arguments
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments

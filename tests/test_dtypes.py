@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import densemllm
 from densemllm.data_densemllm import DenseCollator
-from densemllm.evaluation_densemllm import DepthMetrics, ReferringMetrics, SegmentationMetrics
+from densemllm.evaluation.metrics import DepthMetrics, ReferringMetrics, SegmentationMetrics
 from densemllm.loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples

@@ -32,7 +32,8 @@ from densemllm.data_densemllm import (
     load_samples,
     read_sample,
 )
-from densemllm.evaluation_densemllm import ReferringMetrics, evaluate_dense, predict_batch
+from densemllm.evaluation.metrics import ReferringMetrics
+from densemllm.evaluation.predict import evaluate_dense, predict_batch
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 from tiny import ID2LABEL, make_image, make_model, make_processor
 

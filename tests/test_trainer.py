@@ -16,7 +16,7 @@ from densemllm import DenseMLLMForConditionalGeneration
 from densemllm import modeling_densemllm as modeling
 from densemllm import trainer_densemllm as module
 from densemllm.data_densemllm import DenseCollator, DenseDataset, DenseSource
-from densemllm.evaluation_densemllm import DepthMetrics, ReferringMetrics, SegmentationMetrics, greater_is_better
+from densemllm.evaluation.metrics import DepthMetrics, ReferringMetrics, SegmentationMetrics, greater_is_better
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
 

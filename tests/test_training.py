@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm import train_hf as script
 from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseSource
-from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.train_hf import main, make_datasets, parse_arguments
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 from repository import require

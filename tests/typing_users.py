@@ -25,13 +25,8 @@ from densemllm import (
     ntp_m_loss,
 )
 from densemllm.data_densemllm import Augmentation, DenseCollator, DenseDataset, DenseSource, load_samples
-from densemllm.evaluation_densemllm import (
-    ClassListMetrics,
-    DepthMetrics,
-    ReferringMetrics,
-    SegmentationMetrics,
-    evaluate_dense,
-)
+from densemllm.evaluation.metrics import ClassListMetrics, DepthMetrics, ReferringMetrics, SegmentationMetrics
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.trainer_densemllm import DenseTrainer, DenseTrainingArguments
 
 
