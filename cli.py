@@ -27,7 +27,7 @@ r"""DenseMLLM from the command line.
 
 What is written is up to the name of `--out`, and to `--format`; it has the image's own size:
 
-    .png, .jpg           a picture in colours with a legend, or a scale in metres (near is bright)
+    .png, .jpg           an image in colours with a legend, or a scale in metres (near is bright)
     --format overlay     the colours laid over the image, without a legend
     .png --format raw    depth in millimetres, 16 bit (65535: 65.5 m or more); class numbers, 8 bit (255: none), or
                          16 bit with more than 255 classes (65535: none); an object's mask as 255 on 0
@@ -46,6 +46,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -59,23 +61,109 @@ from densemllm.files_densemllm import OVERWRITE_HELP, USER_ERRORS, check_outputs
 from densemllm.image_processing_densemllm import open_image
 
 
-FIELDS = {"segmentation": "segmentation", "open_set": "segmentation", "depth": "predicted_depth", "referring": "mask"}
-# The tasks that an option says something to.
-MEANT_FOR = {
-    "labels": ("segmentation", "open_set"), "text": ("referring",),
-    "threshold": ("segmentation", "open_set"), "background": ("segmentation",), "refine": ("segmentation",),
-}  # fmt: skip
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
 MILLIMETRES = 1000
 MAX_NUMBER = 65534  # of a class in 16 bits, where 65535 is none
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="densemllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--version", action="version", version=f"densemllm {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+@dataclass(frozen=True)
+class MapTask:
+    """What the command line knows of a task.
+
+    Attributes:
+        about: what the map has, for the help.
+        field: of the map in a [`DensePrediction`].
+        numbers: a prediction to `uint8` or `uint16 [height, width]`, for a raw PNG.
+        describe: a prediction to one line on what is in the map.
+        options: options that say something to this task and not to all.
+        needs: options that must be given, and what each is.
+        command: a command that is short for `predict --task`.
+        has_labels: whether the names that a checkpoint keeps stand in for `--labels`.
+        in_metres: whether the map is of metres: it follows `--depth_range`, and run lengths can't say it.
+    """
+
+    about: str
+    field: str
+    numbers: Callable[[DensePrediction], np.ndarray]
+    describe: Callable[[DensePrediction], str]
+    options: tuple[str, ...] = ()
+    needs: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    has_labels: bool = False
+    in_metres: bool = False
+
+
+def _as_classes(values: np.ndarray, highest: int) -> np.ndarray:
+    """Class numbers of at most `highest` in as few bits as hold them and one more, which is none."""
+    kind = np.uint8 if highest < 255 else np.uint16
+    return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
+
+
+def _class_numbers(prediction: DensePrediction) -> np.ndarray:
+    # Of the names and not of what is there: the files of several images are of one kind.
+    return _as_classes(prediction.segmentation.numpy(), max(prediction.labels, default=0))
+
+
+def _object_numbers(prediction: DensePrediction) -> np.ndarray:
+    return _as_classes(prediction.segmentation.numpy(), int(prediction.segmentation.max()))
+
+
+def _millimetres(prediction: DensePrediction) -> np.ndarray:
+    # 0 is what readers of such images take for "not known".
+    return np.clip(np.round(prediction.predicted_depth.numpy() * MILLIMETRES), 1, 65535).astype(np.uint16)
+
+
+def _mask_numbers(prediction: DensePrediction) -> np.ndarray:
+    return prediction.mask.numpy().astype(np.uint8) * 255
+
+
+def _describe_segments(prediction: DensePrediction) -> str:
+    pixels = prediction.segmentation.numel()
+    rows = sorted(prediction.segments_info, key=lambda row: -row["area"])
+    return ", ".join(f"{row['label']} {100 * row['area'] / pixels:.1f} %" for row in rows) or "none of them"
+
+
+def _describe_depth(prediction: DensePrediction) -> str:
+    depth = prediction.predicted_depth
+    return f"{float(depth.min()):.2f} to {float(depth.max()):.2f} m, median {float(depth.median()):.2f} m"
+
+
+def _describe_mask(prediction: DensePrediction) -> str:
+    return f"{100 * float(prediction.mask.float().mean()):.1f} % of the image"
+
+
+MAP_TASKS = {
+    "segmentation": MapTask(
+        "a class for each pixel",
+        "segmentation",
+        _class_numbers,
+        _describe_segments,
+        options=("labels", "threshold", "background", "refine"),
+        command="segment",
+        has_labels=True,
+    ),
+    "open_set": MapTask(
+        "objects of --labels, each by itself",
+        "segmentation",
+        _object_numbers,
+        _describe_segments,
+        options=("labels", "threshold"),
+        needs={"labels": ""},
+    ),
+    "depth": MapTask("metres", "predicted_depth", _millimetres, _describe_depth, command="depth", in_metres=True),
+    "referring": MapTask(
+        "the object that --text describes",
+        "mask",
+        _mask_numbers,
+        _describe_mask,
+        options=("text",),
+        needs={"text": "the words for the object"},
+    ),
+}
+
+
+def _shared_options() -> argparse.ArgumentParser:
+    """Options of all commands that ask a model."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--model", required=True, help="folder or Hub name of a DenseMLLM checkpoint")
     shared.add_argument("--focal_length", type=float, help="of the images, in pixels")
@@ -87,6 +175,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
         help="of the weights; auto: as they are stored",
     )  # fmt: skip
+    return shared
+
+
+def _map_options() -> argparse.ArgumentParser:
+    """Options of the commands that write maps."""
     dense = argparse.ArgumentParser(add_help=False)
     dense.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     dense.add_argument(
@@ -108,18 +201,29 @@ def make_parser() -> argparse.ArgumentParser:
     dense.add_argument("--background", action="store_true", help="pixels may be none of the classes")
     dense.add_argument("--refine", choices=("crf",), help="let near pixels of like colour agree on their class")
     dense.add_argument("--scale", type=float, help="resize the images by this factor first: a finer grid")
+    return dense
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="densemllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"densemllm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared, dense = _shared_options(), _map_options()
     maps = {
         "parents": [shared, dense], "formatter_class": argparse.RawDescriptionHelpFormatter,
         "epilog": __doc__[__doc__.index("What is written") :],
     }  # fmt: skip
     predict = commands.add_parser("predict", **maps, help="a dense map of each image")
     predict.add_argument(
-        "--task", choices=list(FIELDS), default="segmentation",
-        help="segmentation: a class for each pixel; open_set: objects of --labels, each by itself; depth: metres; "
-        "referring: the object that --text describes",
+        "--task", choices=list(MAP_TASKS), default=next(iter(MAP_TASKS)),
+        help="; ".join(f"{name}: {task.about}" for name, task in MAP_TASKS.items()),
     )  # fmt: skip
-    commands.add_parser("segment", **maps, help="predict --task segmentation").set_defaults(task="segmentation")
-    commands.add_parser("depth", **maps, help="predict --task depth").set_defaults(task="depth")
+    for name, task in MAP_TASKS.items():
+        if task.command is not None:
+            commands.add_parser(task.command, **maps, help=f"predict --task {name}").set_defaults(task=name)
     ask = commands.add_parser("ask", parents=[shared], help="a question about an image")
     ask.add_argument("images", nargs=1, metavar="IMAGE", help="image file")
     ask.add_argument("question", metavar="QUESTION")
@@ -130,36 +234,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def write_prediction(
-    prediction: DensePrediction, task: str, image: PIL.Image.Image, path: Path, form: str, overwrite: bool = False
+    prediction: DensePrediction, task: MapTask, image: PIL.Image.Image, path: Path, form: str, overwrite: bool = False
 ) -> None:
     """Write one map in the form that the file's name and `form` ask for; a file is there whole or not at all."""
-    field, suffix = FIELDS[task], path.suffix.lower()
+    suffix = path.suffix.lower()
     with whole_file(path, overwrite) as staged:
         if suffix == ".npy":
             with open(staged, "wb") as file:  # given a name, numpy would add a suffix to `.NPY`
-                np.save(file, getattr(prediction, field).numpy())
+                np.save(file, getattr(prediction, task.field).numpy())
         elif suffix == ".json":
             staged.write_text(json.dumps(prediction.to_rle()), encoding="utf-8")
         elif form == "raw":
-            PIL.Image.fromarray(numbers(prediction, task)).save(staged)
+            PIL.Image.fromarray(task.numbers(prediction)).save(staged)
         elif form == "overlay":
-            prediction.overlay(image, field).save(staged)
+            prediction.overlay(image, task.field).save(staged)
         else:
-            prediction.to_pil(field, legend=True).save(staged)
-
-
-def numbers(prediction: DensePrediction, task: str) -> np.ndarray:
-    """A map as `uint8` or `uint16 [height, width]`, for a PNG."""
-    values = getattr(prediction, FIELDS[task]).numpy()
-    if task == "depth":
-        # 0 is what readers of such pictures take for "not known".
-        return np.clip(np.round(values * MILLIMETRES), 1, 65535).astype(np.uint16)
-    if task == "referring":
-        return values.astype(np.uint8) * 255
-    # Of the names and not of what is there: the files of several images are of one kind.
-    highest = int(values.max()) if task == "open_set" else max(prediction.labels, default=0)
-    kind = np.uint8 if highest < 255 else np.uint16
-    return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
+            prediction.to_pil(task.field, legend=True).save(staged)
 
 
 def parse_labels(text: str) -> list[str] | dict[int, str]:
@@ -195,7 +285,7 @@ def parse_labels(text: str) -> list[str] | dict[int, str]:
 
 
 def check_images(names: list[str]) -> None:
-    """Raise a `ValueError` for the first that is no picture, without decoding any."""
+    """Raise a `ValueError` for the first that is not an image, without decoding any."""
     for name in names:
         if not os.path.isfile(name):
             raise ValueError(f"IMAGE must be a file, got {name}")
@@ -213,41 +303,59 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
 
 
-def check_arguments(args: argparse.Namespace) -> list[Path]:
-    """The file of each image; `ValueError`s name what can't be used."""
-    check_numbers(args)
-    for name, tasks in MEANT_FOR.items():
-        if getattr(args, name) not in (None, False) and args.task not in tasks:
-            raise ValueError(f"--{name} is for --task {' and '.join(tasks)}, not for {args.task}")
-    if args.depth_range is not None and args.task != "depth" and args.focal_length is None:
+def check_options(args: argparse.Namespace) -> None:
+    """Raise a `ValueError` for an option that is nothing to the task, or that lacks."""
+    task = MAP_TASKS[args.task]
+    for name in sorted({name for other in MAP_TASKS.values() for name in other.options}):
+        if getattr(args, name) not in (None, False) and name not in task.options:
+            meant = " and ".join(other for other, row in MAP_TASKS.items() if name in row.options)
+            raise ValueError(f"--{name} is for --task {meant}, not for {args.task}")
+    if args.depth_range is not None and not task.in_metres and args.focal_length is None:
         raise ValueError(f"--depth_range says something to --task {args.task} with --focal_length only")
-    if args.task == "referring" and not args.text:
-        raise ValueError("--task referring needs --text, the words for the object")
-    if args.task == "open_set" and not args.labels:
-        raise ValueError("--task open_set needs --labels")
-    if len(args.images) > 1 or args.out.is_dir() or not args.out.suffix:
-        if args.out.suffix and not args.out.is_dir():
-            raise ValueError(f"--out must be a folder for several images, got {args.out}")
-        sources: dict[str, str] = {}
-        for name in args.images:
-            stem = Path(name).stem
-            if stem in sources:
-                raise ValueError(
-                    f"IMAGE: several files would be written to {stem}{args.suffix}, of {sources[stem]} and {name}"
-                )
-            sources[stem] = name
-        paths = [args.out / f"{stem}{args.suffix}" for stem in sources]
-    else:
-        paths = [args.out]
-    suffix = paths[0].suffix.lower()
+    for name, what in task.needs.items():
+        if not getattr(args, name):
+            raise ValueError(f"--task {args.task} needs --{name}" + (f", {what}" if what else ""))
+
+
+def find_outputs(args: argparse.Namespace) -> list[Path]:
+    """The file to write for each image.
+
+    Raises:
+        ValueError: `--out` is one file for several images, or two images would share a file.
+    """
+    if len(args.images) == 1 and args.out.suffix and not args.out.is_dir():
+        return [args.out]
+    if args.out.suffix and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder for several images, got {args.out}")
+    sources: dict[str, str] = {}
+    for name in args.images:
+        stem = Path(name).stem
+        if stem in sources:
+            raise ValueError(
+                f"IMAGE: several files would be written to {stem}{args.suffix}, of {sources[stem]} and {name}"
+            )
+        sources[stem] = name
+    return [args.out / f"{stem}{args.suffix}" for stem in sources]
+
+
+def check_form(args: argparse.Namespace, suffix: str) -> None:
+    """Raise a `ValueError` for a kind of file that can't hold the map in the form that is asked for."""
     if suffix not in SUFFIXES:
         raise ValueError(f"--out must end in one of {', '.join(SUFFIXES)}, got {args.out}")
     if args.format == "raw" and suffix in (".jpg", ".jpeg"):
         raise ValueError("--format raw needs .png or .npy: JPEG changes numbers")
     if args.format == "overlay" and suffix in (".npy", ".json"):
-        raise ValueError(f"--format overlay is for pictures, not for {suffix}")
-    if suffix == ".json" and args.task == "depth":
-        raise ValueError("--out .json is for classes and masks; depth is written as .npy or .png")
+        raise ValueError(f"--format overlay is for images, not for {suffix}")
+    if suffix == ".json" and MAP_TASKS[args.task].in_metres:
+        raise ValueError(f"--out .json is for classes and masks; {args.task} is written as .npy or .png")
+
+
+def check_arguments(args: argparse.Namespace) -> list[Path]:
+    """The file of each image; `ValueError`s name what can't be used."""
+    check_numbers(args)
+    check_options(args)
+    paths = find_outputs(args)
+    check_form(args, paths[0].suffix.lower())
     inputs = [*args.images, args.model]
     if args.labels is not None and Path(args.labels).suffix.lower() in (".json", ".txt"):
         inputs.append(args.labels)
@@ -256,6 +364,11 @@ def check_arguments(args: argparse.Namespace) -> list[Path]:
 
 
 def load_model(args: argparse.Namespace) -> DenseMLLMForConditionalGeneration:
+    """The model on its device.
+
+    Raises:
+        ValueError: it can't be loaded, or the device can't be used.
+    """
     try:
         torch.empty(1, device=args.device).item()  # of a device without memory, too
     except (RuntimeError, AssertionError) as error:
@@ -267,11 +380,13 @@ def load_model(args: argparse.Namespace) -> DenseMLLMForConditionalGeneration:
 
 
 def predict(args: argparse.Namespace) -> None:
+    """Write a map of each image."""
+    task = MAP_TASKS[args.task]
     paths = check_arguments(args)
     labels = None if args.labels is None else parse_labels(args.labels)
     check_images(args.images)
     model = load_model(args)
-    if labels is None and args.task == "segmentation":
+    if labels is None and task.has_labels:
         labels = model.config.label_names
     if args.format == "raw" and isinstance(labels, dict) and max(labels, default=0) > MAX_NUMBER:
         raise ValueError(f"--format raw is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json")
@@ -285,22 +400,12 @@ def predict(args: argparse.Namespace) -> None:
     for name, path in tqdm(pairs, desc=args.task, disable=len(pairs) == 1):
         image = model.get_processor().image_processor.load_picture(name)
         prediction = model.predict_dense(image, task=args.task, **options)
-        write_prediction(prediction, args.task, image, path, args.format, args.overwrite)
-        tqdm.write(f"{path}: {describe(prediction, FIELDS[args.task])}")
-
-
-def describe(prediction: DensePrediction, field: str) -> str:
-    """One line on what is in a map."""
-    values = getattr(prediction, field)
-    if field == "predicted_depth":
-        return f"{float(values.min()):.2f} to {float(values.max()):.2f} m, median {float(values.median()):.2f} m"
-    if field == "mask":
-        return f"{100 * float(values.float().mean()):.1f} % of the image"
-    rows = sorted(prediction.segments_info, key=lambda row: -row["area"])
-    return ", ".join(f"{row['label']} {100 * row['area'] / values.numel():.1f} %" for row in rows) or "none of them"
+        write_prediction(prediction, task, image, path, args.format, args.overwrite)
+        tqdm.write(f"{path}: {task.describe(prediction)}")
 
 
 def ask(args: argparse.Namespace) -> None:
+    """Print the answer to a question."""
     check_numbers(args)
     check_images(args.images)
     if args.max_new_tokens < 1:
@@ -331,7 +436,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{parser.prog} {arguments[0]}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
