@@ -29,7 +29,8 @@ from .pipeline_densemllm import (
     DensePredictionPipeline,
 )
 from .prediction_densemllm import DensePrediction
-from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
+from .processing_densemllm import DenseMLLMProcessor
+from .tasks_densemllm import add_dense_tokens
 from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel
 
 

@@ -25,7 +25,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import check_loaded_weights
-from .processing_densemllm import DenseMLLMProcessor, add_dense_tokens
+from .processing_densemllm import DenseMLLMProcessor
+from .tasks_densemllm import add_dense_tokens
 
 
 VisionPart = str | os.PathLike[str] | PreTrainedModel | DenseMLLMVisionConfig | dict[str, Any]

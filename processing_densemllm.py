@@ -48,9 +48,9 @@ from .loading_densemllm import FILE_OPTIONS
 from .refinement_densemllm import check_crf_options
 from .targets_densemllm import Targets, cell_targets, id_ranges, pad_ragged, stack_ranges
 from .task_base_densemllm import DenseRequest, Labels, ThingLabels
-from .tasks_densemllm import ANNOTATED_TASKS, DEPTH_SCALE, add_dense_tokens, get_task
+from .tasks_densemllm import ANNOTATED_TASKS, add_dense_tokens, get_task
 from .text_tasks_densemllm import find_class, get_text_task
-from .tokens_densemllm import BACKGROUND_LABEL, FOREGROUND_LABELS, IMAGE_TOKEN, TokenScale, find_token_ids
+from .tokens_densemllm import BACKGROUND_LABEL, DEPTH_SCALE, FOREGROUND_LABELS, IMAGE_TOKEN, TokenScale, find_token_ids
 
 
 if TYPE_CHECKING:

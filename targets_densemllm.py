@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .loss_densemllm import IGNORED
+
 
 IGNORE_INDEX = 255  # of pixels without annotation, where nobody says another one
-IGNORED = -100  # fills up `dense_targets`, as it does `labels`
 
 
 @dataclass(frozen=True)

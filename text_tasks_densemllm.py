@@ -27,7 +27,7 @@ from .answers_densemllm import (
     plain_name,
 )
 from .checks_densemllm import check_text, shown
-from .tasks_densemllm import Foreground, OpenSet
+from .object_tasks_densemllm import Foreground, OpenSet
 
 
 @dataclass(frozen=True)

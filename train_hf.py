@@ -31,22 +31,22 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
 import torch
-import yaml
 from datasets.exceptions import DatasetsError
 from transformers import BitsAndBytesConfig, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm.arguments import parse_with_file
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import find_id2label, load_id2label
+from densemllm.targets_densemllm import IGNORE_INDEX
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.checkpoints import STATE_NAME
 from densemllm.training.collator import DenseCollator
 from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
-from densemllm.training.maps import IGNORE_INDEX
 from densemllm.training.samples import Augmentation
 from densemllm.training.trainer import DenseTrainer
 
@@ -146,45 +146,12 @@ def parse_arguments(
     arguments: list[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, DenseTrainingArguments]:
     """Arguments of the command line, with a configuration file's in front, as three dataclasses."""
-    classes = (ModelArguments, DataArguments, DenseTrainingArguments)
     parser = HfArgumentParser(
-        classes,
+        (ModelArguments, DataArguments, DenseTrainingArguments),
         description=__doc__,
         usage="train_hf.py [CONFIG] [--ARGUMENT VALUE ...], see --help",
     )
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-        name = arguments.pop(0)
-        try:
-            text = Path(name).read_text(encoding="utf-8-sig")
-            values = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-        except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{name} can't be read: {error}") from error
-        types = {argument: kind for own in classes for argument, kind in get_type_hints(own).items()}
-        if not isinstance(values, dict) or set(values) - set(types):
-            unknown = sorted(set(values) - set(types), key=str) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"{name} must have arguments by name; unknown: {unknown}")
-        words = []
-        for argument, value in values.items():
-            kind = types[argument]
-            if isinstance(value, list) and "list" not in str(kind):
-                raise ValueError(f"{name}: `{argument}` must be one value, got {value}")
-            if isinstance(value, list) and get_origin(kind) is not list and str in get_args(kind):
-                # A list, or one word of the command line.
-                parser.set_defaults(**{argument: value})
-            else:
-                words += _words(argument, value)
-        # As words of the command line, so that both are checked alike.
-        arguments = words + arguments
-    return parser.parse_args_into_dataclasses(arguments)
-
-
-def _words(argument: str, value) -> list[str]:
-    if value is None or value == []:
-        return []
-    values = value if isinstance(value, list) else [value]
-    first, *more = (json.dumps(one) if isinstance(one, (dict, list)) else str(one) for one in values)
-    return [f"--{argument}", first, *more] if more else [f"--{argument}={first}"]
+    return parse_with_file(parser, arguments)
 
 
 def check_output(model_args: ModelArguments, data_args: DataArguments, args: DenseTrainingArguments) -> None:

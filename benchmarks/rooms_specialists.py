@@ -47,12 +47,12 @@ from transformers import (
     set_seed,
 )
 
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
 from densemllm.files import whole_file
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
+from densemllm.targets_densemllm import IGNORE_INDEX
 from densemllm.training.datasets import DenseDataset, DenseSource
-from densemllm.training.maps import IGNORE_INDEX
 from densemllm.training.optimizers import MuonWithAdamW
 from densemllm.training.samples import Augmentation, read_sample
 

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
 from densemllm.training.samples import read_sample

@@ -12,4 +12,4 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Measuring a model on annotated samples."""
+"""Evaluation: metrics, predictions beside their references, what an evaluation has done, and its report."""

@@ -17,13 +17,13 @@ import math
 
 import torch
 
-from ..evaluation_densemllm import _Metrics
+from .metrics import DenseMetrics
 
 
 STEP = 0.05  # degrees
 
 
-class NormalsMetrics(_Metrics):
+class NormalsMetrics(DenseMetrics):
     """Mean and median of the angle between predicted and true normals, and the shares of pixels with an angle below
     11.25, 22.5 and 30 degrees (Fouhey et al. 2013, "Data-driven 3D primitives for single image understanding").
 

@@ -35,8 +35,8 @@ from accelerate.utils import gather_object
 
 from ..answers_densemllm import encode_rle
 from ..checks_densemllm import shown
-from ..evaluation_densemllm import _Metrics
 from ..files import check_outputs, whole_file
+from .metrics import DenseMetrics
 
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ MAX_DETECTIONS = 100  # of an image and class, by COCO's rule
 MAX_SEGMENTS = 2**24 - 1  # what three bytes of a pixel can tell apart, but for 0
 
 
-class PanopticMetrics(_Metrics):
+class PanopticMetrics(DenseMetrics):
     """PQ, SQ and RQ (Kirillov et al. 2019, "Panoptic segmentation"), as panopticapi computes them.
 
     A predicted and a true segment of the same class match if their IoU is above 0.5; pixels where the reference has no
@@ -125,7 +125,7 @@ class PanopticMetrics(_Metrics):
         return results | {f"per_label_{name}": values.tolist() for name, values in per_label.items()}
 
 
-class InstanceMetrics(_Metrics):
+class InstanceMetrics(DenseMetrics):
     """AP of masks by COCO's definition, from `pycocotools`: over IoU from 0.5 to 0.95, at 0.5 and at 0.75.
 
     AP ranks the detections of all images, so that it doesn't follow from sums. `totals` is a list, to which an image

@@ -32,7 +32,7 @@ from quickstart import FIRST_EVAL_SEED, ID2LABEL, make_model_and_processor, make
 from transformers import set_seed
 
 from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
-from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.loss_densemllm import candidate_mask, fused_cross_entropy, one_kind_a_row, supervised_tokens
 from densemllm.training.arguments import DenseTrainingArguments

@@ -44,7 +44,8 @@ from densemllm import (
     DenseMLLMProcessor,
     add_dense_tokens,
 )
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics, evaluate_dense
+from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.tasks_densemllm import TASKS
 from densemllm.training.arguments import DenseTrainingArguments

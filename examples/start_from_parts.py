@@ -31,7 +31,7 @@ from quickstart import DEPTH_RANGES, FIRST_EVAL_SEED, ID2LABEL, NUM_DEPTH_BINS, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMImageProcessor
-from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator

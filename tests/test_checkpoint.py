@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 import exchange
 from densemllm.configuration_densemllm import AUTO_MAP, CUSTOM_PIPELINES
-from densemllm.evaluation_densemllm import DepthMetrics, SegmentationMetrics
+from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
 from densemllm.training.samples import read_sample

@@ -25,7 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densemllm import evaluate_densemllm
-from densemllm.evaluation_densemllm import SegmentationMetrics, evaluate_dense
+from densemllm.evaluation.metrics import SegmentationMetrics
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import find_id2label, load_id2label
 from densemllm.prediction_densemllm import DensePrediction

@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from densemllm import DenseMLLMForConditionalGeneration, __version__
-from densemllm.__main__ import main
 from densemllm.answers_densemllm import decode_rle
+from densemllm.cli import main
 from densemllm.formats.folders import load_samples
 from densemllm.training.samples import read_sample
 from tiny import ID2LABEL, assert_maps_agree, make_image, make_model, make_processor

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from densemllm import DenseMLLMForConditionalGeneration
-from densemllm.__main__ import main, parse_labels
+from densemllm.cli import main, parse_labels
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
 

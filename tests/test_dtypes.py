@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import densemllm
-from densemllm.evaluation_densemllm import DepthMetrics, ReferringMetrics, SegmentationMetrics
+from densemllm.evaluation.metrics import DepthMetrics, ReferringMetrics, SegmentationMetrics
 from densemllm.loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from densemllm import evaluate_densemllm
-from densemllm.evaluate_densemllm import State, main, parse_arguments, run, write_atomically
+from densemllm.evaluate_densemllm import main, parse_arguments, run
+from densemllm.evaluation.state import OUTPUTS, State, write_atomically
 from tiny import make_model, make_processor, make_samples
 
 
@@ -35,7 +35,7 @@ def contents(folder) -> dict:
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", evaluate_densemllm.OUTPUTS)
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_files_of_someone_else_are_replaced_with_overwrite_only(words, tmp_path, capsys, name):
     (tmp_path / "out/state").mkdir(parents=True)
     (tmp_path / "out" / name).write_text("mine")

@@ -30,8 +30,11 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor, evaluate_densemllm
-from densemllm.evaluate_densemllm import State, draw_confusion, main, parse_arguments, pick_cases
-from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.evaluate_densemllm import main, parse_arguments
+from densemllm.evaluation import run as evaluation
+from densemllm.evaluation.predict import evaluate_dense
+from densemllm.evaluation.report import draw_confusion, pick_cases
+from densemllm.evaluation.state import State
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 
 
@@ -129,7 +132,7 @@ def test_all_tasks_and_all_files(made, options, capsys):
 
 
 def test_an_interrupted_run_goes_on_with_the_same_numbers(options, whole, monkeypatch):
-    save, predict, asked = State.save, evaluate_densemllm.predict_batch, []
+    save, predict, asked = State.save, evaluation.predict_batch, []
 
     def interrupted(self, piece):
         if len(list(self.folder.glob("piece-*.json"))) == 2:
@@ -142,7 +145,7 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(options, whole, monkey
     assert not (Path(options["output_dir"]) / "results.json").exists()
     monkeypatch.setattr(State, "save", save)
     monkeypatch.setattr(
-        evaluate_densemllm, "predict_batch", lambda *args, **kwargs: asked.append(args) or predict(*args, **kwargs)
+        evaluation, "predict_batch", lambda *args, **kwargs: asked.append(args) or predict(*args, **kwargs)
     )
     run(options)
     assert len(asked) == 2  # of four batches, the two that were not saved
@@ -153,7 +156,8 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(options, whole, monkey
 
 KILLED = """
 import os, signal
-from densemllm.evaluate_densemllm import State, main
+from densemllm.evaluate_densemllm import main
+from densemllm.evaluation.state import State
 save = State.save
 def killed(self, piece):
     save(self, piece)

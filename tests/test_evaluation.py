@@ -22,14 +22,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from densemllm.evaluation_densemllm import (
+from densemllm.evaluation.metrics import (
     ClassListMetrics,
     DepthMetrics,
     ReferringMetrics,
     SegmentationMetrics,
     boundary_region,
-    predict_batch,
 )
+from densemllm.evaluation.predict import predict_batch
 from repository import require
 from tiny import ID2LABEL, assert_maps_agree, make_image, make_model, make_processor, make_samples
 

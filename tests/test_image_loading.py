@@ -27,9 +27,9 @@ import pytest
 import torch
 
 from densemllm import DenseMLLMImageProcessor
+from densemllm.checks_densemllm import check_target_sizes
 from densemllm.drawing_densemllm import colorize_depth
 from densemllm.image_loading_densemllm import open_image
-from densemllm.image_processing_densemllm import check_target_sizes
 from densemllm.prediction_densemllm import DensePrediction
 from densemllm.tasks_densemllm import class_segments
 from tiny import make_image, make_model, make_processor

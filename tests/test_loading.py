@@ -17,7 +17,7 @@ from densemllm import (
     DenseMLLMForSemanticSegmentation,
     DenseMLLMModel,
 )
-from densemllm.__main__ import main
+from densemllm.cli import main
 from tiny import LLAMA, make_image, make_model, make_processor
 
 

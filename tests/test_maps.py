@@ -24,7 +24,8 @@ import scipy.io
 import tifffile
 from datasets import Dataset, Features, Image
 
-from densemllm.evaluation_densemllm import ReferringMetrics, evaluate_dense, predict_batch
+from densemllm.evaluation.metrics import ReferringMetrics
+from densemllm.evaluation.predict import evaluate_dense, predict_batch
 from densemllm.formats.folders import load_samples
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm import modeling_densemllm as modeling
-from densemllm.evaluation_densemllm import DepthMetrics, ReferringMetrics, SegmentationMetrics, greater_is_better
+from densemllm.evaluation.metrics import DepthMetrics, ReferringMetrics, SegmentationMetrics, greater_is_better
 from densemllm.training import trainer as module
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator

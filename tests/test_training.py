@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm import train_hf as script
-from densemllm.evaluation_densemllm import evaluate_dense
+from densemllm.evaluation.predict import evaluate_dense
 from densemllm.train_hf import main, make_datasets, parse_arguments
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator

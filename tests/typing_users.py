@@ -31,13 +31,8 @@ from densemllm import (
     load_samples,
     ntp_m_loss,
 )
-from densemllm.evaluation_densemllm import (
-    ClassListMetrics,
-    DepthMetrics,
-    ReferringMetrics,
-    SegmentationMetrics,
-    evaluate_dense,
-)
+from densemllm.evaluation.metrics import ClassListMetrics, DepthMetrics, ReferringMetrics, SegmentationMetrics
+from densemllm.evaluation.predict import evaluate_dense
 
 
 def load(path: Path) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:

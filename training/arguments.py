@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..evaluation_densemllm import greater_is_better
+from ..evaluation.metrics import greater_is_better
 from .optimizers import PARTS
 
 

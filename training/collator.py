@@ -23,9 +23,9 @@ import torch
 from ..chat_densemllm import read_parts
 from ..crops_densemllm import crop_box
 from ..processing_densemllm import DenseMLLMProcessor
-from ..targets_densemllm import check_ignore_index, present_values
+from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, present_values
 from ..tasks_densemllm import TASKS
-from .maps import IGNORE_INDEX, read_mask, read_metres
+from .maps import read_mask, read_metres
 from .samples import text_of, upright_sample
 
 

@@ -28,8 +28,8 @@ from datasets.distributed import split_dataset_by_node
 from transformers.utils import logging
 
 from ..checks_densemllm import check_positive
-from ..targets_densemllm import check_ignore_index, present_values
-from .maps import IGNORE_INDEX, CorruptFileError, Samples, open_file
+from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, present_values
+from .maps import CorruptFileError, Samples, open_file
 from .samples import COLUMNS, Augmentation, draw_expression, read_sample
 
 

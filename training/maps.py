@@ -32,12 +32,13 @@ import PIL.Image
 import PIL.ImageOps
 import PIL.TiffImagePlugin
 
+from ..targets_densemllm import IGNORE_INDEX
+
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-IGNORE_INDEX = 255
 LOSSY_FORMATS = ("JPEG", "MPO")
 # What files that are not images begin with. The formats with a reader below are read.
 SIGNATURES = {

@@ -46,8 +46,8 @@ import PIL.ImageOps
 from ..chat_densemllm import read_parts
 from ..checks_densemllm import check_positive
 from ..image_processing_densemllm import DenseMLLMImageProcessor
-from ..targets_densemllm import check_ignore_index, nearest_resize, present_values
-from .maps import IGNORE_INDEX, open_file, read_map, read_mask, read_metres, refuse_jpeg, split_jpeg
+from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, nearest_resize, present_values
+from .maps import open_file, read_map, read_mask, read_metres, refuse_jpeg, split_jpeg
 
 
 IMAGE_PROCESSOR = DenseMLLMImageProcessor()  # transparent and 16-bit images are trained on as they are predicted on

@@ -38,7 +38,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Tr
 from transformers.utils import logging
 
 from ..compat_densemllm import CACHE_NAMES
-from ..evaluation_densemllm import evaluate_dense, greater_is_better
+from ..evaluation.metrics import greater_is_better
+from ..evaluation.predict import evaluate_dense
 from ..loss_densemllm import IGNORED, supervised_tokens
 from .arguments import DenseTrainingArguments, check_arguments
 from .checkpoints import (

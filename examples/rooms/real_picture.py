@@ -30,7 +30,7 @@ import torch
 from skimage import data
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
-from densemllm.evaluation_densemllm import DepthMetrics
+from densemllm.evaluation.metrics import DepthMetrics
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 
 

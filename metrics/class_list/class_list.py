@@ -16,7 +16,7 @@
 import datasets
 import evaluate
 
-from densemllm.evaluation_densemllm import ClassListMetrics
+from densemllm.evaluation.metrics import ClassListMetrics
 
 
 INPUTS = """

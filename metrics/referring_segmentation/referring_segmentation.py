@@ -16,7 +16,7 @@
 import datasets
 import evaluate
 
-from densemllm.evaluation_densemllm import ReferringMetrics
+from densemllm.evaluation.metrics import ReferringMetrics
 
 
 INPUTS = """

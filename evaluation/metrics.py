@@ -17,25 +17,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from .answers_densemllm import normalize_name, parse_refs
-from .processing_densemllm import DenseMLLMProcessor
-from .targets_densemllm import check_ignore_index, index_values, present_values
-from .tasks_densemllm import TASKS
-from .tokens_densemllm import BACKGROUND_LABEL
-from .training.maps import IGNORE_INDEX, Samples, read_mask, read_metres
-from .training.samples import upright_sample
-
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from .modeling_densemllm import DenseMLLMForConditionalGeneration
+from ..answers_densemllm import normalize_name
+from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, index_values
 
 
 # Parts of the image on which depth is compared by convention: top, bottom, left and right as shares of its edges.
@@ -47,24 +36,43 @@ CROPS = {
     "nyu": (45 / 480, 471 / 480, 41 / 640, 601 / 640),
 }
 BOUNDARY_WIDTH = 0.02  # share of the image's diagonal
-# What the classes below compute, and whether more of it is better.
-GREATER_IS_BETTER = {
-    "mean_iou": True,
-    "pixel_accuracy": True,
-    "mean_boundary_iou": True,
-    "delta1": True,
-    "delta2": True,
-    "delta3": True,
-    "abs_rel": False,
-    "rmse": False,
-    "silog": False,
-    "ciou": True,
-    "giou": True,
-    "boundary_iou": True,
-    "precision": True,
-    "recall": True,
-    "f1": True,
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is said of a metric wherever it is named.
+
+    Attributes:
+        name: what tables and cards call it.
+        hub_task: the task of the Hub under which a model card lists it.
+        greater_is_better: whether more of it is better.
+    """
+
+    name: str
+    hub_task: str
+    greater_is_better: bool = True
+
+
+# What the classes below compute, by its key in their results. Those that cards of a training list come first.
+METRICS = {
+    "mean_iou": Metric("mIoU", "image-segmentation"),
+    "pixel_accuracy": Metric("pixel accuracy", "image-segmentation"),
+    "delta1": Metric("delta1", "depth-estimation"),
+    "abs_rel": Metric("AbsRel", "depth-estimation", greater_is_better=False),
+    "rmse": Metric("RMSE (metres)", "depth-estimation", greater_is_better=False),
+    "ciou": Metric("referring cIoU", "image-segmentation"),
+    "giou": Metric("referring gIoU", "image-segmentation"),
+    "mean_boundary_iou": Metric("mean boundary IoU", "image-segmentation"),
+    "delta2": Metric("delta2", "depth-estimation"),
+    "delta3": Metric("delta3", "depth-estimation"),
+    "silog": Metric("SILog (percent)", "depth-estimation", greater_is_better=False),
+    "boundary_iou": Metric("referring boundary IoU", "image-segmentation"),
+    "precision": Metric("class list precision", "image-text-to-text"),
+    "recall": Metric("class list recall", "image-text-to-text"),
+    "f1": Metric("class list F1", "image-text-to-text"),
 }
+METRIC_NAMES = {key: (metric.hub_task, metric.name) for key, metric in METRICS.items()}
+GREATER_IS_BETTER = {key: metric.greater_is_better for key, metric in METRICS.items()}
 
 
 def greater_is_better(metric: str | None) -> bool | None:
@@ -77,7 +85,7 @@ def greater_is_better(metric: str | None) -> bool | None:
     return next((GREATER_IS_BETTER[ending] for ending in endings if ending in GREATER_IS_BETTER), None)
 
 
-class _Metrics(ABC):
+class DenseMetrics(ABC):
     """Sums over images from which the metrics follow: `totals` of parts of a data set can be added up."""
 
     totals: torch.Tensor
@@ -95,7 +103,7 @@ class _Metrics(ABC):
         """The metrics of all images that were added, or of other `totals`."""
 
 
-class SegmentationMetrics(_Metrics):
+class SegmentationMetrics(DenseMetrics):
     """mIoU, boundary IoU and pixel accuracy from one confusion matrix over the whole data set.
 
     The boundary IoU of a class compares only the pixels of prediction and of reference that [`boundary_region`] finds.
@@ -177,7 +185,7 @@ class SegmentationMetrics(_Metrics):
         }
 
 
-class DepthMetrics(_Metrics):
+class DepthMetrics(DenseMetrics):
     """Depth metrics over the valid pixels of a data set: the share with max(d / d*, d* / d) below 1.25, 1.25^2 and
     1.25^3, AbsRel, the mean of |d - d*| / d*, RMSE, the root of the mean squared difference in metres, and SILog.
 
@@ -262,7 +270,7 @@ class DepthMetrics(_Metrics):
         }
 
 
-class ReferringMetrics(_Metrics):
+class ReferringMetrics(DenseMetrics):
     """cIoU, gIoU and boundary IoU of masks: the intersections of all images over their unions, the mean of each
     image's IoU, and the mean of each image's IoU of the two [`boundary_region`]s."""
 
@@ -295,7 +303,7 @@ class ReferringMetrics(_Metrics):
         return {"ciou": intersection / union if union else math.nan, "giou": giou, "boundary_iou": boundary_iou}
 
 
-class ClassListMetrics(_Metrics):
+class ClassListMetrics(DenseMetrics):
     """Precision, recall and F1 between the names that were given and those that are true, micro-averaged: hits,
     misses and false alarms are counted over all images before the ratio."""
 
@@ -354,155 +362,17 @@ def _check_shapes(prediction: torch.Tensor, reference: torch.Tensor) -> None:
         raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but must be [height, width]")
 
 
-def predict_batch(
-    model: "DenseMLLMForConditionalGeneration",
-    processor: DenseMLLMProcessor,
-    samples: list[dict],
-    tasks: Sequence[str],
-    id2label: dict[int, str] | None = None,
-    depth_range: str | None = None,
-    batch_size: int = 8,
-    refine: str | None = None,
-    depth_scale: float | None = None,
-    ignore_index: int = IGNORE_INDEX,
-    **images_kwargs: Any,
-) -> list[tuple[int, str, Any, Any]]:
-    """What a model says of a few samples, and what is true, at the annotations' own size.
-
-    Args:
-        model, processor, id2label, depth_range, batch_size: as for [`evaluate_dense`].
-        samples: see [`evaluate_dense`]; `focal_length`, in pixels, as for `predict_dense`.
-        tasks: of `"segmentation"`, `"depth"`, `"referring"` and `"class_list"` (the names of the classes that are in
-            the picture, for which the model is asked); a sample is left out where its annotation lacks.
-        refine, images_kwargs: as for `predict_dense`.
-        depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own.
-
-    Returns:
-        (position in `samples`, task, prediction, reference), the latter two as the task's metrics take them.
-    """
-    columns = {
-        "segmentation": "segmentation",
-        "depth": "depth",
-        "referring": "expression",
-        "class_list": "segmentation",
-    }
-    options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
-    samples = [
-        upright_sample(sample, f"`samples[{position}]`", processor.image_processor)
-        for position, sample in enumerate(samples)
-    ]
-    results = []
-    # Samples with the same annotations share a forward pass.
-    groups: dict[tuple, list[int]] = {}
-    for position, sample in enumerate(samples):
-        there = [task for task in tasks if sample.get(columns.get(task, task)) is not None]
-        for shared in (("segmentation", "depth"), ("referring",), ("class_list",)):
-            shared = tuple(task for task in shared if task in there)
-            if shared:
-                groups.setdefault(shared, []).append(position)
-    for shared, positions in groups.items():
-        group = [samples[position] for position in positions]
-        images = [sample["image"] for sample in group]
-        cameras = {"focal_length": [sample.get("focal_length") for sample in group], "depth_range": depth_range}
-        if shared == ("class_list",):
-            names = processor.normalize_labels(id2label)
-            question = TASKS["segmentation"].question
-            encodings = model.encode_image(images, **cameras, **options)
-            for position, sample, encoded in zip(positions, group, encodings, strict=True):
-                answer = model.query(encoded, question, processor, stop_at="<mask>")
-                present = present_values(sample["segmentation"]).tolist()
-                if set(present) <= {sample.get("ignore_index", ignore_index)}:
-                    continue  # all of it is ignored: what there is isn't known
-                true = [names[key] for key in present if names.get(key, BACKGROUND_LABEL) != BACKGROUND_LABEL]
-                results.append((position, "class_list", parse_refs(answer), true))
-            continue
-        field = {"referring": "mask"}.get(shared[0], shared[0])
-        predictions = model.predict_dense(
-            images,
-            task=shared,
-            labels=id2label if "segmentation" in shared else None,
-            text=[sample["expression"] for sample in group] if "referring" in shared else None,
-            target_sizes=[sample[field].shape for sample in group],
-            refine=refine if "segmentation" in shared else None,
-            **cameras,
-            **options,
-        )
-        for position, sample, prediction in zip(positions, group, predictions, strict=True):
-            for task in shared:
-                if task == "segmentation":
-                    pair = prediction.segmentation, sample["segmentation"]
-                elif task == "depth":
-                    scale = sample.get("depth_scale", depth_scale)
-                    pair = prediction.predicted_depth, read_metres(sample["depth"], scale, "column `depth`")
-                else:
-                    pair = prediction.mask, read_mask(sample["mask"], sample.get("ignore_index", ignore_index))
-                results.append((position, task, *pair))
-    return results
-
-
-def evaluate_dense(
-    model: "DenseMLLMForConditionalGeneration",
-    processor: DenseMLLMProcessor,
-    samples: Samples,
-    id2label: dict[int, str] | None = None,
-    depth_range: str | None = None,
-    batch_size: int = 8,
-    accelerator: "Accelerator | None" = None,
-    depth_scale: float | None = None,
-    ignore_index: int = IGNORE_INDEX,
-) -> dict:
-    """Metrics of `predict_dense` on annotated samples, at the annotations' own size.
-
-    Args:
-        model: a [`DenseMLLMForConditionalGeneration`].
-        processor: its processor.
-        samples: sequence of samples with `image` and any of `segmentation`, `depth`, and `mask` with `expression`; see
-            [`DenseDataset`].
-        id2label: class id to name; segmentation is left out without it.
-        depth_range: as for `predict_dense`.
-        batch_size: images a forward pass.
-        accelerator (`accelerate.Accelerator`, *optional*): share the samples among its processes; each returns the
-            metrics over all of them.
-        depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own.
-
-    Returns:
-        what [`SegmentationMetrics`], [`DepthMetrics`] and [`ReferringMetrics`] compute, of those that had a sample.
-    """
-    was_training = model.training
-    model.eval()
-    metrics = {"depth": DepthMetrics(), "referring": ReferringMetrics()}
-    if id2label:
-        metrics["segmentation"] = SegmentationMetrics(len(id2label), ignore_index, sorted(id2label))
-    first, processes = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
-    indices = range(first, len(samples), processes)
-    starts = range(0, len(indices), batch_size)
-    for start in tqdm(starts, desc="evaluating", leave=False, disable=first > 0):
-        batch = [samples[index] for index in indices[start : start + batch_size]]
-        predicted = predict_batch(
-            model, processor, batch, tuple(metrics), id2label, depth_range, batch_size,
-            depth_scale=depth_scale, ignore_index=ignore_index,
-        )  # fmt: skip
-        for _, task, prediction, reference in predicted:
-            metrics[task].add(prediction, reference)
-    results = {}
-    for metric in metrics.values():
-        if processes > 1:
-            metric.totals = accelerator.reduce(metric.totals.to(accelerator.device)).cpu()
-        if metric.totals.sum() > 0:
-            results |= metric.compute()
-    model.train(was_training)
-    return results
-
-
 __all__ = [
     "CROPS",
     "GREATER_IS_BETTER",
+    "METRICS",
+    "METRIC_NAMES",
     "ClassListMetrics",
+    "DenseMetrics",
     "DepthMetrics",
+    "Metric",
     "ReferringMetrics",
     "SegmentationMetrics",
     "boundary_region",
-    "evaluate_dense",
     "greater_is_better",
-    "predict_batch",
 ]

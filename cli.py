@@ -1,0 +1,438 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+r"""DenseMLLM from the command line.
+
+    densemllm predict photo.jpg --model MODEL --task depth --out depth.png
+    densemllm predict photo.jpg --model MODEL --labels floor,wall,chair --out classes.png
+    densemllm predict photo.jpg --model MODEL --task referring --text "the red chair" --out chair.png
+    densemllm predict *.jpg --model MODEL --task depth --format raw --out depth/
+    densemllm segment photo.jpg --model MODEL --out classes.png     (predict --task segmentation)
+    densemllm depth photo.jpg --model MODEL --out depth.npy         (predict --task depth)
+    densemllm ask photo.jpg "How many chairs are there?" --model MODEL
+    densemllm evaluate --model MODEL --data DATA --task depth       (evaluate_densemllm.py)
+    densemllm env                                                   (versions and devices, for a bug report)
+
+`python -m densemllm` is the same.
+
+What is written is up to the name of `--out`, and to `--format`; it has the image's own size:
+
+    .png, .jpg           an image in colours with a legend, or a scale in metres (near is bright)
+    --format overlay     the colours laid over the image, without a legend
+    .png --format raw    depth in millimetres, 16 bit (65535: 65.5 m or more); class numbers, 8 bit (255: none), or
+                         16 bit with more than 255 classes (65535: none); an object's mask as 255 on 0
+    .npy                 the array: depth in metres float32, class numbers int64 (-1: none), masks bool
+    .json                classes or the mask as COCO run lengths, with names and scores
+
+An input is never written over, and a file that is there already only with --overwrite.
+
+A class number is the name's place in --labels, from 0, or its number in a JSON object of --labels or in the
+checkpoint's `id2label`. With --task open_set each object has a number of its own. Training and evaluation read raw
+PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from tqdm.auto import tqdm
+
+from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, __version__
+from densemllm.environment import describe_environment
+from densemllm.files import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
+from densemllm.image_loading_densemllm import open_image
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
+MILLIMETRES = 1000
+MAX_NUMBER = 65534  # of a class in 16 bits, where 65535 is none
+
+
+@dataclass(frozen=True)
+class MapTask:
+    """What the command line knows of a task.
+
+    Attributes:
+        about: what the map has, for the help.
+        field: of the map in a [`DensePrediction`].
+        numbers: a prediction to `uint8` or `uint16 [height, width]`, for a raw PNG.
+        describe: a prediction to one line on what is in the map.
+        options: options that say something to this task and not to all.
+        needs: options that must be given, and what each is.
+        command: a command that is short for `predict --task`.
+        has_labels: whether the names that a checkpoint keeps stand in for `--labels`.
+        in_metres: whether the map is of metres: it follows `--depth_range`, and run lengths can't say it.
+    """
+
+    about: str
+    field: str
+    numbers: Callable[[DensePrediction], np.ndarray]
+    describe: Callable[[DensePrediction], str]
+    options: tuple[str, ...] = ()
+    needs: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    has_labels: bool = False
+    in_metres: bool = False
+
+
+def _as_classes(values: np.ndarray, highest: int) -> np.ndarray:
+    """Class numbers of at most `highest` in as few bits as hold them and one more, which is none."""
+    kind = np.uint8 if highest < 255 else np.uint16
+    return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
+
+
+def _class_numbers(prediction: DensePrediction) -> np.ndarray:
+    # Of the names and not of what is there: the files of several images are of one kind.
+    return _as_classes(prediction.segmentation.numpy(), max(prediction.labels, default=0))
+
+
+def _object_numbers(prediction: DensePrediction) -> np.ndarray:
+    return _as_classes(prediction.segmentation.numpy(), int(prediction.segmentation.max()))
+
+
+def _millimetres(prediction: DensePrediction) -> np.ndarray:
+    # 0 is what readers of such images take for "not known".
+    return np.clip(np.round(prediction.predicted_depth.numpy() * MILLIMETRES), 1, 65535).astype(np.uint16)
+
+
+def _mask_numbers(prediction: DensePrediction) -> np.ndarray:
+    return prediction.mask.numpy().astype(np.uint8) * 255
+
+
+def _describe_segments(prediction: DensePrediction) -> str:
+    pixels = prediction.segmentation.numel()
+    rows = sorted(prediction.segments_info, key=lambda row: -row["area"])
+    return ", ".join(f"{row['label']} {100 * row['area'] / pixels:.1f} %" for row in rows) or "none of them"
+
+
+def _describe_depth(prediction: DensePrediction) -> str:
+    depth = prediction.predicted_depth
+    return f"{float(depth.min()):.2f} to {float(depth.max()):.2f} m, median {float(depth.median()):.2f} m"
+
+
+def _describe_mask(prediction: DensePrediction) -> str:
+    return f"{100 * float(prediction.mask.float().mean()):.1f} % of the image"
+
+
+MAP_TASKS = {
+    "segmentation": MapTask(
+        "a class for each pixel",
+        "segmentation",
+        _class_numbers,
+        _describe_segments,
+        options=("labels", "threshold", "background", "refine"),
+        command="segment",
+        has_labels=True,
+    ),
+    "open_set": MapTask(
+        "objects of --labels, each by itself",
+        "segmentation",
+        _object_numbers,
+        _describe_segments,
+        options=("labels", "threshold"),
+        needs={"labels": ""},
+    ),
+    "depth": MapTask("metres", "predicted_depth", _millimetres, _describe_depth, command="depth", in_metres=True),
+    "referring": MapTask(
+        "the object that --text describes",
+        "mask",
+        _mask_numbers,
+        _describe_mask,
+        options=("text",),
+        needs={"text": "the words for the object"},
+    ),
+}
+
+
+def _shared_options() -> argparse.ArgumentParser:
+    """Options of all commands that ask a model."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--model", required=True, help="folder or Hub name of a DenseMLLM checkpoint")
+    shared.add_argument("--focal_length", type=float, help="of the images, in pixels")
+    shared.add_argument("--depth_range", help="row of the checkpoint's `depth_ranges`, such as nyuv2")
+    shared.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to run on; cuda where there is one"
+    )
+    shared.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="of the weights; auto: as they are stored",
+    )  # fmt: skip
+    return shared
+
+
+def _map_options() -> argparse.ArgumentParser:
+    """Options of the commands that write maps."""
+    dense = argparse.ArgumentParser(add_help=False)
+    dense.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    dense.add_argument(
+        "--out", required=True, type=Path, help="file to write; a folder for several images, with a file for each"
+    )
+    dense.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+    dense.add_argument("--suffix", default=".png", choices=SUFFIXES, help="of the files in a folder")
+    dense.add_argument(
+        "--format", choices=("picture", "overlay", "raw"), default="picture", help="of PNG and JPEG files; see below"
+    )
+    dense.add_argument(
+        "--labels",
+        help="class names: joined by commas; JSON, a list or an object from number to name; or a file, .json or .txt "
+        "with a name a line (names with commas need one of these). Else the checkpoint's `id2label`, else the model "
+        "names them",
+    )
+    dense.add_argument("--text", help="expression of the object to find")
+    dense.add_argument("--threshold", type=float, help="pixels with a lower score, in [0, 1], get no class")
+    dense.add_argument("--background", action="store_true", help="pixels may be none of the classes")
+    dense.add_argument("--refine", choices=("crf",), help="let near pixels of like colour agree on their class")
+    dense.add_argument("--scale", type=float, help="resize the images by this factor first: a finer grid")
+    return dense
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="densemllm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"densemllm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared, dense = _shared_options(), _map_options()
+    maps = {
+        "parents": [shared, dense], "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "epilog": __doc__[__doc__.index("What is written") :],
+    }  # fmt: skip
+    predict = commands.add_parser("predict", **maps, help="a dense map of each image")
+    predict.add_argument(
+        "--task", choices=list(MAP_TASKS), default=next(iter(MAP_TASKS)),
+        help="; ".join(f"{name}: {task.about}" for name, task in MAP_TASKS.items()),
+    )  # fmt: skip
+    for name, task in MAP_TASKS.items():
+        if task.command is not None:
+            commands.add_parser(task.command, **maps, help=f"predict --task {name}").set_defaults(task=name)
+    ask = commands.add_parser("ask", parents=[shared], help="a question about an image")
+    ask.add_argument("images", nargs=1, metavar="IMAGE", help="image file")
+    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("--max_new_tokens", type=int, default=256, help="length of the answer, at most")
+    commands.add_parser("env", help="versions, devices and attention implementations, for a bug report")
+    commands.add_parser("evaluate", add_help=False, help="metrics on annotated data; see its own --help")
+    return parser
+
+
+def write_prediction(
+    prediction: DensePrediction, task: MapTask, image: PIL.Image.Image, path: Path, form: str, overwrite: bool = False
+) -> None:
+    """Write one map in the form that the file's name and `form` ask for; a file is there whole or not at all."""
+    suffix = path.suffix.lower()
+    with whole_file(path, overwrite) as staged:
+        if suffix == ".npy":
+            with open(staged, "wb") as file:  # given a name, numpy would add a suffix to `.NPY`
+                np.save(file, getattr(prediction, task.field).numpy())
+        elif suffix == ".json":
+            staged.write_text(json.dumps(prediction.to_rle()), encoding="utf-8")
+        elif form == "raw":
+            PIL.Image.fromarray(task.numbers(prediction)).save(staged)
+        elif form == "overlay":
+            prediction.overlay(image, task.field).save(staged)
+        else:
+            prediction.to_pil(task.field, legend=True).save(staged)
+
+
+def parse_labels(text: str) -> list[str] | dict[int, str]:
+    """The class names of `--labels`: a list, or a dict where they have numbers.
+
+    Args:
+        text: names joined by commas; JSON, a list of names or an object from number to name; or the name of a file,
+            `.json` of that form or `.txt` with a name a line.
+
+    Raises:
+        ValueError: neither.
+    """
+    source, suffix = "--labels", Path(text).suffix.lower()
+    if suffix in (".json", ".txt"):
+        source = f"--labels {text}"
+        try:
+            text = Path(text).read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{source} can't be read: {error}") from error
+        if suffix == ".txt":
+            return [line for line in text.splitlines() if line.strip()]
+    elif not text.lstrip().startswith(("[", "{")):
+        return [name for name in text.split(",") if name.strip()]
+    try:
+        names = json.loads(text)
+        names = {int(key): name for key, name in names.items()} if isinstance(names, dict) else names
+        kept = names.values() if isinstance(names, dict) else names
+        if not isinstance(names, (dict, list)) or not all(isinstance(name, str) for name in kept):
+            raise ValueError(f"it has {json.dumps(names)[:80]}")
+    except ValueError as error:
+        raise ValueError(f"{source} must be a JSON list of names or an object from number to name: {error}") from error
+    return names
+
+
+def check_images(names: list[str]) -> None:
+    """Raise a `ValueError` for the first that is not an image, without decoding any."""
+    for name in names:
+        if not os.path.isfile(name):
+            raise ValueError(f"IMAGE must be a file, got {name}")
+        open_image(name).close()
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raise a `ValueError` for a number that no image has, before a model is loaded."""
+    for name in ("scale", "focal_length"):
+        value = getattr(args, name, None)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be a finite number greater than 0, got {value}")
+    threshold = getattr(args, "threshold", None)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise a `ValueError` for an option that is nothing to the task, or that lacks."""
+    task = MAP_TASKS[args.task]
+    for name in sorted({name for other in MAP_TASKS.values() for name in other.options}):
+        if getattr(args, name) not in (None, False) and name not in task.options:
+            meant = " and ".join(other for other, row in MAP_TASKS.items() if name in row.options)
+            raise ValueError(f"--{name} is for --task {meant}, not for {args.task}")
+    if args.depth_range is not None and not task.in_metres and args.focal_length is None:
+        raise ValueError(f"--depth_range says something to --task {args.task} with --focal_length only")
+    for name, what in task.needs.items():
+        if not getattr(args, name):
+            raise ValueError(f"--task {args.task} needs --{name}" + (f", {what}" if what else ""))
+
+
+def find_outputs(args: argparse.Namespace) -> list[Path]:
+    """The file to write for each image.
+
+    Raises:
+        ValueError: `--out` is one file for several images, or two images would share a file.
+    """
+    if len(args.images) == 1 and args.out.suffix and not args.out.is_dir():
+        return [args.out]
+    if args.out.suffix and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder for several images, got {args.out}")
+    sources: dict[str, str] = {}
+    for name in args.images:
+        stem = Path(name).stem
+        if stem in sources:
+            raise ValueError(
+                f"IMAGE: several files would be written to {stem}{args.suffix}, of {sources[stem]} and {name}"
+            )
+        sources[stem] = name
+    return [args.out / f"{stem}{args.suffix}" for stem in sources]
+
+
+def check_form(args: argparse.Namespace, suffix: str) -> None:
+    """Raise a `ValueError` for a kind of file that can't hold the map in the form that is asked for."""
+    if suffix not in SUFFIXES:
+        raise ValueError(f"--out must end in one of {', '.join(SUFFIXES)}, got {args.out}")
+    if args.format == "raw" and suffix in (".jpg", ".jpeg"):
+        raise ValueError("--format raw needs .png or .npy: JPEG changes numbers")
+    if args.format == "overlay" and suffix in (".npy", ".json"):
+        raise ValueError(f"--format overlay is for images, not for {suffix}")
+    if suffix == ".json" and MAP_TASKS[args.task].in_metres:
+        raise ValueError(f"--out .json is for classes and masks; {args.task} is written as .npy or .png")
+
+
+def check_arguments(args: argparse.Namespace) -> list[Path]:
+    """The file of each image; `ValueError`s name what can't be used."""
+    check_numbers(args)
+    check_options(args)
+    paths = find_outputs(args)
+    check_form(args, paths[0].suffix.lower())
+    inputs = [*args.images, args.model]
+    if args.labels is not None and Path(args.labels).suffix.lower() in (".json", ".txt"):
+        inputs.append(args.labels)
+    check_outputs(paths, inputs, args.overwrite)
+    return paths
+
+
+def load_model(args: argparse.Namespace) -> DenseMLLMForConditionalGeneration:
+    """The model on its device.
+
+    Raises:
+        ValueError: it can't be loaded, or the device can't be used.
+    """
+    try:
+        torch.empty(1, device=args.device).item()  # of a device without memory, too
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} can't be used here: {error}") from error
+    with reading(f"--model {args.model}"):
+        model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype)
+        model.get_processor()
+    return model.eval().to(args.device)
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write a map of each image."""
+    task = MAP_TASKS[args.task]
+    paths = check_arguments(args)
+    labels = None if args.labels is None else parse_labels(args.labels)
+    check_images(args.images)
+    model = load_model(args)
+    if labels is None and task.has_labels:
+        labels = model.config.label_names
+    if args.format == "raw" and isinstance(labels, dict) and max(labels, default=0) > MAX_NUMBER:
+        raise ValueError(f"--format raw is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json")
+    options = {
+        "labels": labels, "text": args.text, "background": args.background, "threshold": args.threshold,
+        "depth_range": args.depth_range, "focal_length": args.focal_length, "refine": args.refine,
+        "scale": args.scale,
+    }  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
+    pairs = list(zip(args.images, paths, strict=True))
+    for name, path in tqdm(pairs, desc=args.task, disable=len(pairs) == 1):
+        image = model.get_processor().image_processor.load_picture(name)
+        prediction = model.predict_dense(image, task=args.task, **options)
+        write_prediction(prediction, task, image, path, args.format, args.overwrite)
+        tqdm.write(f"{path}: {task.describe(prediction)}")
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Print the answer to a question."""
+    check_numbers(args)
+    check_images(args.images)
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens must be at least 1, got {args.max_new_tokens}")
+    camera = {"focal_length": args.focal_length, "depth_range": args.depth_range}
+    print(load_model(args).query(args.images[0], args.question, max_new_tokens=args.max_new_tokens, **camera))
+
+
+def show_environment(args: argparse.Namespace) -> None:
+    """Print what a bug report needs to know of this machine."""
+    for name, value in describe_environment().items():
+        print(f"{name}: {value}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0, or 2 after a line on stderr where something can't be used."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser()
+    try:
+        if arguments[:1] == ["evaluate"]:
+            from densemllm.evaluate_densemllm import main as evaluate
+
+            evaluate(arguments[1:])
+            return 0
+        args = parser.parse_args(arguments)
+        {"ask": ask, "env": show_environment}.get(args.command, predict)(args)
+    except USER_ERRORS as error:
+        print(f"{parser.prog} {arguments[0]}: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,191 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Predictions beside their references, and the metrics of both."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from ..processing_densemllm import DenseMLLMProcessor
+from ..targets_densemllm import IGNORE_INDEX
+from ..training.maps import Samples
+from ..training.samples import upright_sample
+from .protocols import MEASURED, MeasuredTask, Settings
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..modeling_densemllm import DenseMLLMForConditionalGeneration
+
+
+def predict_batch(
+    model: "DenseMLLMForConditionalGeneration",
+    processor: DenseMLLMProcessor,
+    samples: list[dict],
+    tasks: Sequence[str],
+    id2label: dict[int, str] | None = None,
+    depth_range: str | None = None,
+    batch_size: int = 8,
+    refine: str | None = None,
+    depth_scale: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    **images_kwargs: Any,
+) -> list[tuple[int, str, Any, Any]]:
+    """What a model says of a few samples, and what is true, at the annotations' own size.
+
+    Args:
+        model, processor, id2label, depth_range, batch_size: as for [`evaluate_dense`].
+        samples: see [`evaluate_dense`]; `focal_length`, in pixels, as for `predict_dense`.
+        tasks: names in `MEASURED`, such as `"depth"`, or `"class_list"` (the names of the classes that are in the
+            image, for which the model is asked); a sample is left out where its annotation lacks.
+        refine, images_kwargs: as for `predict_dense`.
+        depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own.
+
+    Returns:
+        (position in `samples`, task, prediction, reference), the latter two as the task's metrics take them.
+
+    Raises:
+        ValueError: a task that is not measured.
+    """
+    unknown = set(tasks) - set(MEASURED)
+    if unknown:
+        raise ValueError(f"`tasks` must be of {sorted(MEASURED)}, got {sorted(unknown)}")
+    names = processor.normalize_labels(id2label) if id2label else {}
+    settings = Settings(id2label, names, ignore_index, depth_scale, depth_range, refine)
+    options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
+    samples = [
+        upright_sample(sample, f"`samples[{position}]`", processor.image_processor)
+        for position, sample in enumerate(samples)
+    ]
+    results = []
+    for shared, positions in _group(samples, tasks).items():
+        asked = [MEASURED[name] for name in shared]
+        group = [samples[position] for position in positions]
+        predictions = _ask(model, group, asked, settings, options)
+        for position, sample, prediction in zip(positions, group, predictions, strict=True):
+            results += [(position, *pair) for pair in _compare(sample, prediction, asked, settings)]
+    return results
+
+
+def _group(samples: list[dict], tasks: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
+    """Samples that share a forward pass: tasks that are predicted together, and the positions of all samples that have
+    the annotations of just these."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for position, sample in enumerate(samples):
+        there = [task for task in MEASURED.values() if task.name in tasks and task.annotates(sample)]
+        together = tuple(task.name for task in there if not task.alone)
+        for shared in (together, *((task.name,) for task in there if task.alone)):
+            if shared:
+                groups.setdefault(shared, []).append(position)
+    return groups
+
+
+def _ask(
+    model: "DenseMLLMForConditionalGeneration",
+    samples: list[dict],
+    tasks: list[MeasuredTask],
+    settings: Settings,
+    options: dict,
+) -> list:
+    """What the model says of each sample: maps, or the answer to a question."""
+    images = [sample["image"] for sample in samples]
+    cameras = {
+        "focal_length": [sample.get("focal_length") for sample in samples],
+        "depth_range": settings.depth_range,
+    }
+    question = tasks[0].question
+    if question is not None:
+        processor = options["processor"]
+        encodings = model.encode_image(images, **cameras, **options)
+        return [model.query(encoded, question, processor, **tasks[0].answer_options) for encoded in encodings]
+    arguments = {name: value for task in tasks for name, value in task.arguments(samples, settings).items()}
+    return model.predict_dense(
+        images,
+        task=tuple(task.name for task in tasks),
+        target_sizes=[sample[tasks[0].columns[0][0]].shape for sample in samples],
+        **arguments,
+        **cameras,
+        **options,
+    )
+
+
+def _compare(
+    sample: dict, prediction: Any, tasks: list[MeasuredTask], settings: Settings
+) -> list[tuple[str, Any, Any]]:
+    """Task, prediction and reference, of those tasks whose truth is known."""
+    pairs = [(task.name, task.prediction(prediction), task.reference(sample, settings)) for task in tasks]
+    return [pair for pair in pairs if pair[2] is not None]
+
+
+def evaluate_dense(
+    model: "DenseMLLMForConditionalGeneration",
+    processor: DenseMLLMProcessor,
+    samples: Samples,
+    id2label: dict[int, str] | None = None,
+    depth_range: str | None = None,
+    batch_size: int = 8,
+    accelerator: "Accelerator | None" = None,
+    depth_scale: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> dict:
+    """Metrics of `predict_dense` on annotated samples, at the annotations' own size.
+
+    Args:
+        model: a [`DenseMLLMForConditionalGeneration`].
+        processor: its processor.
+        samples: sequence of samples with `image` and any of `segmentation`, `depth`, and `mask` with `expression`; see
+            [`DenseDataset`].
+        id2label: class id to name; segmentation is left out without it.
+        depth_range: as for `predict_dense`.
+        batch_size: images a forward pass.
+        accelerator (`accelerate.Accelerator`, *optional*): share the samples among its processes; each returns the
+            metrics over all of them.
+        depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own.
+
+    Returns:
+        what the metrics of all tasks in `MEASURED` that are predicted as maps compute, of those that had a sample:
+        [`SegmentationMetrics`], [`DepthMetrics`] and [`ReferringMetrics`].
+    """
+    was_training = model.training
+    model.eval()
+    settings = Settings(id2label, ignore_index=ignore_index)
+    metrics = {
+        task.name: task.make_metrics(settings)
+        for task in MEASURED.values()
+        if task.question is None and (id2label or not task.needs_labels)
+    }
+    first, processes = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+    indices = range(first, len(samples), processes)
+    starts = range(0, len(indices), batch_size)
+    for start in tqdm(starts, desc="evaluating", leave=False, disable=first > 0):
+        batch = [samples[index] for index in indices[start : start + batch_size]]
+        predicted = predict_batch(
+            model, processor, batch, tuple(metrics), id2label, depth_range, batch_size,
+            depth_scale=depth_scale, ignore_index=ignore_index,
+        )  # fmt: skip
+        for _, task, prediction, reference in predicted:
+            metrics[task].add(prediction, reference)
+    results = {}
+    for metric in metrics.values():
+        if processes > 1:
+            metric.totals = accelerator.reduce(metric.totals.to(accelerator.device)).cpu()
+        if metric.totals.sum() > 0:
+            results |= metric.compute()
+    model.train(was_training)
+    return results
+
+
+__all__ = ["evaluate_dense", "predict_batch"]

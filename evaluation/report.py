@@ -1,0 +1,498 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What an evaluation found, in tables and images: results as JSON and Markdown, the confusion matrix, and cases."""
+
+import json
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import torch
+import transformers
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+
+from ..configuration_densemllm import __version__
+from ..drawing_densemllm import colorize_depth, label_colors
+from ..targets_densemllm import index_values
+from .metrics import METRICS, DenseMetrics, SegmentationMetrics
+from .protocols import CLASS_LIST, DEPTH, MEASURED, REFERRING, SEGMENTATION, EvaluationArguments, MeasuredTask
+from .state import write_atomically
+
+
+MAX_DRAWN_CLASSES = 150
+GREY = "#666666"
+# Options that a card names with the result of any task, with the defaults that it doesn't.
+CARD_OPTIONS = {"limit": None, "scale": None, "max_num_patches": None, "depth_range": None}
+
+
+# ---- images ----
+
+
+def _font(size: int):
+    return PIL.ImageFont.load_default(size)
+
+
+def _short(text: str, font, width: int) -> str:
+    """`text`, cut off where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def draw_confusion(confusion: np.ndarray, names: list[str]) -> PIL.Image.Image:
+    """An image of a confusion matrix in percent of each row.
+
+    Args:
+        confusion: pixels `[num_labels, num_labels + 1]`; rows: reference, columns: prediction, the last one: none.
+        names: of the classes. Of more than 150, those with the most pixels are drawn.
+    """
+    totals = confusion.sum(axis=1)
+    kept = np.arange(len(names))
+    if len(names) > MAX_DRAWN_CLASSES:
+        kept = np.sort(np.argsort(-totals, kind="stable")[:MAX_DRAWN_CLASSES])
+    columns = np.r_[kept, len(names)] if confusion[:, -1].any() else kept
+    count = len(kept)
+    cell = 36 if count <= 16 else 22 if count <= 40 else 14
+    font, small, title = _font(11 if cell == 14 else 13), _font(12), _font(14)
+    texts = [_short(name, font, 170) for name in names] + ["(none)"]
+    margin = 14 + math.ceil(max(font.getlength(text) for text in texts))
+    left, top = 34 + margin, 52 + margin
+    width, height = max(left + cell * len(columns) + 96, 420), max(top + cell * count, top + 130) + 16
+    image = PIL.Image.new("RGB", (width, height), "white")
+    draw = PIL.ImageDraw.Draw(image)
+    note = f"; {count} of {len(names)} classes" if count < len(names) else ""
+    draw.text((10, 8), f"Confusion matrix, percent of the reference's pixels{note}", fill="black", font=title)
+    draw.text((left, 30), "predicted", fill=GREY, font=small)
+    image.paste(_turned("reference", small, GREY), (8, top))
+    for row, key in enumerate(kept):
+        draw.text((left - 8, top + cell * row + cell // 2), texts[key], fill="black", font=font, anchor="rm")
+    for column, key in enumerate(columns):
+        label = _turned(texts[key], font)
+        if label.width > cell:
+            spare = (label.width - cell) // 2
+            label = label.crop((spare, 0, spare + cell, label.height))
+        x = left + cell * column + (cell - label.width) // 2
+        image.paste(label, (x, top - 6 - label.height))
+    shares = 100 * confusion / np.maximum(totals, 1)[:, None]
+    shares[totals == 0] = np.nan
+    _draw_cells(draw, shares[kept][:, columns], (left, top), cell, small)
+    _draw_percent_scale(draw, (left + cell * len(columns) + 22, top), small)
+    return image
+
+
+def _turned(text: str, font, fill: str = "black") -> PIL.Image.Image:
+    """A text that runs upwards."""
+    label = PIL.Image.new("RGB", (math.ceil(font.getlength(text)) + 2, 18), "white")
+    PIL.ImageDraw.Draw(label).text((0, 9), text, fill=fill, font=font, anchor="lm")
+    return label.rotate(90, expand=True)
+
+
+def _draw_cells(draw, shares: np.ndarray, corner: tuple[int, int], cell: int, font) -> None:
+    """Percent `[rows, columns]` as coloured squares of `cell` pixels; NaN, of a class that the reference lacks, is
+    grey."""
+    left, top = corner
+    for (row, column), share in np.ndenumerate(shares):
+        x, y = left + cell * column, top + cell * row
+        fill = (235, 235, 235) if math.isnan(share) else _blue(share)
+        draw.rectangle([x, y, x + cell - 2, y + cell - 2], fill=fill)
+        if cell == 36 and share >= 0.5:
+            ink = "white" if share > 40 else "black"
+            draw.text((x + cell // 2 - 1, y + cell // 2 - 1), f"{share:.0f}", fill=ink, font=font, anchor="mm")
+
+
+def _draw_percent_scale(draw, corner: tuple[int, int], font) -> None:
+    x, top = corner
+    for step in range(101):
+        draw.rectangle([x, top + 115 - step, x + 14, top + 116 - step], fill=_blue(step))
+    for share in (0, 50, 100):
+        draw.text((x + 20, top + 115 - share), f"{share} %", fill="black", font=font, anchor="lm")
+
+
+def _blue(share: float) -> tuple[int, int, int]:
+    """White for 0 percent to dark blue for 100; the root shows small shares too."""
+    part = math.sqrt(min(max(share, 0), 100) / 100)
+    return tuple(round(a + (b - a) * part) for a, b in zip((250, 250, 250), (8, 48, 107), strict=True))
+
+
+def pick_cases(scores: list[tuple[float, int]], count: int) -> list[tuple[str, float, int]]:
+    """The best, the median and the worst of (score, index), up to `count` of each and none twice, the best first."""
+    ordered = sorted((pair for pair in scores if not math.isnan(pair[0])), key=lambda pair: (-pair[0], pair[1]))
+    each = min(count, max(1, len(ordered) // 3)) if ordered else 0
+    middle = (len(ordered) - each) // 2
+    places = {"best": range(each), "median": range(middle, middle + each)}
+    places["worst"] = range(len(ordered) - each, len(ordered))
+    picked, seen = [], set()
+    for name, rows in places.items():
+        for row in rows:
+            if row not in seen:
+                seen.add(row)
+                picked.append((name, *ordered[row]))
+    return picked
+
+
+def draw_cases(task: str, cases: list[dict], id2label: dict[int, str] | None) -> PIL.Image.Image:
+    """A sheet of a task: a row a case, with image, reference, prediction and a legend.
+
+    Args:
+        task: name of the task.
+        cases: `title`, `image` (RGB), `prediction`, `reference` (as the task's metrics take them) and
+            `expression` (or `None`).
+        id2label: class id to name.
+    """
+    height, header, legend_width, gap = 168, 24, 190, 8
+    font, title = _font(12), _font(14)
+    widths = [min(round(case["image"].width * height / case["image"].height), 336) for case in cases]
+    panel = max(widths)
+    size = (3 * (panel + gap) + legend_width + gap, 2 * header + (height + header) * len(cases) + gap)
+    sheet = PIL.Image.new("RGB", size, "white")
+    draw = PIL.ImageDraw.Draw(sheet)
+    draw.text((gap, 5), task, fill="black", font=title)
+    for place, name in enumerate(("image", "reference", "prediction")):
+        draw.text((gap + place * (panel + gap), header + 4), name, fill=GREY, font=font)
+    for row, (case, width) in enumerate(zip(cases, widths, strict=True)):
+        y = 2 * header + row * (height + header)
+        draw.text((gap, y + 3), case["title"], fill="black", font=font)
+        y += header - 2
+        image = case["image"].resize((width, height), PIL.Image.Resampling.BILINEAR)
+        panels, legend = PANELS[task](case, image, id2label)
+        for place, part in enumerate((image, *panels)):
+            sheet.paste(part, (gap + place * (panel + gap), y))
+        x = gap + 3 * (panel + gap)
+        for line, (color, text) in enumerate(legend[: height // 18]):
+            if color is not None:
+                draw.rectangle([x, y + 18 * line + 2, x + 12, y + 18 * line + 14], fill=color, outline=GREY)
+            indent = 0 if color is None else 18
+            draw.text((x + indent, y + 18 * line + 1), _short(text, font, legend_width - 24), fill="black", font=font)
+    return sheet
+
+
+def _segmentation_panels(case, image, id2label):
+    maps = [np.asarray(case[name]).astype(np.int64) for name in ("reference", "prediction")]
+    keys = sorted(id2label)
+    places_of = {key: place for place, key in enumerate(keys)}
+    colors = np.zeros((len(keys) + 1, 3), np.uint8)  # ignored, or none of the classes: black
+    colors[:-1] = label_colors(len(keys))
+    panels, counts = [], np.zeros(len(colors), np.int64)
+    for values in maps:
+        present, places = index_values(values)
+        values = np.array([places_of.get(key, len(keys)) for key in present.tolist()])[places]
+        counts += np.bincount(values.ravel(), minlength=len(colors))
+        panels.append(PIL.Image.fromarray(colors[values]).resize(image.size, PIL.Image.Resampling.NEAREST))
+    names = [*(id2label[key] for key in keys), "ignored or none"]
+    there = [place for place in np.argsort(-counts, kind="stable").tolist() if counts[place]]
+    return panels, [(tuple(colors[place].tolist()), names[place]) for place in there]
+
+
+def _depth_panels(case, image, id2label):
+    reference, prediction = np.asarray(case["reference"]), np.asarray(case["prediction"])
+    valid = np.isfinite(reference) & (reference > 0)
+    low, high = (float(end(reference[valid])) for end in (np.min, np.max))
+    colors = [colorize_depth(np.where(valid, reference, high), low, high), colorize_depth(prediction, low, high)]
+    colors[0][~valid] = 0
+    panels = [PIL.Image.fromarray(values).resize(image.size, PIL.Image.Resampling.NEAREST) for values in colors]
+    steps = np.linspace(low, high, 6)
+    ends = colorize_depth(steps[None], low, high)[0].tolist()
+    return panels, [(tuple(color), f"{step:.1f} m") for color, step in zip(ends, steps, strict=True)]
+
+
+def _referring_panels(case, image, id2label):
+    panels, pixels = [], np.asarray(image, dtype=np.float32)
+    for name, color in (("reference", (60, 200, 90)), ("prediction", (235, 90, 60))):
+        mask = PIL.Image.fromarray((np.asarray(case[name]) > 0).astype(np.uint8) * 255).resize(image.size)
+        inside = (np.asarray(mask) > 0)[..., None]
+        mixed = np.where(inside, 0.4 * pixels + 0.6 * np.array(color), 0.45 * pixels)
+        panels.append(PIL.Image.fromarray(mixed.round().astype(np.uint8)))
+    lines, font = [""], _font(12)
+    for word in f'"{case["expression"]}"'.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= 160 else [*lines, word]
+    return panels, [(None, line) for line in lines if line]
+
+
+def _class_list_panels(case, image, id2label):
+    given, true = case["prediction"], case["reference"]
+    panels, font = [], _font(12)
+    for names, others, wrong in ((true, given, "#999999"), (given, true, "#c0392b")):
+        panel = PIL.Image.new("RGB", image.size, "#f4f4f4")
+        draw = PIL.ImageDraw.Draw(panel)
+        per_column = max(1, (image.height - 8) // 16)
+        shown = list(names)
+        if len(shown) > 2 * per_column:
+            shown[2 * per_column - 1 :] = [f"and {len(shown) - 2 * per_column + 1} more"]
+        for line, name in enumerate(shown):
+            column, row = divmod(line, per_column)
+            color = "#1e7b3a" if name in others else wrong
+            text = _short(name, font, image.width // 2 - 10)
+            draw.text((6 + column * (image.width // 2), 4 + 16 * row), text, fill=color, font=font)
+        panels.append(panel)
+    return panels, [("#1e7b3a", "named and there"), ("#999999", "there, not named"), ("#c0392b", "named, not there")]
+
+
+# Of each task: case, the image as it is drawn and class id to name to the images of reference and prediction, and the
+# legend: colour (or `None`) and text of each line.
+PANELS = {
+    SEGMENTATION.name: _segmentation_panels,
+    DEPTH.name: _depth_panels,
+    REFERRING.name: _referring_panels,
+    CLASS_LIST.name: _class_list_panels,
+}
+
+
+def _make_case(task: MeasuredTask, name: str, score: float, index: int, predict, read) -> dict:
+    """What [`draw_cases`] draws of the sample of a row."""
+    sample = read(index)
+    ((_, _, prediction, reference),) = predict([sample], [task.name], batch_size=1)
+    return {
+        "title": f"{name}: {task.score_title} {score:.3f}, sample {index}",
+        "image": sample["image"],
+        "prediction": prediction,
+        "reference": reference,
+        "expression": sample.get("expression"),
+    }
+
+
+def draw_sheet(
+    tasks: Sequence[str],
+    count: int,
+    predict: Callable[..., list[tuple[int, str, Any, Any]]],
+    read: Callable[[int], dict],
+    id2label: dict[int, str] | None,
+    scores: dict,
+) -> PIL.Image.Image | None:
+    """The best, median and worst images of each task, which are predicted once more.
+
+    Args:
+        tasks: their names.
+        count: so many images of each kind.
+        predict: [`predict_batch`] of samples, tasks and batch size.
+        read: sample of a row.
+        id2label: class id to name.
+        scores: each task's (score, row).
+
+    Returns:
+        a sheet a task, side by side; `None` where there is none to draw.
+    """
+    sheets = []
+    for task in tasks:
+        cases = [
+            _make_case(MEASURED[task], name, score, index, predict, read)
+            for name, score, index in pick_cases(scores[task], count)
+        ]
+        if cases:
+            sheets.append(draw_cases(task, cases, id2label))
+    if not sheets:
+        return None
+    size = (sum(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets))
+    whole, left = PIL.Image.new("RGB", size, "white"), 0
+    for sheet in sheets:
+        whole.paste(sheet, (left, 0))
+        left += sheet.width
+    return whole
+
+
+# ---- results ----
+
+
+def make_results(
+    args: EvaluationArguments,
+    count: int,
+    metrics: dict[str, DenseMetrics],
+    scores: dict[str, list],
+    id2label: dict[int, str] | None,
+    processes: int,
+    seconds: float,
+) -> dict:
+    """What `results.json` has.
+
+    Args:
+        args: the options.
+        count: of all samples.
+        metrics: each task's, with all images added.
+        scores: each task's (score, row).
+        id2label: class id to name.
+        processes: how many there were.
+        seconds: of prediction, of all processes.
+    """
+    results = {
+        "model": args.model,
+        "data": args.data,
+        "samples": count,
+        "images": {task: len(scores[task]) for task in args.task},
+        "metrics": {},
+        "options": {name: value for name, value in asdict(args).items() if name not in ("model", "data")},
+        "versions": {
+            "densemllm": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "accelerate": accelerate.__version__,
+            "datasets": datasets.__version__,
+            "python": platform.python_version(),
+        },
+        "processes": processes,
+        "seconds": seconds,
+    }
+    for task, metric in metrics.items():
+        values = metric.compute()
+        results["metrics"][task] = {name: value for name, value in values.items() if not isinstance(value, list)}
+        if isinstance(metric, SegmentationMetrics):
+            results["per_label"] = _label_rows(metric, values, id2label)
+    return _plain(results)
+
+
+def _label_rows(metric: SegmentationMetrics, values: dict, id2label: dict[int, str]) -> list[dict]:
+    """A row a class, in the order of the ids."""
+    return [
+        {
+            "id": key,
+            "label": name,
+            "iou": values["per_label_iou"][place],
+            "boundary_iou": values["per_label_boundary_iou"][place],
+            "pixels": int(metric.confusion[place].sum()),
+        }
+        for place, (key, name) in enumerate(sorted(id2label.items()))
+    ]
+
+
+def _plain(value):
+    """For JSON, which has no NaN: `null`."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def to_markdown(results: dict) -> str:
+    """The results as Markdown tables."""
+
+    def cell(text):
+        return str(text).replace("|", "\\|").replace("\n", " ")
+
+    lines = [
+        f"# {cell(results['model'])} on {cell(results['data'])}, {cell(results['options']['split'])}\n",
+        f"{results['samples']} samples, {results['seconds']:.0f} seconds of prediction.\n",
+        "| task | metric | value | images |\n|---|---|---|---|",
+    ]
+    for task, values in results["metrics"].items():
+        lines += [
+            f"| {task} | {METRICS[name].name} | {_text(value)} | {results['images'][task]} |"
+            for name, value in values.items()
+        ]
+    if "per_label" in results:
+        lines += ["\n| class | IoU | boundary IoU | pixels of the reference |\n|---|---|---|---|"]
+        lines += [
+            f"| {cell(row['label'])} | {_text(row['iou'])} | {_text(row['boundary_iou'])} | {row['pixels']} |"
+            for row in results["per_label"]
+        ]
+    lines += ["\n| option | value |\n|---|---|"]
+    lines += [f"| {name} | {cell(value)} |" for name, value in results["options"].items() if value is not None]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return "\n".join([*lines, f"\n{versions}\n"])
+
+
+def write_results(
+    folder: Path,
+    results: dict,
+    metrics: dict[str, DenseMetrics],
+    id2label: dict[int, str] | None,
+    cases: PIL.Image.Image | None,
+) -> None:
+    """Write what an evaluation found, each file as a whole; `results.json`, the last, says that all are there.
+
+    Args:
+        folder: of the results.
+        results: of [`make_results`].
+        metrics: each task's, with all images added.
+        id2label: class id to name.
+        cases: the best, median and worst images, if any.
+    """
+    for metric in metrics.values():
+        if isinstance(metric, SegmentationMetrics):
+            names = [name for _, name in sorted(id2label.items())]
+            write_atomically(folder / "confusion.png", _png(draw_confusion(metric.confusion.numpy(), names)))
+    if cases is not None:
+        write_atomically(folder / "cases.png", _png(cases))
+    write_atomically(folder / "results.md", to_markdown(results).encode())
+    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
+
+
+def _png(image: PIL.Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# ---- card ----
+
+
+def load_card(folder: str) -> ModelCard:
+    """The card of a model folder, or a new one.
+
+    Raises:
+        ValueError: its metadata can't be read.
+    """
+    path = Path(folder) / "README.md"
+    if path.is_file():
+        try:
+            return ModelCard.load(path)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"`update_card`: the metadata of {path} can't be read ({error})") from error
+    name = Path(folder).resolve().name
+    return ModelCard(f"---\nlibrary_name: transformers\ntags:\n- densemllm\n---\n\n# {name}\n")
+
+
+def update_card(folder: str, results: dict) -> None:
+    """Put the metrics into the model index of the card of a model folder. What the card has of other data, splits or
+    options stays; the value of the same metric is replaced."""
+    card, options = load_card(folder), results["options"]
+    name = options["data_name"] or results["data"]
+    merged = list(card.data.eval_results or [])
+    for task, values in results["metrics"].items():
+        shaped = CARD_OPTIONS | MEASURED[task].options
+        shaped = {key: options[key] for key, default in shaped.items() if options[key] != default}
+        for metric, value in values.items():
+            if value is None:
+                continue
+            new = EvalResult(
+                task_type=METRICS[metric].hub_task,
+                # The index tells data sets apart by this field, and not by the next.
+                dataset_type=name,
+                dataset_name=name,
+                dataset_split=options["split"],
+                metric_type=metric,
+                metric_name=METRICS[metric].name,
+                metric_value=round(value, 4),
+                metric_args=shaped or None,
+            )
+            merged = [result for result in merged if not result.is_equal_except_value(new)] + [new]
+    card.data.model_name = card.data.model_name or Path(folder).resolve().name
+    card.data.eval_results = merged
+    write_atomically(Path(folder) / "README.md", str(card).encode())

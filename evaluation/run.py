@@ -1,0 +1,296 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The evaluation itself: open data, check, load, predict, add up, write."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from ..files import reading
+from ..formats.folders import load_samples
+from ..formats.labels import find_id2label, load_id2label
+from ..modeling_densemllm import DenseMLLMForConditionalGeneration
+from ..processing_densemllm import DenseMLLMProcessor
+from ..targets_densemllm import check_ignore_index
+from ..training.datasets import warn_of_labels
+from ..training.samples import draw_expression, read_sample
+from .metrics import DenseMetrics
+from .predict import predict_batch
+from .protocols import MEASURED, EvaluationArguments, Settings
+from .report import draw_sheet, load_card, make_results, update_card, write_results
+from .state import State, check_output_dir, data_digest, make_fingerprint, model_digest
+
+
+def main(args: EvaluationArguments) -> dict:
+    """Evaluate, in any number of processes. Returns what `results.json` has, in every process.
+
+    Raises:
+        ValueError, OSError: an option, a data set or a model that can't be used, each named.
+    """
+    process, device = start_process(args)
+    with State(Path(args.output_dir) / "state", args.overwrite) as state:
+        return evaluate(args, process, device, state)
+
+
+def start_process(args: EvaluationArguments) -> tuple[PartialState, torch.device]:
+    """This process among all of the launch, and its device.
+
+    Raises:
+        ValueError: processes that don't know of each other, or a device that is not there.
+    """
+    use_cpu = args.device == "cpu" or not torch.accelerator.is_available()
+    process = PartialState(cpu=use_cpu, timeout=timedelta(hours=6))  # whoever is ready first waits for the slowest
+    if process.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+        raise ValueError(
+            f"{os.environ['WORLD_SIZE']} processes were launched that don't know of each other; use torchrun"
+        )
+    if process.num_processes > 1 and args.device not in (None, "cpu", process.device.type):
+        raise ValueError(f"`device` must be 'cpu' or left out with several processes, got {args.device!r}")
+    try:
+        device = process.device if args.device is None or process.num_processes > 1 else torch.device(args.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` {args.device!r} can't be used here ({error})") from error
+    return process, device
+
+
+def evaluate(args: EvaluationArguments, process: PartialState, device: torch.device, state: State) -> dict:
+    """Evaluate, and write what is missing of the results. Returns what `results.json` has, in every process.
+
+    Args:
+        args: the options.
+        process: this process, of all that share the data.
+        device: where the model runs.
+        state: what is done already, beside which the results are written.
+    """
+    data, id2label = open_data(args)
+    settings = args.settings(id2label)
+    fingerprint = make_fingerprint(args, data, id2label, device)
+    if args.update_card:
+        load_card(args.model)
+    if process.is_main_process:
+        check_output_dir(args, state)
+        fingerprint["data_digest"] = data_digest(data)
+        state.check(fingerprint)
+    model, processor = load_model(args, device, settings)
+    before = open_state(process, state, fingerprint, model, processor)
+
+    read, predict = partial(read_row, data, settings), make_predict(args, model, processor, settings)
+    metrics = args.make_metrics(id2label)
+    todo = share_out(before, math.ceil(len(data) / args.batch_size), process)
+    pieces = before + gather_object(evaluate_pending(args, predict, read, len(data), metrics, state, todo))
+    scores = add_up(metrics, [record for piece in pieces for record in piece["records"]])
+    for task in args.task:
+        if not scores[task]:
+            raise ValueError(f"`task` {task!r}: no sample of {args.data} has {MEASURED[task].columns_text()}")
+
+    seconds = sum(piece["seconds"] for piece in pieces)
+    results = make_results(args, len(data), metrics, scores, id2label, process.num_processes, seconds)
+    if process.is_main_process:
+        sheet = draw_sheet(args.task, args.cases, predict, read, id2label, scores)
+        folder = state.folder.parent
+        write_results(folder, results, metrics, id2label, sheet)
+        if args.update_card:
+            update_card(args.model, results)
+        print((folder / "results.md").read_text(encoding="utf-8"))
+    process.wait_for_everyone()
+    return results
+
+
+# ---- data and model ----
+
+
+def open_data(args: EvaluationArguments) -> tuple[datasets.Dataset, dict[int, str] | None]:
+    """The rows to evaluate on, with the columns that the tasks need, and the names of the classes.
+
+    Raises:
+        ValueError: data without such columns or rows, or classes without names.
+    """
+    with reading(f"`data` {args.data}"):
+        data = load_samples(args.data, args.split, whole=True)
+    data = data.select_columns(find_columns(args, data.column_names))
+    if args.limit is not None:
+        data = data.select(range(min(args.limit, len(data))))
+    if not len(data):
+        raise ValueError(f"`data` {args.data} has no samples in the split {args.split!r}")
+    if not any(MEASURED[task].needs_labels for task in args.task):
+        return data, None
+    file = args.id2label or find_id2label(args.data)
+    if file is None:
+        tasks = " and ".join(task.name for task in MEASURED.values() if task.needs_labels)
+        raise ValueError(f"`id2label` is needed for {tasks}: a JSON file from class id to name")
+    id2label = load_id2label(file)
+    check_ignore_index(args.ignore_index, id2label)
+    warn_of_labels(data, id2label, args.ignore_index, "data")
+    return data, id2label
+
+
+def find_columns(args: EvaluationArguments, there: list[str]) -> list[str]:
+    """The columns that the tasks need, of those that a data set has.
+
+    Raises:
+        ValueError: it has none of what annotates a task.
+    """
+    columns = {"image", "focal_length"} & set(there)
+    for task in args.task:
+        found = [names for names in MEASURED[task].columns if {"image", *names} <= set(there)]
+        if not found:
+            raise ValueError(
+                f"`task` {task!r} needs the columns image, {MEASURED[task].columns_text()}; {args.data} has {there}"
+            )
+        columns |= set(found[0])
+    return sorted(columns)
+
+
+def read_row(data: datasets.Dataset, settings: Settings, row: int) -> dict:
+    """The sample of a row, with one of its expressions, the same in every run, where it has several."""
+    sample = read_sample(data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index)
+    if "expression" in sample:
+        return sample
+    return draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
+
+
+def load_model(
+    args: EvaluationArguments, device: torch.device, settings: Settings
+) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
+    """The model and its processor, once it is clear that this one can do the tasks.
+
+    Raises:
+        ValueError: they can't be loaded, or can't do a task.
+    """
+    with reading(f"`model` {args.model}"):
+        processor = DenseMLLMProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    for task in args.task:
+        MEASURED[task].check(processor, settings)
+    with reading(f"`model` {args.model}"):
+        model = DenseMLLMForConditionalGeneration.from_pretrained(
+            args.model, dtype=args.dtype, attn_implementation=args.attn_implementation
+        )
+    return model.to(device).eval(), processor
+
+
+# ---- predicting ----
+
+
+def open_state(
+    process: PartialState,
+    state: State,
+    fingerprint: dict,
+    model: DenseMLLMForConditionalGeneration,
+    processor: DenseMLLMProcessor,
+) -> list[dict]:
+    """The pieces that are there, which is the main process's word for all."""
+    before: list = [None]
+    if process.is_main_process:
+        before = [state.open(fingerprint | {"model_digest": model_digest(model, processor)})]
+    return broadcast_object_list(before)[0]
+
+
+def share_out(pieces: list[dict], count: int, process: PartialState) -> list[int]:
+    """The numbers of the batches, of `count`, that are not in `pieces` and that this process is to do."""
+    done = {number for piece in pieces for number in piece["batches"]}
+    return [number for number in range(count) if number not in done][process.process_index :: process.num_processes]
+
+
+def make_predict(
+    args: EvaluationArguments,
+    model: DenseMLLMForConditionalGeneration,
+    processor: DenseMLLMProcessor,
+    settings: Settings,
+) -> Callable[..., list[tuple[int, str, Any, Any]]]:
+    """[`predict_batch`] of samples, tasks and batch size."""
+    images_kwargs = {"scale": args.scale, "max_num_patches": args.max_num_patches}
+    return partial(
+        predict_batch,
+        model,
+        processor,
+        id2label=settings.id2label,
+        depth_range=settings.depth_range,
+        refine=settings.refine,
+        ignore_index=settings.ignore_index,
+        **{name: value for name, value in images_kwargs.items() if value is not None},
+    )
+
+
+def evaluate_pending(
+    args: EvaluationArguments,
+    predict: Callable[..., list[tuple[int, str, Any, Any]]],
+    read: Callable[[int], dict],
+    count: int,
+    metrics: dict[str, DenseMetrics],
+    state: State,
+    todo: list[int],
+) -> list[dict]:
+    """Evaluate batches and save them piece by piece.
+
+    Args:
+        predict: [`predict_batch`] of samples, tasks and batch size.
+        read: sample of a row.
+        count: of all samples.
+        todo: numbers of the batches: number n has the samples from n * `batch_size`.
+
+    Returns:
+        the pieces: `batches`, `seconds`, and `records`, of each sample and task its `index`, `task`, `score` (of this
+        image alone) and `part` (places and values of what it adds to the metric's `totals`).
+    """
+    pieces, piece = [], {"batches": [], "seconds": 0.0, "records": []}
+    for number in tqdm(todo, desc="evaluating", disable=not PartialState().is_main_process):
+        started = time.monotonic()
+        rows = range(number * args.batch_size, min((number + 1) * args.batch_size, count))
+        predicted = predict([read(row) for row in rows], args.task, batch_size=args.batch_size)
+        for position, task, prediction, reference in predicted:
+            piece["records"].append(make_record(metrics[task], task, rows[position], prediction, reference))
+        piece["batches"].append(number)
+        piece["seconds"] += time.monotonic() - started
+        if len(piece["batches"]) == args.save_every or number == todo[-1]:
+            state.save(piece)
+            pieces.append(piece)
+            piece = {"batches": [], "seconds": 0.0, "records": []}
+    return pieces
+
+
+def make_record(metric: DenseMetrics, task: str, row: int, prediction: Any, reference: Any) -> dict:
+    """What one image adds to a metric, in a form that is saved."""
+    part = metric.count(prediction, reference)
+    places = part.flatten().nonzero()[:, 0]
+    return {
+        "index": row,
+        "task": task,
+        "score": metric.compute(part)[MEASURED[task].score],
+        "part": [places.tolist(), part.flatten()[places].tolist()],
+    }
+
+
+def add_up(metrics: dict[str, DenseMetrics], records: list[dict]) -> dict[str, list[tuple[float, int]]]:
+    """Add all records to the metrics' totals, in the order of the samples: sums of floats are then the same however
+    the samples were shared out. Returns each task's (score, index)."""
+    scores = {task: [] for task in metrics}
+    for record in sorted(records, key=lambda record: record["index"]):
+        totals = metrics[record["task"]].totals.view(-1)
+        places, values = record["part"]
+        totals[torch.tensor(places, dtype=torch.long)] += torch.tensor(values, dtype=totals.dtype)
+        scores[record["task"]].append((record["score"], record["index"]))
+    return scores
