@@ -22,6 +22,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerState, TrainingArguments
 
+from ..evaluation.metrics import METRICS
 from .optimizers import PARTS
 
 
@@ -29,16 +30,6 @@ TAGS = ("densemllm", "depth-estimation", "image-segmentation")
 SETTINGS = (
     "learning_rate", "muon_learning_rate", *PARTS.values(), "lr_scheduler_type", "weight_decay", "seed", "bf16",
 )  # fmt: skip
-# Task on the Hub and name of each metric.
-METRIC_TASKS = {
-    "mean_iou": ("image-segmentation", "mIoU"),
-    "pixel_accuracy": ("image-segmentation", "pixel accuracy"),
-    "delta1": ("depth-estimation", "delta1"),
-    "abs_rel": ("depth-estimation", "AbsRel"),
-    "rmse": ("depth-estimation", "RMSE (metres)"),
-    "ciou": ("image-segmentation", "referring cIoU"),
-    "giou": ("image-segmentation", "referring gIoU"),
-}
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
@@ -52,18 +43,18 @@ def last_evaluation(state: TrainerState) -> dict[str, float]:
 
 
 def results_of(evaluated: dict[str, float], dataset_name: str, dataset_type: str) -> list[EvalResult]:
-    """An evaluation as the Hub's model index has it: the metrics of `METRIC_TASKS` that are there."""
+    """An evaluation as the Hub's model index has it: the metrics that are there."""
     return [
         EvalResult(
-            task_type=task,
+            task_type=metric.hub_task,
             dataset_type=dataset_type,
             dataset_name=dataset_name,
-            metric_type=metric,
-            metric_name=name,
-            metric_value=round(evaluated[f"eval_{metric}"], 4),
+            metric_type=key,
+            metric_name=metric.name,
+            metric_value=round(evaluated[f"eval_{key}"], 4),
         )
-        for metric, (task, name) in METRIC_TASKS.items()
-        if evaluated.get(f"eval_{metric}") is not None
+        for key, metric in METRICS.items()
+        if evaluated.get(f"eval_{key}") is not None
     ]
 
 
@@ -151,4 +142,4 @@ def make_model_card(
     return ModelCard("\n".join(lines))
 
 
-__all__ = ["METRIC_TASKS", "make_model_card"]
+__all__ = ["make_model_card"]
