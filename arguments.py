@@ -69,7 +69,7 @@ def _read_file(name: str) -> Any:
 
 def _read_words(parser: HfArgumentParser, name: str, values: Any) -> list[str]:
     """The words of the command line that say what a file does; what no word can say becomes a default."""
-    types = {field: kind for own in parser.dataclass_types for field, kind in get_type_hints(own).items()}
+    types = {field: kind for cls in parser.dataclass_types for field, kind in get_type_hints(cls).items()}
     # By all names of an option, its aliases with them.
     fields = {word.lstrip("-"): action.dest for action in parser._actions for word in action.option_strings}
     fields = {option: field for option, field in fields.items() if field in types}

@@ -53,7 +53,7 @@ class Metric:
     greater_is_better: bool = True
 
 
-# What the classes below compute, by its key in their results. Those that cards of a training list come first.
+# What the classes below compute, by its key in their results; cards list them in this order.
 METRICS = {
     "mean_iou": Metric("mIoU", "image-segmentation"),
     "pixel_accuracy": Metric("pixel accuracy", "image-segmentation"),
