@@ -397,7 +397,8 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             num_coordinates (`int`, defaults to 2048): number of x and of y coordinate tokens.
             spatial_merge_size (`int`, defaults to 2): edge, in patches, of the block that becomes a vision token.
             depth_ranges, default_depth_range, referring_crop_size: as for `DenseMLLMProcessor`.
-            kwargs: further fields of [`DenseMLLMConfig`], such as `vision_attention` and `ntp_m_top_k`.
+            kwargs: further fields of [`DenseMLLMConfig`], such as `vision_attention` and `ntp_m_top_k`, and numbers of
+                tokens that [`add_dense_tokens`] takes, such as `num_normal_bins`.
 
         Returns:
             the model; `model.get_processor()` is its processor. Save both to have a checkpoint.

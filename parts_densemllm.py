@@ -26,43 +26,13 @@ from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import check_loaded_weights
 from .processing_densemllm import DenseMLLMProcessor
-from .tasks_densemllm import add_dense_tokens
+from .tasks_densemllm import SCALES, add_dense_tokens
+from .tokens_densemllm import STRUCTURE_TOKENS, VISION_TOKENS
 
 
 VisionPart = str | os.PathLike[str] | PreTrainedModel | DenseMLLMVisionConfig | dict[str, Any]
 TextPart = str | os.PathLike[str] | PreTrainedModel
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-# What new tokens mean, in words that every language model knows: their embeddings start at the words' mean.
-DESCRIPTIONS = {
-    "<|vision_start|>": "start of the image",
-    "<|vision_end|>": "end of the image",
-    "<|image_pad|>": "image",
-    "<ref>": "start of the name of an object",
-    "</ref>": "end of the name of an object",
-    "<box>": "start of the bounding box",
-    "</box>": "end of the bounding box",
-    "<ins>": "start of the instance",
-    "</ins>": "end of the instance",
-    "<poly>": "start of the polygon",
-    "</poly>": "end of the polygon",
-    "<mask>": "start of the mask",
-    "</mask>": "end of the mask",
-    "<depth>": "depth map",
-    "<person>": "start of the person",
-    "</person>": "end of the person",
-    "<kpt>": "start of the key point",
-    "</kpt>": "end of the key point",
-    "<v_0.0>": "not visible",
-    "<v_1.0>": "visible",
-    "<OTHERS>": "other things",
-    "<BG>": "background",
-    "<FG>": "foreground object",
-}
-# Tokens of a scale start between the words for its ends.
-DEPTH_ANCHORS = ("very near", "near", "at a middle distance", "far", "very far away")
-X_ANCHORS = ("left edge", "left", "horizontal centre", "right", "right edge")
-Y_ANCHORS = ("top edge", "top", "vertical centre", "bottom", "bottom edge")
 
 
 def load_vision_part(
@@ -144,42 +114,40 @@ def start_new_rows(
     tokenizer: PreTrainedTokenizerBase,
     old_ids: dict[str, int],
     described: dict[str, list[int]],
-    num_depth_bins: int,
 ) -> None:
     """Give the rows of added tokens a sensible start, in place.
 
-    A token of [`DESCRIPTIONS`] becomes the mean of its description's rows. Depth bins and coordinates lie on a path
-    through the means of five descriptions, from near to far, left to right and top to bottom. A mean's logit is the
-    mean of its words' logits, so thousands of new tokens take next to no probability from text. (Scaled to the length
-    of the rows that were there, they would: the means share the direction that all rows have.)
+    A token that is described becomes the mean of its description's rows. Tokens of a scale, such as depth bins, lie on
+    a path through the means of its anchors, such as from near to far. A mean's logit is the mean of its words' logits,
+    so thousands of new tokens take next to no probability from text. (Scaled to the length of the rows that were there,
+    they would: the means share the direction that all rows have.)
 
     Args:
         weight: `[vocab_size, hidden_size]`, input or output embedding.
         tokenizer: with the added tokens.
         old_ids: token to id, before they were added.
         described: description to ids, before they were added.
-        num_depth_bins: number of depth tokens.
     """
 
     def mean_row(text: str) -> torch.Tensor:
         return weight[torch.tensor(described[text], device=weight.device)].float().mean(dim=0)
 
-    vocabulary = tokenizer.get_vocab()
-    scales = {f"<custom_{k + 1}>": (DEPTH_ANCHORS, (k + 0.5) / num_depth_bins) for k in range(num_depth_bins)}
-    for axis, anchors in (("x", X_ANCHORS), ("y", Y_ANCHORS)):
-        count = sum(token.startswith(f"<{axis}_") for token in vocabulary)
-        scales |= {f"<{axis}_{k}>": (anchors, (k + 0.5) / count) for k in range(count)}
-    paths = {anchors: torch.stack([mean_row(text) for text in anchors]) for anchors, _ in scales.values()}
+    vocabulary, descriptions = tokenizer.get_vocab(), {**VISION_TOKENS, **STRUCTURE_TOKENS}
+    places = {}
+    for scale in SCALES:
+        tokens = scale.tokens(scale.count(vocabulary))
+        places |= {token: (scale.anchors, (k + 0.5) / len(tokens)) for k, token in enumerate(tokens)}
+    paths = {anchors: torch.stack([mean_row(text) for text in anchors]) for anchors, _ in places.values()}
     for token, token_id in vocabulary.items():
         if token in old_ids:
             continue
-        if token in scales:
-            anchors, place = scales[token]
+        if token in places:
+            anchors, place = places[token]
             place = place * (len(anchors) - 1)
             first = min(int(place), len(anchors) - 2)
             row = torch.lerp(paths[anchors][first], paths[anchors][first + 1], place - first)
         else:
-            row = mean_row(DESCRIPTIONS[token])
+            row = mean_row(descriptions[token])
         weight[token_id] = row.to(weight.dtype)
 
 
@@ -203,13 +171,19 @@ def start_projector(projector: nn.Module, embeddings: torch.Tensor) -> None:
 
 def describe_new_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     """Description to ids of all that new tokens start from, in the words that a tokenizer has without them."""
-    texts = (*DESCRIPTIONS.values(), *DEPTH_ANCHORS, *X_ANCHORS, *Y_ANCHORS)
+    texts = (
+        *VISION_TOKENS.values(),
+        *STRUCTURE_TOKENS.values(),
+        *(text for scale in SCALES for text in scale.anchors),
+    )
     return {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, num_depth_bins: int, num_coordinates: int) -> None:
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, num_depth_bins: int, num_coordinates: int, **counts: int
+) -> None:
     """Add the tokens that are missing, and have prompts padded as generation needs it, in place."""
-    add_dense_tokens(tokenizer, num_depth_bins, num_coordinates)
+    add_dense_tokens(tokenizer, num_depth_bins, num_coordinates, **counts)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
@@ -270,12 +244,12 @@ def join_parts(
 
 def start_new_weights(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: dict[str, int],
-    described: dict[str, list[int]], num_depth_bins: int,
+    described: dict[str, list[int]],
 ) -> None:  # fmt: skip
     """Values for the rows of added tokens and for the projector, in place; arguments as for [`start_new_rows`]."""
     weights = {id(weight): weight for weight in (model.get_input_embeddings().weight, model.lm_head.weight)}
     for weight in weights.values():
-        start_new_rows(weight, tokenizer, old_ids, described, num_depth_bins)
+        start_new_rows(weight, tokenizer, old_ids, described)
     rows = torch.tensor(sorted(set(old_ids.values()))[:4096], device=model.lm_head.weight.device)
     start_projector(model.model.multi_modal_projector, model.get_input_embeddings()(rows))
 
@@ -293,7 +267,9 @@ def make_from_parts(
     vision_config, vision_state = load_vision_part(vision, dtype, spatial_merge_size)
     text, tokenizer = load_text_part(text, tokenizer, dtype, text_kwargs)
     old_ids, described = dict(tokenizer.get_vocab()), describe_new_tokens(tokenizer)
-    prepare_tokenizer(tokenizer, num_depth_bins, num_coordinates)
+    counts = {scale.argument: config_kwargs.pop(scale.argument, scale.default) for scale in SCALES}
+    counts |= {"num_depth_bins": num_depth_bins, "num_coordinates": num_coordinates}
+    prepare_tokenizer(tokenizer, **counts)
     processor = DenseMLLMProcessor(
         image_processor or DenseMLLMImageProcessor(patch_size=vision_config.patch_size, merge_size=spatial_merge_size),
         tokenizer,
@@ -308,7 +284,7 @@ def make_from_parts(
         text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     config = make_config(vision_config, text, processor, tied, spatial_merge_size=spatial_merge_size, **config_kwargs)
     model = join_parts(model_class, config, text, vision_state, attn_implementation)
-    start_new_weights(model, tokenizer, old_ids, described, num_depth_bins)
+    start_new_weights(model, tokenizer, old_ids, described)
     model.generation_config = text.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.set_processor(processor)

@@ -39,9 +39,13 @@ from .checks_densemllm import (
 from .configuration_densemllm import class_names
 from .drawing_densemllm import depth_to_gray
 from .image_encoding_densemllm import ImageOrEncoded, load_image
+from .task_base_densemllm import Labels
+from .tasks_densemllm import DEFAULT_TASK, Classes, Depth, Panoptic
 
 
 logger = logging.get_logger(__name__)
+
+DEPTH_IMAGE = "depth"  # as transformers' own depth estimation calls the image beside its map
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class DensePredictionPipeline(Pipeline):
     NAME = "dense-prediction"
     OPTIONS = (
         "task", "labels", "text", "box", "background", "threshold", "depth_range", "focal_length", "refine",
-        "return_logits", "target_sizes", "scale", "max_num_patches", "on_error",
+        "return_logits", "target_sizes", "scale", "max_num_patches", "on_error", "source", "thing_labels",
+        "labels_from_answer",
     )  # fmt: skip
     PER_IMAGE_OPTIONS = ("text", "box", "focal_length", "target_sizes")
 
@@ -173,7 +178,7 @@ class DensePredictionPipeline(Pipeline):
         images, per_image_kwargs = (_flat(model_inputs[name]) for name in ("images", "per_image_kwargs"))
         places = [place for place, image in enumerate(images) if image is not None]
         images, per_image_kwargs = ([values[place] for place in places] for values in (images, per_image_kwargs))
-        options = {"task": "segmentation", "processor": self.processor, **options}
+        options = {"task": DEFAULT_TASK, "processor": self.processor, **options}
         for name in {name: None for row in per_image_kwargs for name in row}:
             shared = [options.get(name)] * len(images)
             if name == "target_sizes" and shared[0] is None:
@@ -193,7 +198,7 @@ class DensePredictionPipeline(Pipeline):
     def _result(self, prediction):
         fields = {name: value for name, value in vars(prediction).items() if value is not None}
         if prediction.predicted_depth is not None:
-            fields["depth"] = depth_to_gray(prediction.predicted_depth.numpy())
+            fields[DEPTH_IMAGE] = depth_to_gray(prediction.predicted_depth.numpy())
         return fields
 
 
@@ -209,11 +214,11 @@ class DenseDepthEstimationPipeline(DensePredictionPipeline):
     OPTIONS = ("depth_range", "focal_length", "target_sizes", "scale", "max_num_patches", "on_error")
 
     def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:
-        return super()._forward(model_inputs, task="depth", **options)
+        return super()._forward(model_inputs, task=Depth.name, **options)
 
     def _result(self, prediction):
         fields = super()._result(prediction)
-        return {name: fields[name] for name in ("predicted_depth", "depth")}
+        return {name: fields[name] for name in (Depth.map_field, DEPTH_IMAGE)}
 
 
 class DenseImageSegmentationPipeline(DensePredictionPipeline):
@@ -221,37 +226,48 @@ class DenseImageSegmentationPipeline(DensePredictionPipeline):
     for the call or for an input (see [`DensePredictionPipeline`]). Others are refused, not ignored. `labels` are those
     of `config.id2label` where left out.
 
-    Returns for every image what transformers' own pipeline does: a list of a dict for each class that is there, with
-    `label`, `mask` (PIL image of mode `L`, 255 inside) and `score`, which is `None`: a class of a semantic
-    segmentation is not one object with one score.
+    `subtask` is one of transformers' own: `"semantic"` (the default), a class for each pixel; `"panoptic"`, objects of
+    the classes that `thing_labels` names and all other classes; `"instance"`, these objects alone.
+
+    Returns for every image what transformers' own pipeline does: a list of a dict for each segment that is there, with
+    `label`, `mask` (PIL image of mode `L`, 255 inside) and `score`, which is `None` for a semantic segmentation: its
+    classes are not objects with one score each.
     """
 
     NAME = "image-segmentation"
     OPTIONS = (
         "labels", "background", "threshold", "depth_range", "focal_length", "refine", "target_sizes", "scale",
-        "max_num_patches", "on_error", "subtask",
+        "max_num_patches", "on_error", "subtask", "thing_labels", "labels_from_answer",
     )  # fmt: skip
+    SUBTASKS = {"semantic": Classes.name, "panoptic": Panoptic.name, "instance": Panoptic.name}
 
     def _sanitize_parameters(self, **kwargs):
         subtask = kwargs.pop("subtask", None)
-        if subtask not in (None, "semantic"):
-            raise ValueError(f"`subtask` must be 'semantic', got {subtask!r}: panoptic and instance are not supported")
         preprocess, forward, _ = super()._sanitize_parameters(**kwargs)
-        return preprocess, forward, {"labels": kwargs["labels"]} if "labels" in kwargs else {}
+        own = {} if subtask is None else {"subtask": check_choice("subtask", subtask, self.SUBTASKS)}
+        shared = {"labels": kwargs["labels"]} if "labels" in kwargs else {}
+        return preprocess, {**forward, **own}, {**shared, **own}
 
-    def _forward(self, model_inputs: dict, labels=None, **options) -> dict[str, GenericTensor]:
+    def _forward(
+        self, model_inputs: dict, labels=None, subtask: str = "semantic", **options
+    ) -> dict[str, GenericTensor]:
         labels = class_names(self.model.config) if labels is None else labels
-        return super()._forward(model_inputs, task="segmentation", labels=labels, **options)
+        return super()._forward(model_inputs, task=self.SUBTASKS[subtask], labels=labels, **options)
 
-    def postprocess(self, model_outputs: dict, labels: dict[int, str] | None = None) -> list[dict] | None:
+    def postprocess(
+        self, model_outputs: dict, labels: Labels | None = None, subtask: str = "semantic"
+    ) -> list[dict] | None:
         found = super().postprocess(model_outputs)
-        labels = class_names(self.model.config) if labels is None else labels
         if found is None:
             return None
+        labels = class_names(self.model.config) if labels is None else labels  # as they are written there
         rows = []
         for row in found["segments_info"]:
-            mask = (found["segmentation"] == row["id"]).numpy().astype(np.uint8) * 255
-            rows.append({"score": None, "label": labels[row["id"]], "mask": PIL.Image.fromarray(mask)})
+            if subtask == "instance" and not row["isthing"]:
+                continue
+            mask = (found[Classes.map_field] == row["id"]).numpy().astype(np.uint8) * 255
+            score = None if subtask == "semantic" else row["score"]
+            rows.append({"score": score, "label": labels[row["label_id"]], "mask": PIL.Image.fromarray(mask)})
         return rows
 
 
