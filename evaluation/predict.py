@@ -181,8 +181,8 @@ def evaluate_dense(
     results = {}
     for metric in metrics.values():
         if processes > 1:
-            metric.totals = accelerator.reduce(metric.totals.to(accelerator.device)).cpu()
-        if metric.totals.sum() > 0:
+            metric.reduce(accelerator)
+        if not metric.is_empty:
             results |= metric.compute()
     model.train(was_training)
     return results

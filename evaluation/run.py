@@ -254,7 +254,7 @@ def evaluate_pending(
 
     Returns:
         the pieces: `batches`, `seconds`, and `records`, of each sample and task its `index`, `task`, `score` (of this
-        image alone) and `part` (places and values of what it adds to the metric's `totals`).
+        image alone) and `part` (what it adds to the metric, from [`DenseMetrics.to_record`]).
     """
     pieces, piece = [], {"batches": [], "seconds": 0.0, "records": []}
     for number in tqdm(todo, desc="evaluating", disable=not PartialState().is_main_process):
@@ -275,12 +275,11 @@ def evaluate_pending(
 def make_record(metric: DenseMetrics, task: str, row: int, prediction: Any, reference: Any) -> dict:
     """What one image adds to a metric, in a form that is saved."""
     part = metric.count(prediction, reference)
-    places = part.flatten().nonzero()[:, 0]
     return {
         "index": row,
         "task": task,
         "score": metric.compute(part)[MEASURED[task].score],
-        "part": [places.tolist(), part.flatten()[places].tolist()],
+        "part": metric.to_record(part),
     }
 
 
@@ -289,8 +288,6 @@ def add_up(metrics: dict[str, DenseMetrics], records: list[dict]) -> dict[str, l
     the samples were shared out. Returns each task's (score, index)."""
     scores = {task: [] for task in metrics}
     for record in sorted(records, key=lambda record: record["index"]):
-        totals = metrics[record["task"]].totals.view(-1)
-        places, values = record["part"]
-        totals[torch.tensor(places, dtype=torch.long)] += torch.tensor(values, dtype=totals.dtype)
+        metrics[record["task"]].add_record(record["part"])
         scores[record["task"]].append((record["score"], record["index"]))
     return scores
