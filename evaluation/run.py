@@ -29,12 +29,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
+from ..configuration_densemllm import DenseMLLMConfig
 from ..files import reading
 from ..formats.folders import load_samples
 from ..formats.labels import find_id2label, load_id2label
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import check_ignore_index
+from ..tasks_densemllm import Panoptic
 from ..training.datasets import warn_of_labels
 from ..training.samples import draw_expression, read_sample
 from .metrics import DenseMetrics
@@ -95,11 +97,13 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         check_output_dir(args, state)
         fingerprint["data_digest"] = data_digest(data)
         state.check(fingerprint)
-    model, processor = load_model(args, device, settings)
+    processor, settings = open_processor(args, settings)
+    check_cameras(args, data, settings)
+    model = load_model(args, device)
     before = open_state(process, state, fingerprint, model, processor)
 
     read, predict = partial(read_row, data, settings), make_predict(args, model, processor, settings)
-    metrics = args.make_metrics(id2label)
+    metrics = args.make_metrics(settings)
     todo = share_out(before, math.ceil(len(data) / args.batch_size), process)
     pieces = before + gather_object(evaluate_pending(args, predict, read, len(data), metrics, state, todo))
     scores = add_up(metrics, [record for piece in pieces for record in piece["records"]])
@@ -170,26 +174,46 @@ def read_row(data: datasets.Dataset, settings: Settings, row: int) -> dict:
     sample = read_sample(data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index)
     if "expression" in sample:
         return sample
-    return draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
+    drawn = draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
+    objects = Panoptic.column  # what is drawn is one of them, and all may be measured beside it
+    return drawn | ({objects: sample[objects]} if objects in sample else {})
 
 
-def load_model(
-    args: EvaluationArguments, device: torch.device, settings: Settings
-) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
-    """The model and its processor, once it is clear that this one can do the tasks.
+def open_processor(args: EvaluationArguments, settings: Settings) -> tuple[DenseMLLMProcessor, Settings]:
+    """The processor, and the settings with what the model's files say, once it is clear that it can do the tasks.
 
     Raises:
-        ValueError: they can't be loaded, or can't do a task.
+        ValueError: its files can't be loaded, or it can't do a task.
     """
     with reading(f"`model` {args.model}"):
         processor = DenseMLLMProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+        config = DenseMLLMConfig.from_pretrained(args.model)
     for task in args.task:
         MEASURED[task].check(processor, settings)
+        settings = MEASURED[task].prepare(settings, config, processor)
+    return processor, settings
+
+
+def check_cameras(args: EvaluationArguments, data: datasets.Dataset, settings: Settings) -> None:
+    """Raise a `ValueError` where a task needs focal lengths and the data have none."""
+    for task in args.task:
+        if MEASURED[task].needs_camera(settings) and "focal_length" not in data.column_names:
+            raise ValueError(
+                f"`task` {task!r} of this model needs the column focal_length, in pixels; {args.data} has none"
+            )
+
+
+def load_model(args: EvaluationArguments, device: torch.device) -> DenseMLLMForConditionalGeneration:
+    """The model on its device.
+
+    Raises:
+        ValueError: it can't be loaded.
+    """
     with reading(f"`model` {args.model}"):
         model = DenseMLLMForConditionalGeneration.from_pretrained(
             args.model, dtype=args.dtype, attn_implementation=args.attn_implementation
         )
-    return model.to(device).eval(), processor
+    return model.to(device).eval()
 
 
 # ---- predicting ----
@@ -231,6 +255,8 @@ def make_predict(
         depth_range=settings.depth_range,
         refine=settings.refine,
         ignore_index=settings.ignore_index,
+        thing_labels=settings.thing_labels,
+        normals_source=settings.normals_source,
         **{name: value for name, value in images_kwargs.items() if value is not None},
     )
 
