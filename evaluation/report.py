@@ -433,11 +433,7 @@ def make_results(
 
 def _add_label_columns(rows: dict[int, dict], metric: DenseMetrics, values: dict) -> None:
     """Add what a metric computes for each class to the rows of the classes, by their ids."""
-    columns = {
-        name: values[f"per_label_{name}"]
-        for name in LABEL_METRICS
-        if isinstance(values.get(f"per_label_{name}"), list)
-    }
+    columns = {name: values[f"per_label_{name}"] for name in LABEL_METRICS if f"per_label_{name}" in values}
     if isinstance(metric, SegmentationMetrics):
         columns["pixels"] = metric.confusion.sum(dim=1).tolist()
     for name, column in columns.items():
