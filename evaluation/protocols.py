@@ -227,7 +227,7 @@ def _prepare_things(settings: Settings, config: DenseMLLMConfig, processor: Dens
     return replace(settings, names=names, thing_ids=thing_ids)
 
 
-def _kept_ids(settings: Settings) -> list[int]:
+def segment_ids(settings: Settings) -> list[int]:
     """The classes that segments are of; without names, which only a check of the other options lacks, any will do."""
     names = settings.names or settings.id2label or {0: ""}
     return sorted(key for key, name in names.items() if name != BACKGROUND_LABEL)
@@ -235,7 +235,7 @@ def _kept_ids(settings: Settings) -> list[int]:
 
 def _make_instance_metrics(settings: Settings) -> InstanceMetrics:
     try:
-        return InstanceMetrics(settings.thing_ids or _kept_ids(settings)[:1])
+        return InstanceMetrics(settings.thing_ids or segment_ids(settings)[:1])
     except ImportError as error:
         raise ValueError(f"`task`: {error}") from error
 
@@ -255,7 +255,7 @@ def true_segments(sample: dict, settings: Settings) -> Segments | None:
     ignored = settings.ignored(sample)
     classes, places = index_values(np.asarray(sample[Classes.column]))
     numbers, number_places = index_values(np.asarray(sample[Panoptic.column]))
-    kept = set(_kept_ids(settings)) - {ignored}
+    kept = set(segment_ids(settings)) - {ignored}
     is_known, is_thing = (np.isin(classes, sorted(ids)) for ids in (kept, kept & set(settings.thing_ids)))
     is_numbered = (numbers > 0) & (numbers != ignored)
     is_object = is_thing[places]
@@ -344,7 +344,7 @@ NORMALS = MeasuredTask(
 PANOPTIC = MeasuredTask(
     task=TASKS[Panoptic.name],
     columns=((Classes.column, Panoptic.column),),
-    make_metrics=lambda settings: PanopticMetrics(_kept_ids(settings), settings.thing_ids),
+    make_metrics=lambda settings: PanopticMetrics(segment_ids(settings), settings.thing_ids),
     score="pq",
     reference=true_segments,
     prediction=_found_segments,
@@ -413,6 +413,9 @@ class EvaluationArguments:
     attn_implementation: str | None = HfArg(default=None, help="sdpa, eager, flash_attention_2, ...")
     trust_remote_code: bool = HfArg(default=False, help="run the code that the checkpoint's tokenizer brings")
     save_every: int = HfArg(default=10, help="batches of a process between two pieces of the state")
+    save_coco: str | None = HfArg(
+        default=None, help="folder for what is found of panoptic maps and instances, in COCO's formats"
+    )
     cases: int = HfArg(default=3, help="best, median and worst images to draw of each task, so many of each; 0: none")
     update_card: bool = HfArg(default=False, help="put the results into the model index of the model folder's card")
     data_name: str | None = HfArg(default=None, help="what the card calls the data; as `data` does where left out")
@@ -442,6 +445,8 @@ class EvaluationArguments:
             raise ValueError(f"`dtype` must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
         if self.update_card and not os.path.isdir(self.model):
             raise ValueError(f"`update_card` needs a `model` that is a local folder, got {self.model!r}")
+        if self.save_coco is not None and self.segments_task is None:
+            raise ValueError(f"`save_coco` needs a `task` of {[PANOPTIC.name, INSTANCES.name]}, got {self.task}")
         self.make_metrics(self.settings(None))  # names what of cap, crop, average and align can't be used
 
     def settings(self, id2label: dict[int, str] | None) -> Settings:
@@ -454,6 +459,11 @@ class EvaluationArguments:
         names = {entry.name for entry in fields(Settings)} & set(options) - {"id2label", "thing_labels"}
         things = None if self.thing_labels is None else tuple(_split_names(self.thing_labels, id2label or {}))
         return Settings(id2label, thing_labels=things, **{name: options[name] for name in names})
+
+    @property
+    def segments_task(self) -> str | None:
+        """The first of the tasks that find segments, if any: all of them find the same."""
+        return next((name for name in self.task if MEASURED[name].task is PANOPTIC.task), None)
 
     def make_metrics(self, settings: Settings) -> dict[str, DenseMetrics]:
         """The accumulator of each task."""
@@ -482,5 +492,6 @@ __all__ = [
     "EvaluationArguments",
     "MeasuredTask",
     "Settings",
+    "segment_ids",
     "true_segments",
 ]

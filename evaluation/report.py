@@ -34,10 +34,12 @@ import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
+from ..answers_densemllm import decode_rle
 from ..configuration_densemllm import __version__
 from ..drawing_densemllm import colorize_depth, label_colors, normals_to_colors
 from ..targets_densemllm import index_values
 from .metrics import METRICS, DenseMetrics, SegmentationMetrics
+from .panoptic import Segments, coco_instances, save_coco_panoptic
 from .protocols import (
     CLASS_LIST,
     DEPTH,
@@ -49,8 +51,10 @@ from .protocols import (
     SEGMENTATION,
     EvaluationArguments,
     MeasuredTask,
+    Settings,
+    segment_ids,
 )
-from .state import write_atomically
+from .state import COCO_IMAGES, COCO_INSTANCES, COCO_PANOPTIC, write_atomically
 
 
 MAX_DRAWN_CLASSES = 150
@@ -514,6 +518,41 @@ def _png(image: PIL.Image.Image) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def write_coco(folder: Path, segments: list[dict], settings: Settings) -> None:
+    """Write what was found as COCO has it: `panoptic/*.png`, `instances.json`, and last `panoptic.json`.
+
+    Args:
+        folder: of the files; those of an earlier evaluation are replaced.
+        segments: of each image, in the order of the samples, what [`segments_record`] gave.
+        settings: with names and things.
+    """
+    for name in (COCO_PANOPTIC, COCO_INSTANCES):
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for record in segments for row in record["rows"] if row["category_id"] in settings.thing_ids]
+    write_atomically(folder / COCO_INSTANCES, json.dumps(rows).encode())
+    categories = [
+        {"id": key, "name": settings.id2label[key], "isthing": int(key in settings.thing_ids)}
+        for key in segment_ids(settings)
+    ]
+    maps = ((record["index"], _to_segments(record)) for record in segments)
+    save_coco_panoptic(maps, folder / COCO_PANOPTIC, folder / COCO_IMAGES, categories, overwrite=True)
+
+
+def segments_record(index: int, prediction: Segments) -> dict:
+    """What was found in the sample of a row, in a form that is saved: its index, size, and COCO's rows."""
+    size = list(prediction[0].shape)
+    return {"index": index, "size": size, "rows": coco_instances(index, prediction)}
+
+
+def _to_segments(record: dict) -> Segments:
+    """The map and its rows that [`segments_record`] made a record of."""
+    values = np.zeros(record["size"], dtype=np.int64)
+    for number, row in enumerate(record["rows"], 1):
+        values[decode_rle(row["segmentation"])] = number
+    return values, [{"id": number, "label_id": row["category_id"]} for number, row in enumerate(record["rows"], 1)]
 
 
 # ---- card ----

@@ -42,8 +42,8 @@ from ..training.samples import draw_expression, read_sample
 from .metrics import DenseMetrics
 from .predict import predict_batch
 from .protocols import MEASURED, EvaluationArguments, Settings
-from .report import draw_sheet, load_card, make_results, update_card, write_results
-from .state import State, check_output_dir, data_digest, make_fingerprint, model_digest
+from .report import draw_sheet, load_card, make_results, segments_record, update_card, write_coco, write_results
+from .state import State, check_coco_folder, check_output_dir, data_digest, make_fingerprint, model_digest
 
 
 def main(args: EvaluationArguments) -> dict:
@@ -95,6 +95,7 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         load_card(args.model)
     if process.is_main_process:
         check_output_dir(args, state)
+        check_coco_folder(args, state)
         fingerprint["data_digest"] = data_digest(data)
         state.check(fingerprint)
     processor, settings = open_processor(args, settings)
@@ -117,6 +118,9 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         sheet = draw_sheet(args.task, args.cases, predict, read, id2label, scores)
         folder = state.folder.parent
         write_results(folder, results, metrics, id2label, sheet)
+        if args.save_coco is not None:
+            segments = [record for piece in pieces for record in piece["segments"]]
+            write_coco(Path(args.save_coco), sorted(segments, key=lambda record: record["index"]), settings)
         if args.update_card:
             update_card(args.model, results)
         print((folder / "results.md").read_text(encoding="utf-8"))
@@ -280,22 +284,29 @@ def evaluate_pending(
 
     Returns:
         the pieces: `batches`, `seconds`, and `records`, of each sample and task its `index`, `task`, `score` (of this
-        image alone) and `part` (what it adds to the metric, from [`DenseMetrics.to_record`]).
+        image alone) and `part` (what it adds to the metric, from [`DenseMetrics.to_record`]);
+        and with `save_coco` `segments`, of each sample [`segments_record`].
     """
-    pieces, piece = [], {"batches": [], "seconds": 0.0, "records": []}
+    pieces, piece = [], _new_piece()
     for number in tqdm(todo, desc="evaluating", disable=not PartialState().is_main_process):
         started = time.monotonic()
         rows = range(number * args.batch_size, min((number + 1) * args.batch_size, count))
         predicted = predict([read(row) for row in rows], args.task, batch_size=args.batch_size)
         for position, task, prediction, reference in predicted:
             piece["records"].append(make_record(metrics[task], task, rows[position], prediction, reference))
+            if args.save_coco is not None and task == args.segments_task:
+                piece["segments"].append(segments_record(rows[position], prediction))
         piece["batches"].append(number)
         piece["seconds"] += time.monotonic() - started
         if len(piece["batches"]) == args.save_every or number == todo[-1]:
             state.save(piece)
             pieces.append(piece)
-            piece = {"batches": [], "seconds": 0.0, "records": []}
+            piece = _new_piece()
     return pieces
+
+
+def _new_piece() -> dict:
+    return {"batches": [], "seconds": 0.0, "records": [], "segments": []}
 
 
 def make_record(metric: DenseMetrics, task: str, row: int, prediction: Any, reference: Any) -> dict:
