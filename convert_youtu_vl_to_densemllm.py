@@ -51,7 +51,9 @@ from densemllm import (
 )
 from densemllm.configuration_densemllm import translate_released_config
 from densemllm.files import USER_ERRORS, reading
+from densemllm.object_tasks_densemllm import Foreground
 from densemllm.released_densemllm import RELEASED_KEYS, RELEASED_LAYOUTS
+from densemllm.tasks_densemllm import Depth
 
 
 INDEX = "model.safetensors.index.json"
@@ -162,8 +164,8 @@ def make_processor(source: Path, config: DenseMLLMConfig) -> tuple[DenseMLLMProc
     try:
         image_processor = DenseMLLMImageProcessor(merge_size=config.spatial_merge_size, **settings)
         processor = DenseMLLMProcessor(image_processor, tokenizer, num_depth_bins=config.num_depth_bins)
-        for task in ("depth", "referring"):
-            processor.task_label_ids(task)  # looks the tokens up
+        for task in (Depth, Foreground):
+            processor.task_label_ids(task.name)  # looks the tokens up
     except ValueError as error:
         return None, [*problems, str(error)]
     for name, token in (
