@@ -298,22 +298,35 @@ class DensePredictionMixin(QuestionMixin):
             entries, places, single = entries * objects, list(range(objects * len(entries))), False
         requests = [_complete(asked[place], entry) for entry, place in zip(entries, places, strict=True)]
         per_image_kwargs = [per_image_kwargs[place] for place in places]
+        rows = zip(entries, requests, per_image_kwargs, strict=True)
+        views = [[_view(own_task, *row, processor) for own_task in tasks] for row in rows]
+        self._check_lengths([view for own in views for view in own], processor)
         predictions = []
         for part in _parts(entries, batch_size):
-            rows = list(zip(entries[part], requests[part], per_image_kwargs[part], strict=True))
-            views = [_view(own_task, *row, processor) for row in rows for own_task in tasks]
-            self._encode_views(views, processor, batch_size)
-            self._ask_views(views, processor)
-            self._read_views(views, processor, batch_size, images_kwargs)
-            for start in range(0, len(views), len(tasks)):
-                predictions.append(_join(views[start : start + len(tasks)], return_logits))
+            together = [view for own in views[part] for view in own]
+            self._encode_views(together, processor, batch_size)
+            self._ask_views(together, processor)
+            self._read_views(together, processor, batch_size, images_kwargs)
+            for own in views[part]:
+                predictions.append(_join(own, return_logits))
+                own.clear()  # and with them what the model kept of the image
         return at_places(predictions, places, len(asked), single)
+
+    def _check_lengths(self, views: list[_View], processor: DenseMLLMProcessor) -> None:
+        """Refuse images with more tokens than the language model has positions, before any is read."""
+        for prompt in {view.prompt: None for view in views}:
+            fresh = [
+                view for view in views
+                if view.prompt == prompt and not isinstance(view.entry, EncodedImage) and _reads_image(view, processor)
+            ]  # fmt: skip
+            kwargs = [view.images_kwargs for view in fresh]
+            self._check_prompt_lengths([view.entry for view in fresh], prompt, "", processor, kwargs)
 
     def _encode_views(self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int) -> None:
         """Read each image once for each text before it."""
         by_prompt: dict[str, dict[tuple[int, int], list[_View]]] = {}
         for view in views:
-            if view.question is not None or _reads_whole(view, processor):
+            if _reads_image(view, processor):
                 same = by_prompt.setdefault(view.prompt, {})
                 same.setdefault((id(view.entry), id(view.images_kwargs)), []).append(view)
         for prompt, same in by_prompt.items():
@@ -529,6 +542,11 @@ def _view(
 def _reads_whole(view: _View, processor: DenseMLLMProcessor) -> bool:
     """Whether the image is read as a whole, and not crops of it."""
     return view.task.crops(view.request, processor) is None
+
+
+def _reads_image(view: _View, processor: DenseMLLMProcessor) -> bool:
+    """Whether the image is encoded as a whole: to be read, or to be asked about."""
+    return view.question is not None or _reads_whole(view, processor)
 
 
 def _join(views: list[_View], return_logits: bool) -> DensePrediction:
