@@ -226,7 +226,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         token by itself such as `<OTHERS>`; order is kept.
 
         Raises:
-            TypeError: `labels` is no list or dict, or a name no string.
+            TypeError: `labels` is not a list or a dict, or a name not a string.
             ValueError: no labels, an empty name, a name given twice, a negative key.
         """
         if isinstance(labels, str) or not isinstance(labels, (dict, list, tuple)):
@@ -366,7 +366,7 @@ class DenseMLLMProcessor(ProcessorMixin):
                 invalid.
             depth_range: row of `depth_ranges`.
             focal_length: in pixels, of the image as the model gets it. In a range with a focal length of its own,
-                depth is multiplied by `range's / focal_length` first, which makes it the depth that the same picture
+                depth is multiplied by `range's / focal_length` first, which makes it the depth that the same image
                 has in a camera of the range's focal length. `None`: it is that focal length.
 
         Returns:

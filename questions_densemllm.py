@@ -110,10 +110,10 @@ class QuestionMixin(ImageEncodingMixin):
         if isinstance(image, EncodedImage):
             encoded = image
         else:
-            picture = load_image(image, processor.image_processor, "`image`")
+            image = load_image(image, processor.image_processor, "`image`")
             own = with_focal_scale({}, processor, focal_lengths[0], depth_range)
-            self._check_prompt_lengths([picture], "", texts[0], processor, [own])
-            encoded = self._encode([picture], "", processor, 1, start_from_cache, [own])[0]
+            self._check_prompt_lengths([image], "", texts[0], processor, [own])
+            encoded = self._encode([image], "", processor, 1, start_from_cache, [own])[0]
         _, tail = self._prompt_ids(processor, encoded.prompt, texts[0])
         input_ids = torch.cat([encoded.input_ids.to(tail.device), tail[None]], dim=1)
         length = input_ids.shape[1]

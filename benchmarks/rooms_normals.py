@@ -16,10 +16,10 @@ r"""Surface normals of a model that knows depth only: from the map of depth as `
 
     python benchmarks/rooms_normals.py [--quick]
 
-The true normals are finite differences of the true depth of held-out rooms. The slopes of a map of whole bins are those
-of its steps; `facing`, for comparison, has every surface face the camera. Ends with one line of JSON: mean and median
-angle in degrees and the shares of pixels under 11.25, 22.5 and 30 degrees of each, and `mean_angle_ratio`, of the map's
-to the task's.
+The true normals are finite differences of the true depth of held-out rooms. The slopes of a map of whole bins are
+those of its steps; `facing`, for comparison, has every surface face the camera. Ends with one line of JSON: mean and
+median angle in degrees and the shares of pixels under 11.25, 22.5 and 30 degrees of each, and `mean_angle_ratio`, of
+the map's to the task's.
 """
 
 import argparse
