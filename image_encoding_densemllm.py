@@ -117,8 +117,8 @@ class ImageEncodingMixin:
             return self.device
         for module in self.modules():
             hook = getattr(module, "_hf_hook", None)
-            for own in getattr(hook, "hooks", [hook]):
-                device = getattr(own, "execution_device", None)
+            for part in getattr(hook, "hooks", [hook]):
+                device = getattr(part, "execution_device", None)
                 if device is not None:
                     return torch.device(device)
         return torch.device("cpu")
@@ -132,7 +132,7 @@ class ImageEncodingMixin:
             processor = self.__dict__.get("_processor")
         if processor is None:
             processor = self.__dict__["_processor"] = self._load_processor()
-        for name, own, given in (
+        for name, expected, given in (
             ("image_token_id", self.config.image_token_id, processor.image_token_id),
             ("spatial_merge_size", self.config.spatial_merge_size, processor.image_processor.merge_size),
             ("patch_size", self.config.vision_config.patch_size, processor.image_processor.patch_size),
@@ -140,8 +140,8 @@ class ImageEncodingMixin:
             ("depth_ranges", self.config.depth_ranges, processor.depth_ranges),
             ("default_depth_range", self.config.default_depth_range, processor.default_depth_range),
         ):
-            if own != given:
-                raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {own}")
+            if expected != given:
+                raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {expected}")
         return processor
 
     def _keep_checkpoint_files(self, path, options: dict) -> None:
@@ -225,26 +225,26 @@ class ImageEncodingMixin:
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         focal_lengths = one_an_image("focal_length", focal_length, len(images), check_focal_length)
-        per_image_kwargs = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
+        per_image_kwargs = [with_focal_scale(images_kwargs, processor, focal, depth_range) for focal in focal_lengths]
         loaded, places = load_images(images, processor, single, on_error, images_kwargs)
         per_image_kwargs = [per_image_kwargs[place] for place in places]
         encoded = self._encode(loaded, prompt, processor, batch_size, use_cache, per_image_kwargs)
         return at_places(encoded, places, len(images), single)
 
-    def _encode(self, images, prompt, processor, batch_size, use_cache, images_kwargs) -> list[EncodedImage]:
-        """[`encode_image`] of images with `images_kwargs`, one dict an image."""
+    def _encode(self, images, prompt, processor, batch_size, use_cache, per_image_kwargs) -> list[EncodedImage]:
+        """[`encode_image`] of images with `per_image_kwargs`, one dict an image."""
         encoded = []
-        self._check_prompt_lengths(images, prompt, "", processor, images_kwargs)
+        self._check_prompt_lengths(images, prompt, "", processor, per_image_kwargs)
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             inputs = [  # their size was checked when they were loaded; a crop is larger than what it is of
                 processor.image_processor(
-                    image, return_tensors="pt", **{**own, "max_image_pixels": image.width * image.height}
+                    image, return_tensors="pt", **{**kwargs, "max_image_pixels": image.width * image.height}
                 )
-                for image, own in zip(batch, images_kwargs[start : start + batch_size], strict=True)
+                for image, kwargs in zip(batch, per_image_kwargs[start : start + batch_size], strict=True)
             ]
             pixel_values, grid = (
-                torch.cat([own[name] for own in inputs]) for name in ("pixel_values", "image_grid_thw")
+                torch.cat([of_image[name] for of_image in inputs]) for name in ("pixel_values", "image_grid_thw")
             )
             features = self.model.get_image_features(
                 pixel_values.to(self._input_device), grid.to(self._input_device), return_dict=True
@@ -286,18 +286,18 @@ class ImageEncodingMixin:
                 )
         return encoded
 
-    def _check_prompt_lengths(self, images, prompt, question, processor, images_kwargs) -> None:
+    def _check_prompt_lengths(self, images, prompt, question, processor, per_image_kwargs) -> None:
         """`ValueError` for an image whose tokens, with the text around it, are more than there are positions."""
         if self.config.num_positions is None or not images:
             return
         head, tail = self._prompt_ids(processor, prompt, question)
         around = len(head) + (len(tail) if question else 0)
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
-        for image, own in zip(images, images_kwargs, strict=True):
-            own = {name: value for name, value in own.items() if value is not None}
+        for image, kwargs in zip(images, per_image_kwargs, strict=True):
+            kwargs = {name: value for name, value in kwargs.items() if value is not None}
             height, width = image.height, image.width
-            if own.get("do_resize", processor.image_processor.do_resize):
-                height, width = processor.image_processor.get_resized_size(height, width, own)
+            if kwargs.get("do_resize", processor.image_processor.do_resize):
+                height, width = processor.image_processor.get_resized_size(height, width, kwargs)
             check_prompt_length(around + (height // cell) * (width // cell), self.config)
 
     def _prompt_ids(self, processor, prompt: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -366,8 +366,8 @@ class ImageEncodingMixin:
         """Encode images with `per_image_kwargs`, one dict an entry. Encoded ones are taken as they are; for another
         prompt, it starts from their vision tokens."""
         fresh = [place for place, entry in enumerate(entries) if not isinstance(entry, EncodedImage)]
-        images, own_kwargs = ([values[place] for place in fresh] for values in (entries, per_image_kwargs))
-        fresh = iter(self._encode(images, prompt, processor, batch_size, use_cache, own_kwargs))
+        images, kwargs = ([values[place] for place in fresh] for values in (entries, per_image_kwargs))
+        fresh = iter(self._encode(images, prompt, processor, batch_size, use_cache, kwargs))
         encoded = []
         for entry in entries:
             if not isinstance(entry, EncodedImage):
