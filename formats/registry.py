@@ -18,8 +18,8 @@ from importlib import import_module
 from .base import Format, FormatSamples, check_split
 
 
-# Name to the module beside this one that has it, in its table `FORMATS`; a module is imported when one of its data sets
-# is asked for.
+# Name to the module beside this one that has it, in its table `FORMATS`. A module is imported when one of its data
+# sets is asked for.
 MODULES: dict[str, str] = {}
 
 
@@ -36,7 +36,7 @@ def open_format(name: str, split: str, **options: object) -> FormatSamples | Non
     """The samples of `NAME:PATH`; `None` where there is no such name in front.
 
     Raises:
-        ValueError: a split that the data set lacks, an option that its layout doesn't take, or files that aren't there.
+        ValueError: a split that the data set lacks, an option that its layout doesn't take, or files that lack.
     """
     found = format_of(name)
     if found is None:
