@@ -198,7 +198,7 @@ def parse_grounding(text: str, image_size: tuple[int, int], resized_size: tuple[
         `unparsed`: what was malformed or cut off, or `None`.
 
     Raises:
-        TypeError: `text` is no string.
+        TypeError: `text` is not a string.
         ValueError: a size below 1.
     """
     items, rest = _items(text)
@@ -361,7 +361,7 @@ def parse_run_length(text: str, image_size: tuple[int, int]) -> dict:
         class. `labels`: position to name. `unparsed`: what is left of a mask that is cut off, or `None`.
 
     Raises:
-        TypeError: `text` is no string.
+        TypeError: `text` is not a string.
         ValueError: a size below 1.
     """
     _Scale(image_size, image_size)

@@ -272,7 +272,7 @@ class DenseMLLMVisionConfig(PreTrainedConfig):
             self.fullatt_block_indexes = [index for index in released if index < self.num_hidden_layers]
         self.fullatt_block_indexes = list(self.fullatt_block_indexes)
         super().__post_init__(**kwargs)
-        self.validate_fields()  # here too: `@strict` wraps a validator's error into one that is no ValueError
+        self.validate_fields()  # here too: `@strict` wraps a validator's error into one that is not a ValueError
 
     def validate_fields(self) -> None:
         _check_choice(self, "position_embedding", ("rope", "table"))

@@ -51,11 +51,13 @@ from densemllm import (
 )
 from densemllm.configuration_densemllm import translate_released_config
 from densemllm.files import USER_ERRORS, reading
+from densemllm.object_tasks_densemllm import Foreground
 from densemllm.released_densemllm import RELEASED_KEYS, RELEASED_LAYOUTS
+from densemllm.tasks_densemllm import Depth
 
 
 INDEX = "model.safetensors.index.json"
-HEAD = "lm_head.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"  # our names
 FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 IMAGE_FIELDS = ("patch_size", "image_mean", "image_std", "rescale_factor", "max_num_patches", "resample")
 
@@ -134,15 +136,16 @@ def check_weights(headers: dict, model: torch.nn.Module, tied: bool) -> list[str
 
 def check_head(headers: dict) -> list[str]:
     """A head that is stored although it is tied has to be the embedding; compared in pieces."""
-    embedding = "model.embed_tokens.weight"
+    names = {rename(key): key for key in headers}
+    head_key, embedding_key = names[HEAD], names[EMBEDDING]
     with (
-        safe_open(headers[HEAD][0], framework="pt") as head_file,
-        safe_open(headers[embedding][0], framework="pt") as embedding_file,
+        safe_open(headers[head_key][0], framework="pt") as head_file,
+        safe_open(headers[embedding_key][0], framework="pt") as embedding_file,
     ):
-        head, rows = head_file.get_slice(HEAD), embedding_file.get_slice(embedding)
-        for start in range(0, headers[HEAD][1][0], 4096):
+        head, rows = head_file.get_slice(head_key), embedding_file.get_slice(embedding_key)
+        for start in range(0, headers[head_key][1][0], 4096):
             if not torch.equal(head[start : start + 4096], rows[start : start + 4096]):
-                return [f"{HEAD} differs from {embedding}, but the config ties them"]
+                return [f"{head_key} differs from {embedding_key}, but the config ties them"]
     return []
 
 
@@ -162,8 +165,8 @@ def make_processor(source: Path, config: DenseMLLMConfig) -> tuple[DenseMLLMProc
     try:
         image_processor = DenseMLLMImageProcessor(merge_size=config.spatial_merge_size, **settings)
         processor = DenseMLLMProcessor(image_processor, tokenizer, num_depth_bins=config.num_depth_bins)
-        for task in ("depth", "referring"):
-            processor.task_label_ids(task)  # looks the tokens up
+        for task in (Depth, Foreground):
+            processor.task_label_ids(task.name)  # looks the tokens up
     except ValueError as error:
         return None, [*problems, str(error)]
     for name, token in (
@@ -182,16 +185,17 @@ def write_weights(headers: dict, out: Path, tied: bool) -> None:
     files = sorted({file for file, _ in headers.values()})
     weight_map, size = {}, 0
     for number, file in enumerate(tqdm(files, desc="converting shards", unit="shard"), start=1):
-        name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        shard_name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
         with safe_open(file, framework="pt") as shard:
-            tensors = {rename(key): shard.get_tensor(key) for key in shard.keys() if not (tied and key == HEAD)}
+            names = {key: rename(key) for key in shard.keys()}
+            tensors = {name: shard.get_tensor(key) for key, name in names.items() if not (tied and name == HEAD)}
         if not tensors:
             continue
         try:
-            save_file(tensors, out / name, metadata={"format": "pt"})
+            save_file(tensors, out / shard_name, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk is one of them
-            raise OSError(f"{name}: {error}") from error
-        weight_map |= dict.fromkeys(tensors, name)
+            raise OSError(f"{shard_name}: {error}") from error
+        weight_map |= dict.fromkeys(tensors, shard_name)
         size += sum(tensor.nbytes for tensor in tensors.values())
         del tensors
     if len(files) > 1:
@@ -314,7 +318,7 @@ def convert(source: str, out: str, ignored: list[str] = ()) -> Path:
         headers = read_headers(folder)
         tied = config.tie_word_embeddings
         problems = check_weights(headers, model, tied)
-        if not problems and tied and HEAD in headers:
+        if not problems and tied and HEAD in map(rename, headers):
             problems = check_head(headers)
         processor, more = make_processor(folder, config)
         problems += more

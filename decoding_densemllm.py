@@ -125,14 +125,14 @@ def decode_depth_bins(logits: torch.Tensor, upsampling: int = 2) -> tuple[torch.
 
 
 def decode_bin_places(
-    logits: torch.Tensor, upsampling: int = 2, reach: float = 1 / 16
+    logits: torch.Tensor, upsampling: int = 1, reach: float = 1 / 16
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of bins to places between their centres: bilinear x2, then the mean of the bins near the best one, each
-    weighted with its probability. Whole bins are steps; the mean of those nearby is a slope where there is one.
+    """Logits of bins to places between their centres: the mean of the bins near the best one, each weighted with its
+    probability. Whole bins are steps; the mean of those nearby is a slope where there is one.
 
     Args:
         logits: `[num_bins, grid_height, grid_width]`.
-        upsampling: factor on the grid.
+        upsampling: factor on the grid, bilinear.
         reach: share of all bins that count on either side of the best one; at least one bin does.
 
     Returns:

@@ -60,7 +60,7 @@ class EncodedImage(Record):
         hidden_states: `[n_vision_tokens, hidden_size]`, of the vision tokens after the language model.
         image_features: `[n_vision_tokens, hidden_size]`, of the vision tokens before it.
         grid: `(height, width)` in vision tokens.
-        image: the picture, upright, RGB.
+        image: upright, RGB.
         prompt: the text before the image.
         input_ids: `int64 [1, length]`, the prompt up to the last vision token.
         past_key_values: the key-value cache of `input_ids`, or `None`.
@@ -78,7 +78,7 @@ class EncodedImage(Record):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """`(height, width)` of the picture in pixels."""
+        """`(height, width)` of the image in pixels."""
         return self.image.height, self.image.width
 
 
@@ -117,8 +117,8 @@ class ImageEncodingMixin:
             return self.device
         for module in self.modules():
             hook = getattr(module, "_hf_hook", None)
-            for own in getattr(hook, "hooks", [hook]):
-                device = getattr(own, "execution_device", None)
+            for part in getattr(hook, "hooks", [hook]):
+                device = getattr(part, "execution_device", None)
                 if device is not None:
                     return torch.device(device)
         return torch.device("cpu")
@@ -132,7 +132,7 @@ class ImageEncodingMixin:
             processor = self.__dict__.get("_processor")
         if processor is None:
             processor = self.__dict__["_processor"] = self._load_processor()
-        for name, own, given in (
+        for name, expected, given in (
             ("image_token_id", self.config.image_token_id, processor.image_token_id),
             ("spatial_merge_size", self.config.spatial_merge_size, processor.image_processor.merge_size),
             ("patch_size", self.config.vision_config.patch_size, processor.image_processor.patch_size),
@@ -140,8 +140,8 @@ class ImageEncodingMixin:
             ("depth_ranges", self.config.depth_ranges, processor.depth_ranges),
             ("default_depth_range", self.config.default_depth_range, processor.default_depth_range),
         ):
-            if own != given:
-                raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {own}")
+            if expected != given:
+                raise ValueError(f"`processor` does not belong to this model: its `{name}` is {given}, not {expected}")
         return processor
 
     def _keep_checkpoint_files(self, path, options: dict) -> None:
@@ -225,26 +225,26 @@ class ImageEncodingMixin:
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         focal_lengths = one_an_image("focal_length", focal_length, len(images), check_focal_length)
-        per_image_kwargs = [with_focal_scale(images_kwargs, processor, own, depth_range) for own in focal_lengths]
-        pictures, places = load_images(images, processor, single, on_error, images_kwargs)
+        per_image_kwargs = [with_focal_scale(images_kwargs, processor, focal, depth_range) for focal in focal_lengths]
+        loaded, places = load_images(images, processor, single, on_error, images_kwargs)
         per_image_kwargs = [per_image_kwargs[place] for place in places]
-        encoded = self._encode(pictures, prompt, processor, batch_size, use_cache, per_image_kwargs)
+        encoded = self._encode(loaded, prompt, processor, batch_size, use_cache, per_image_kwargs)
         return at_places(encoded, places, len(images), single)
 
-    def _encode(self, pictures, prompt, processor, batch_size, use_cache, images_kwargs) -> list[EncodedImage]:
-        """[`encode_image`] of pictures with `images_kwargs`, one dict a picture."""
+    def _encode(self, images, prompt, processor, batch_size, use_cache, per_image_kwargs) -> list[EncodedImage]:
+        """[`encode_image`] of images with `per_image_kwargs`, one dict an image."""
         encoded = []
-        self._check_prompt_lengths(pictures, prompt, "", processor, images_kwargs)
-        for start in range(0, len(pictures), batch_size):
-            batch = pictures[start : start + batch_size]
+        self._check_prompt_lengths(images, prompt, "", processor, per_image_kwargs)
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
             inputs = [  # their size was checked when they were loaded; a crop is larger than what it is of
                 processor.image_processor(
-                    picture, return_tensors="pt", **{**own, "max_image_pixels": picture.width * picture.height}
+                    image, return_tensors="pt", **{**kwargs, "max_image_pixels": image.width * image.height}
                 )
-                for picture, own in zip(batch, images_kwargs[start : start + batch_size], strict=True)
+                for image, kwargs in zip(batch, per_image_kwargs[start : start + batch_size], strict=True)
             ]
             pixel_values, grid = (
-                torch.cat([own[name] for own in inputs]) for name in ("pixel_values", "image_grid_thw")
+                torch.cat([of_image[name] for of_image in inputs]) for name in ("pixel_values", "image_grid_thw")
             )
             features = self.model.get_image_features(
                 pixel_values.to(self._input_device), grid.to(self._input_device), return_dict=True
@@ -254,10 +254,10 @@ class ImageEncodingMixin:
             encoded += self._prefill_images(batch, features, grids, prompt, processor, use_cache)
         return encoded
 
-    def _prefill_images(self, pictures, features, grids, prompt, processor, use_cache) -> list[EncodedImage]:
+    def _prefill_images(self, images, features, grids, prompt, processor, use_cache) -> list[EncodedImage]:
         """Run the language model over prompt and vision tokens of each image, images of like length together."""
         head, _ = self._prompt_ids(processor, prompt, "")
-        encoded: list[EncodedImage | None] = [None] * len(pictures)
+        encoded: list[EncodedImage | None] = [None] * len(images)
         for group in _length_groups([len(feature) for feature in features], 0.0 if use_cache else 0.1):
             longest = max(len(features[index]) for index in group)
             # Shorter rows are filled up at the right, where a causal model's earlier positions never look.
@@ -279,25 +279,25 @@ class ImageEncodingMixin:
                     hidden_states=outputs.last_hidden_state[row, len(head) : length],
                     image_features=features[index],
                     grid=grids[index],
-                    image=pictures[index],
+                    image=images[index],
                     prompt=prompt,
                     input_ids=input_ids[row : row + 1, :length],
                     past_key_values=get_cache(outputs) if use_cache else None,
                 )
         return encoded
 
-    def _check_prompt_lengths(self, pictures, prompt, question, processor, images_kwargs) -> None:
-        """`ValueError` for a picture whose tokens, with the text around it, are more than there are positions."""
-        if self.config.num_positions is None or not pictures:
+    def _check_prompt_lengths(self, images, prompt, question, processor, per_image_kwargs) -> None:
+        """`ValueError` for an image whose tokens, with the text around it, are more than there are positions."""
+        if self.config.num_positions is None or not images:
             return
         head, tail = self._prompt_ids(processor, prompt, question)
         around = len(head) + (len(tail) if question else 0)
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
-        for picture, own in zip(pictures, images_kwargs, strict=True):
-            own = {name: value for name, value in own.items() if value is not None}
-            height, width = picture.height, picture.width
-            if own.get("do_resize", processor.image_processor.do_resize):
-                height, width = processor.image_processor.get_resized_size(height, width, own)
+        for image, kwargs in zip(images, per_image_kwargs, strict=True):
+            kwargs = {name: value for name, value in kwargs.items() if value is not None}
+            height, width = image.height, image.width
+            if kwargs.get("do_resize", processor.image_processor.do_resize):
+                height, width = processor.image_processor.get_resized_size(height, width, kwargs)
             check_prompt_length(around + (height // cell) * (width // cell), self.config)
 
     def _prompt_ids(self, processor, prompt: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -366,8 +366,8 @@ class ImageEncodingMixin:
         """Encode images with `per_image_kwargs`, one dict an entry. Encoded ones are taken as they are; for another
         prompt, it starts from their vision tokens."""
         fresh = [place for place, entry in enumerate(entries) if not isinstance(entry, EncodedImage)]
-        pictures, own_kwargs = ([values[place] for place in fresh] for values in (entries, per_image_kwargs))
-        fresh = iter(self._encode(pictures, prompt, processor, batch_size, use_cache, own_kwargs))
+        images, kwargs = ([values[place] for place in fresh] for values in (entries, per_image_kwargs))
+        fresh = iter(self._encode(images, prompt, processor, batch_size, use_cache, kwargs))
         encoded = []
         for entry in entries:
             if not isinstance(entry, EncodedImage):
@@ -380,7 +380,7 @@ class ImageEncodingMixin:
         return encoded
 
     def _resized_size(self, encoded: EncodedImage) -> tuple[int, int]:
-        """`(height, width)` in pixels of the picture as the model saw it."""
+        """`(height, width)` in pixels of the image as the model saw it."""
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
         return encoded.grid[0] * cell, encoded.grid[1] * cell
 
@@ -436,27 +436,27 @@ def load_images(
     images_kwargs: dict,
     encoded: bool = False,
 ) -> tuple[list, list[int]]:
-    """Images as RGB pictures, and their places in the list. With `on_error="skip"` those that can't be read are
+    """Images as PIL images in RGB, and their places in the list. With `on_error="skip"` those that can't be read are
     warned of and left out. Where `encoded`, an [`EncodedImage`] is taken as it is."""
     check_choice("on_error", on_error, ("raise", "skip"))
-    pictures, places = [], []
+    loaded, places = [], []
     for place, image in enumerate(images):
         try:
             is_read = encoded and isinstance(image, EncodedImage)
             name = "`images`" if single else f"`images[{place}]`"
-            pictures.append(image if is_read else load_image(image, processor.image_processor, name, **images_kwargs))
+            loaded.append(image if is_read else load_image(image, processor.image_processor, name, **images_kwargs))
             places.append(place)
         except (TypeError, ValueError) as error:
             if on_error == "raise":
                 raise
             logger.warning(f"skipped: {error}")
-    return pictures, places
+    return loaded, places
 
 
 def load_image(
     image: AnyImage, image_processor: DenseMLLMImageProcessor, name: str, **images_kwargs: Any
 ) -> PIL.Image.Image:
-    """One image as an RGB picture, or a `TypeError` or `ValueError` that begins with its `name`."""
+    """One image as a PIL image in RGB, or a `TypeError` or `ValueError` that begins with its `name`."""
     try:
         return image_processor.load_picture(image, **images_kwargs)
     except MemoryError:
@@ -477,7 +477,7 @@ def at_places(results: list, places: list[int], count: int, single: bool) -> Any
 def with_focal_scale(
     images_kwargs: dict, processor: DenseMLLMProcessor, focal_length: float | None, depth_range: str | None
 ) -> dict:
-    """Arguments of the image processor, with the scale that gives pictures the focal length of their depth range on
+    """Arguments of the image processor, with the scale that gives images the focal length of their depth range on
     top of the scale that they ask for."""
     if depth_range is not None:
         check_choice("depth_range", depth_range, processor.depth_ranges)  # whatever is asked for

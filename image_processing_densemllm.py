@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image processor of DenseMLLM: any picture to packed, merge-block-major patches, and dense outputs back to maps."""
+"""Image processor of DenseMLLM: any image to packed, merge-block-major patches, and dense outputs back to maps."""
 
 import bisect
 import math
@@ -59,7 +59,7 @@ class DenseMLLMImageProcessorKwargs(ImagesKwargs, total=False):
     scale (`float`, *optional*, defaults to 1.0):
         Factor on both edges of an image before they are rounded up to whole blocks (the paper evaluates at 2 to 4).
     max_image_pixels (`int`, *optional*, defaults to 178956970):
-        A picture with more pixels is refused before it is decoded.
+        An image with more pixels is refused before it is decoded.
     allow_urls (`bool`, *optional*, defaults to `True`):
         Whether images are downloaded; see [`open_image`] for this and the next two.
     url_timeout (`float`, *optional*, defaults to 30.0):
@@ -225,7 +225,7 @@ class DenseMLLMImageProcessorMixin:
         for name in ("patch_size", "merge_size", "max_image_pixels"):
             if kwargs[name] < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {kwargs[name]}")
-        # The size is found from the picture itself: there is no `size` for the common check to ask for.
+        # The size is found from the image itself: there is no `size` for the common check to ask for.
         super()._validate_preprocess_kwargs(**{**kwargs, "do_resize": False})
 
     def fetch_images(
@@ -295,7 +295,7 @@ class DenseMLLMImageProcessorMixin:
         return np.moveaxis(rows, -1, 0)
 
     def load_picture(self, image: AnyImage, **kwargs: Any) -> PIL.Image.Image:
-        """One image of any accepted kind as an upright RGB picture, for [`predict_dense`].
+        """One image of any accepted kind as an upright RGB image, for [`predict_dense`].
 
         Args:
             image: what [`open_image`] takes, a numpy array `[height, width]` or `[height, width, channels]`, or a
@@ -326,7 +326,7 @@ class DenseMLLMImageProcessorMixin:
         return PIL.Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
 
     def get_resized_size(self, height: int, width: int, images_kwargs: dict | None = None) -> tuple[int, int]:
-        """The size `(height, width)` in pixels that a picture of that size is resized to; see [`get_resized_size`]."""
+        """The size `(height, width)` in pixels that an image of that size is resized to; see [`get_resized_size`]."""
         kwargs = {**self.__dict__, **(images_kwargs or {})}
         factor = kwargs["patch_size"] * kwargs["merge_size"]
         return get_resized_size(
@@ -334,7 +334,7 @@ class DenseMLLMImageProcessorMixin:
         )
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
-        """Number of patches of a picture of that size in pixels."""
+        """Number of patches of an image of that size in pixels."""
         resized_height, resized_width = self.get_resized_size(height, width, images_kwargs)
         patch_size = (images_kwargs or {}).get("patch_size", self.patch_size)
         return (resized_height // patch_size) * (resized_width // patch_size)
@@ -420,17 +420,17 @@ class DenseMLLMImageProcessorMixin:
 
 class DenseMLLMImageProcessor(DenseMLLMImageProcessorMixin, PilBackend):
     r"""
-    Turns pictures into packed patches. `pixel_values` is `float32 [n_patches, patch_size * patch_size * 3]`, the
-    patches of all pictures one after another; `image_grid_thw` is `int64 [n_images, 3]`, rows `(1, patches high,
+    Turns images into packed patches. `pixel_values` is `float32 [n_patches, patch_size * patch_size * 3]`, the
+    patches of all images one after another; `image_grid_thw` is `int64 [n_images, 3]`, rows `(1, patches high,
     patches wide)`. Patches are merge-block-major: `merge_size**2` consecutive rows are one block, the cell of one
     vision token; the features of a patch are ordered `(dy, dx, channel)`.
 
-    Pictures may be what [`open_image`] takes, numpy or torch arrays (HWC or CHW), or lists of them, converted so: the
+    Images may be what [`open_image`] takes, numpy or torch arrays (HWC or CHW), or lists of them, converted so: the
     EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and others become RGB. White is
-    65535 in 16-bit pictures and arrays of `uint16`, and in 32-bit integer PIL pictures with a value above 255; it is
-    255 in all other integers. Floating-point numbers, of PIL pictures and arrays alike, are 0 to 1, or 0 to 255 where
+    65535 in 16-bit images and arrays of `uint16`, and in 32-bit integer PIL images with a value above 255; it is
+    255 in all other integers. Floating-point numbers, of PIL images and arrays alike, are 0 to 1, or 0 to 255 where
     one is at least 2; with `do_rescale=False`, arrays of them are left as they are. Other values, NaN among them,
-    pictures of zero size, truncated files and pictures of more than `max_image_pixels` pixels raise a `ValueError`;
+    images of zero size, truncated files and images of more than `max_image_pixels` pixels raise a `ValueError`;
     the last of these before anything is decoded.
     """
 

@@ -47,7 +47,7 @@ def encode_centres(
 
     Args:
         segmentation: integers `[height, width]`, class ids.
-        instances: integers `[height, width]`, numbers of objects; 0 and below is no object.
+        instances: integers `[height, width]`, numbers of objects; 0 and below where there is none.
         thing_ids: the classes whose objects are told apart.
         num_x_bins, num_y_bins: how many bins.
         origin: what a bin counts from. `"image"`: the left and the upper edge, bin k is the share from (k - 1) / n to
@@ -283,10 +283,10 @@ def make_panoptic(
     `post_process_panoptic_segmentation`.
 
     Args:
-        segmentation: integers `[height, width]`, class ids; what `id2label` lacks is no segment.
+        segmentation: integers `[height, width]`, class ids; what `id2label` lacks is not a segment.
         scores: `[height, width]`, of the class of each pixel, in [0, 1].
         instances: integers `[height, width]`, from [`decode_instances`] or [`connected_components`]; looked at where
-            the class is a thing's, and 0 there is no segment.
+            the class is a thing's, and 0 there is not a segment.
         thing_ids: the classes whose objects are told apart; all others are one segment each.
         id2label: names of the classes.
         min_area: objects of fewer pixels are left out.
@@ -296,7 +296,7 @@ def make_panoptic(
         `segments_info`: a row for each, in the order of their ids: `id`; `label_id` and `label`, of an object the
         class of most of its pixels; `score`, the sum of the scores of its pixels of that class over its area;
         `area` in pixels; `box`, `(x0, y0, x1, y1)` in pixels around it, the right and the lower edge outside;
-        `isthing`; and `was_fused`, which is true of what is no thing.
+        `isthing`; and `was_fused`, which is true of all but things.
     """
     for name, values in (("segmentation", segmentation), ("instances", instances)):
         _check_map(name, values)

@@ -119,8 +119,8 @@ def start_new_rows(
 
     A token that is described becomes the mean of its description's rows. Tokens of a scale, such as depth bins, lie on
     a path through the means of its anchors, such as from near to far. A mean's logit is the mean of its words' logits,
-    so thousands of new tokens take next to no probability from text. (Scaled to the length of the rows that were there,
-    they would: the means share the direction that all rows have.)
+    so thousands of new tokens take next to no probability from text. (Scaled to the length of the rows that were
+    there, they would: the means share the direction that all rows have.)
 
     Args:
         weight: `[vocab_size, hidden_size]`, input or output embedding.

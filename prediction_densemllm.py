@@ -298,22 +298,35 @@ class DensePredictionMixin(QuestionMixin):
             entries, places, single = entries * objects, list(range(objects * len(entries))), False
         requests = [_complete(asked[place], entry) for entry, place in zip(entries, places, strict=True)]
         per_image_kwargs = [per_image_kwargs[place] for place in places]
+        rows = zip(entries, requests, per_image_kwargs, strict=True)
+        views = [[_view(one, *row, processor) for one in tasks] for row in rows]
+        self._check_lengths([view for of_image in views for view in of_image], processor)
         predictions = []
         for part in _parts(entries, batch_size):
-            rows = list(zip(entries[part], requests[part], per_image_kwargs[part], strict=True))
-            views = [_view(own_task, *row, processor) for row in rows for own_task in tasks]
-            self._encode_views(views, processor, batch_size)
-            self._ask_views(views, processor)
-            self._read_views(views, processor, batch_size, images_kwargs)
-            for start in range(0, len(views), len(tasks)):
-                predictions.append(_join(views[start : start + len(tasks)], return_logits))
+            together = [view for of_image in views[part] for view in of_image]
+            self._encode_views(together, processor, batch_size)
+            self._ask_views(together, processor)
+            self._read_views(together, processor, batch_size, images_kwargs)
+            for of_image in views[part]:
+                predictions.append(_join(of_image, return_logits))
+                of_image.clear()  # and with them what the model kept of the image
         return at_places(predictions, places, len(asked), single)
+
+    def _check_lengths(self, views: list[_View], processor: DenseMLLMProcessor) -> None:
+        """Refuse images with more tokens than the language model has positions, before any is read."""
+        for prompt in {view.prompt: None for view in views}:
+            fresh = [
+                view for view in views
+                if view.prompt == prompt and not isinstance(view.entry, EncodedImage) and _reads_image(view, processor)
+            ]  # fmt: skip
+            kwargs = [view.images_kwargs for view in fresh]
+            self._check_prompt_lengths([view.entry for view in fresh], prompt, "", processor, kwargs)
 
     def _encode_views(self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int) -> None:
         """Read each image once for each text before it."""
         by_prompt: dict[str, dict[tuple[int, int], list[_View]]] = {}
         for view in views:
-            if view.question is not None or _reads_whole(view, processor):
+            if _reads_image(view, processor):
                 same = by_prompt.setdefault(view.prompt, {})
                 same.setdefault((id(view.entry), id(view.images_kwargs)), []).append(view)
         for prompt, same in by_prompt.items():
@@ -323,9 +336,9 @@ class DensePredictionMixin(QuestionMixin):
                 [view.entry for view in firsts], prompt, asks, [view.images_kwargs for view in firsts], processor,
                 batch_size,
             )  # fmt: skip
-            for group, own in zip(same.values(), encoded, strict=True):
+            for group, image in zip(same.values(), encoded, strict=True):
                 for view in group:
-                    view.encoded = own
+                    view.encoded = image
 
     def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor) -> None:
         """Ask the model for what was left out: names of classes, boxes."""
@@ -346,10 +359,10 @@ class DensePredictionMixin(QuestionMixin):
             view.fields = {**view.task.decode(logits, view.request, processor), "logits": logits}
         cropped = [view for view in views if view.fields is None]
         boxes = [view.task.crops(view.request, processor) for view in cropped]
-        pairs = [(view, box) for view, own in zip(cropped, boxes, strict=True) for box in own]
-        found = self._look_at_crops(pairs, processor, batch_size, images_kwargs)
-        for view, own in zip(cropped, boxes, strict=True):
-            view.fields = view.task.compose(itertools.islice(found, len(own)), view.request)
+        pairs = [(view, box) for view, found in zip(cropped, boxes, strict=True) for box in found]
+        crops = self._look_at_crops(pairs, processor, batch_size, images_kwargs)
+        for view, found in zip(cropped, boxes, strict=True):
+            view.fields = view.task.compose(itertools.islice(crops, len(found)), view.request)
 
     def _look_at_crops(
         self, pairs: list[tuple[_View, tuple]], processor: DenseMLLMProcessor, batch_size: int,
@@ -398,10 +411,10 @@ def _check_tasks(task: str | tuple[str, ...]) -> list[DenseTask]:
     tasks = [get_task(name) for name in names]
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"`task` must name at least one task, each once, got {task!r}")
-    alone = [own.name for own in tasks if own.on_crops]
+    alone = [one.name for one in tasks if one.on_crops]
     if alone and len(tasks) > 1:
         raise ValueError(f"`task` {alone[0]!r} looks at crops of the image and has to be alone, got {task!r}")
-    by_map = {own.map_field: own for own in tasks}
+    by_map = {one.map_field: one for one in tasks}
     if len(by_map) < len(tasks):
         raise ValueError(f"`task` must name tasks that fill different maps, got {task!r}")
     return tasks
@@ -465,11 +478,13 @@ def _check_each(
     focal_lengths = one_an_image("focal_length", focal_length, n_images, check_focal_length)
     focal_lengths = focal_lengths if objects is None else focal_lengths * objects
     most = processor.image_processor.max_image_pixels
-    texts, boxes = _check_objects(text, box, count) if _takes_objects(tasks) else ([None] * count, [None] * count)
+    expressions, boxes = [None] * count, [None] * count
+    if _takes_objects(tasks):
+        expressions, boxes = _check_objects(text, box, count)
     sizes = [(0, 0)] * count if target_sizes is None else check_target_sizes(target_sizes, count, most)
     requests = [
-        replace(common, size=size, expression=expression, box=own_box, focal_length=focal)
-        for size, expression, own_box, focal in zip(sizes, texts, boxes, focal_lengths, strict=True)
+        replace(common, size=size, expression=expression, box=corners, focal_length=focal)
+        for size, expression, corners, focal in zip(sizes, expressions, boxes, focal_lengths, strict=True)
     ]
     for task in tasks:
         for request in requests:
@@ -488,12 +503,12 @@ def _count_objects(text, box) -> int | None:
 def _check_objects(text, box, count: int) -> tuple[list[str | None], list[tuple | None]]:
     """The expression and the box of each of `count` objects, at least one of the two."""
     accepted = "an expression, or one an image"
-    texts = one_an_image("text", text, count, lambda own: check_text("text", own, accepted))
-    boxes = one_an_image("box", box, count, lambda own: check_corners("box", own), is_flat)
-    for own_text, own_box in zip(texts, boxes, strict=True):
-        if own_box is None and not (own_text or "").strip():
-            raise ValueError(f"`text` must be an expression where no `box` is given, got {own_text!r}")
-    return texts, boxes
+    expressions = one_an_image("text", text, count, lambda value: check_text("text", value, accepted))
+    boxes = one_an_image("box", box, count, lambda value: check_corners("box", value), is_flat)
+    for expression, corners in zip(expressions, boxes, strict=True):
+        if corners is None and not (expression or "").strip():
+            raise ValueError(f"`text` must be an expression where no `box` is given, got {expression!r}")
+    return expressions, boxes
 
 
 def _complete(request: DenseRequest, entry: PIL.Image.Image | EncodedImage) -> DenseRequest:
@@ -529,6 +544,11 @@ def _view(
 def _reads_whole(view: _View, processor: DenseMLLMProcessor) -> bool:
     """Whether the image is read as a whole, and not crops of it."""
     return view.task.crops(view.request, processor) is None
+
+
+def _reads_image(view: _View, processor: DenseMLLMProcessor) -> bool:
+    """Whether the image is encoded as a whole: to be read, or to be asked about."""
+    return view.question is not None or _reads_whole(view, processor)
 
 
 def _join(views: list[_View], return_logits: bool) -> DensePrediction:

@@ -160,8 +160,8 @@ class DenseMLLMProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> tuple[Any, ...]:
         if images is not None:  # opened here, as it is done without the arguments of the call otherwise
-            own = {**kwargs, **(kwargs.get("images_kwargs") or {})}
-            images = self.image_processor.fetch_images(images, **own)
+            images_kwargs = {**kwargs, **(kwargs.get("images_kwargs") or {})}
+            images = self.image_processor.fetch_images(images, **images_kwargs)
         return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
@@ -226,7 +226,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         token by itself such as `<OTHERS>`; order is kept.
 
         Raises:
-            TypeError: `labels` is no list or dict, or a name no string.
+            TypeError: `labels` is not a list or a dict, or a name not a string.
             ValueError: no labels, an empty name, a name given twice, a negative key.
         """
         if isinstance(labels, str) or not isinstance(labels, (dict, list, tuple)):
@@ -366,7 +366,7 @@ class DenseMLLMProcessor(ProcessorMixin):
                 invalid.
             depth_range: row of `depth_ranges`.
             focal_length: in pixels, of the image as the model gets it. In a range with a focal length of its own,
-                depth is multiplied by `range's / focal_length` first, which makes it the depth that the same picture
+                depth is multiplied by `range's / focal_length` first, which makes it the depth that the same image
                 has in a camera of the range's focal length. `None`: it is that focal length.
 
         Returns:
@@ -450,10 +450,10 @@ class DenseMLLMProcessor(ProcessorMixin):
         n_kinds = max([1, *map(len, kinds)])
         tokens, ids, rows, tables, offset = [], [], [], [], 0
         table_rows: dict[tuple, int] = {}
-        for own_kinds, size in zip(kinds, sizes, strict=True):
+        for of_image, size in zip(kinds, sizes, strict=True):
             n_tokens = math.prod(size) // (patch_size * merge_size) ** 2
             row = np.full((n_tokens, n_kinds), -1, dtype=np.int64)
-            for column, targets in enumerate(own_kinds):
+            for column, targets in enumerate(of_image):
                 kind_tokens, kind_ids = cell_targets(targets, size, patch_size * merge_size, min_label_share)
                 tokens.append(kind_tokens + offset)
                 ids.append(kind_ids)
@@ -488,7 +488,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         """The union of sets of ids as ranges: kept, as a vocabulary is large and the sets are always the same."""
         key = ("ranges", sets)
         if key not in self._memo:
-            ids = [self._text_token_ids if own == "text" else np.array(own, dtype=np.int64) for own in sets]
+            ids = [self._text_token_ids if one == "text" else np.array(one, dtype=np.int64) for one in sets]
             self._memo[key] = id_ranges(np.unique(np.concatenate(ids)))
         return self._memo[key]
 

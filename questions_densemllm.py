@@ -94,15 +94,15 @@ class QuestionMixin(ImageEncodingMixin):
         single = not isinstance(image, (list, tuple))
         count = 1 if single else len(image)
         accepted = "a question, or one an image"
-        texts = one_an_image("text", text, count, lambda own: check_text("text", own, accepted))
+        texts = one_an_image("text", text, count, lambda value: check_text("text", value, accepted))
         if None in texts:
             raise TypeError(f"`text` must be {accepted}, got {shown(text)}")
         focal_lengths = one_an_image("focal_length", focal_length, count, check_focal_length)
         if not single:
             rows = zip(image, texts, focal_lengths, strict=True)
             return [
-                self.query(own, own_text, processor, max_new_tokens, stop_at, focal, depth_range, **kwargs)
-                for own, own_text, focal in rows
+                self.query(entry, question, processor, max_new_tokens, stop_at, focal, depth_range, **kwargs)
+                for entry, question, focal in rows
             ]
         config, kwargs = generation_options(self.generation_config, kwargs, max_new_tokens)
         check_assistant(kwargs.get("assistant_model"), self)
@@ -110,10 +110,10 @@ class QuestionMixin(ImageEncodingMixin):
         if isinstance(image, EncodedImage):
             encoded = image
         else:
-            picture = load_image(image, processor.image_processor, "`image`")
-            own = with_focal_scale({}, processor, focal_lengths[0], depth_range)
-            self._check_prompt_lengths([picture], "", texts[0], processor, [own])
-            encoded = self._encode([picture], "", processor, 1, start_from_cache, [own])[0]
+            image = load_image(image, processor.image_processor, "`image`")
+            images_kwargs = with_focal_scale({}, processor, focal_lengths[0], depth_range)
+            self._check_prompt_lengths([image], "", texts[0], processor, [images_kwargs])
+            encoded = self._encode([image], "", processor, 1, start_from_cache, [images_kwargs])[0]
         _, tail = self._prompt_ids(processor, encoded.prompt, texts[0])
         input_ids = torch.cat([encoded.input_ids.to(tail.device), tail[None]], dim=1)
         length = input_ids.shape[1]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Refinement of label maps along the edges of the picture: a fully connected CRF, cut off at a window."""
+"""Refinement of label maps along the edges of the image: a fully connected CRF, cut off at a window."""
 
 import inspect
 import math
@@ -58,26 +58,26 @@ def refine_crf(
 
     Both windows are squares. The spatial one is dense. The bilateral one is SAMPLED: of the pixels up to
     `bilateral_radius * bilateral_dilation` away, only those at multiples of `bilateral_dilation` on both axes send a
-    message; at dilation 1 all do, and with windows as wide as the picture the result is the exact fully connected
+    message; at dilation 1 all do, and with windows as wide as the image the result is the exact fully connected
     one. Time grows with `iterations * height * width * num_labels * bilateral_radius ** 2`, whatever the sigmas and
     the dilation; memory is about twice that of `probabilities`; of maps that are to be resized, and of which only the
     best is wanted, [`refine_crf_argmax`] needs less. A wide window at small cost is a large dilation; a
-    large picture is refined faster at a smaller size, with the sigmas (all but `color_sigma`) scaled alike.
+    large image is refined faster at a smaller size, with the sigmas (all but `color_sigma`) scaled alike.
 
     Args:
-        probabilities: float `[num_labels, height, width]`, chances of at least 0, normalised here at each pixel and
+        probabilities: float `[num_labels, height, width]`, at least 0, normalised here at each pixel and
             floored at 1e-5; a pixel of zeros counts as undecided. Their device is where all is computed, in float32.
         image: PIL image, or `uint8 [height, width, 3]`, RGB, of the same size.
         iterations: mean-field steps, all pixels at once.
         spatial_weight: of the messages from near pixels, at least 0; they smooth away specks.
         spatial_sigma: in pixels.
         spatial_radius: half the edge of the spatial window, in pixels.
-        bilateral_weight: of the messages from pixels of like colour, at least 0; they pull edges to the picture's.
+        bilateral_weight: of the messages from pixels of like colour, at least 0; they pull edges to the image's.
         bilateral_sigma: in pixels.
         color_sigma: in grey levels of 0 to 255.
         bilateral_radius: half the edge of the bilateral window, in steps of `bilateral_dilation` pixels.
         bilateral_dilation: in pixels; where left out the smallest with which the window reaches `bilateral_sigma`
-            pixels, or the far end of a smaller picture.
+            pixels, or the far end of a smaller image.
 
     Returns:
         `float32 [num_labels, height, width]`, probabilities that sum to 1 at each pixel.
@@ -316,7 +316,7 @@ def check_crf_options(options: dict) -> dict:
     known = list(inspect.signature(refine_crf).parameters)[2:]
     if not isinstance(options, dict) or set(options) - set(known):
         raise ValueError(f"`crf_options` must be a dict with names of {known}, got {options!r}")
-    try:  # on a picture of one pixel
+    try:  # on an image of one pixel
         refine_crf(torch.ones(1, 1, 1), np.zeros((1, 1, 3), np.uint8), **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`crf_options` can't be used: {error}") from error

@@ -398,8 +398,9 @@ class Normals(DenseTask):
         if self.source(request, processor) == self.sources[0]:
             normals, scores = decode_normals(logits, request.size)
             return {"normals": normals, "scores": scores}
-        # Between the bins' centres: the steps of whole bins would be slopes of their own.
-        places, scores = decode_bin_places(logits)
+        # Between the bins' centres, a token a pixel: the steps of whole bins, and those of a finer map between its
+        # tokens, would be slopes of their own (benchmarks/rooms_normals.py).
+        places, scores = decode_bin_places(logits, upsampling=1 if min(logits.shape[1:]) > 1 else 2)
         depth = processor.depth_bins.metres(places, request.depth_range, request.model_focal_length)
         pixels = math.sqrt(math.prod(depth.shape) / math.prod(request.image_size))
         normals = depth_to_normals(depth.float(), request.focal_length * pixels).permute(2, 0, 1)

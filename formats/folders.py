@@ -22,6 +22,8 @@ from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
 from ..training.samples import COLUMNS, MAPS, SCHEMA
+from .base import FormatSamples
+from .registry import open_format
 
 
 logger = logging.get_logger(__name__)
@@ -33,11 +35,12 @@ FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl
 
 def load_samples(
     name: str, split: str = "train", streaming: bool = False, whole: bool = False
-) -> Dataset | IterableDataset:
+) -> Dataset | IterableDataset | FormatSamples:
     """A split of a data set, its images not yet decoded.
 
     Args:
-        name: a folder that `save_to_disk` wrote; a folder with `image/` (and `segmentation/`, `depth/`, `mask/` beside
+        name: `NAME:PATH` of a layout that is known by name, such as `ade20k:PATH` (see `docs/data.md`); a folder that
+            `save_to_disk` wrote; a folder with `image/` (and `segmentation/`, `depth/`, `mask/` beside
             it, files of one sample having one stem, in the same sub-folder if there are any; in a folder with the
             split's name, if there is one); a file of rows (parquet, arrow, json, jsonl or csv), which is the split
             "train"; or whatever `datasets.load_dataset` takes: a Hub name, a folder of parquet files, an image folder
@@ -49,6 +52,11 @@ def load_samples(
     Raises:
         ValueError: a split that the data lacks, or nothing to learn from.
     """
+    opened = open_format(name, split)
+    if opened is not None:
+        if streaming:
+            raise ValueError(f"`streaming` must be off for {name}: its rows are read when they are asked for")
+        return opened
     folder = Path(name)
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
         data = _saved(folder, split, whole)

@@ -1,4 +1,4 @@
-"""The house in numbers: sizes of files and functions, imports that only go down, tasks that only their classes name."""
+"""The house in numbers: sizes of files and functions, imports that go down, tasks that only their classes name."""
 
 import ast
 from pathlib import Path
@@ -25,11 +25,11 @@ image_encoding questions prediction pipeline parts vision modeling auto_models
 # and those that don't.
 OTHERS = """
 files environment arguments
-training.maps training.samples formats.labels formats.folders
+training.maps training.samples training.datasets training.collator formats.base
+formats.labels formats.registry formats.folders
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
-training.datasets training.collator training.optimizers training.checkpoints training.model_card training.arguments
-training.trainer
+training.optimizers training.checkpoints training.model_card training.arguments training.trainer
 convert_youtu_vl_to_densemllm train_hf evaluate_densemllm cli __main__
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
@@ -37,7 +37,13 @@ FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 TASK_FILES = {f"{name}_densemllm" for name in ("task_base", "tasks", "object_tasks", "text_tasks")}
 # What is spelled as a task is, and is none.
 NO_TASKS = {
-    "pipeline_densemllm": {"depth"},  # the key of the image in the results of transformers' depth estimation
+    "answers_densemllm": {"segmentation"},  # a key of what a parser gives
+    "image_processing_densemllm": {"segmentation"},  # a key of transformers' result
+    "instances_densemllm": {"segmentation"},  # the name of an argument, in messages
+    "normals_densemllm": {"depth", "normals"},  # likewise
+    "prediction_densemllm": {"segmentation"},  # COCO's key for run lengths
+    "evaluation.panoptic": {"segmentation"},  # likewise
+    "pipeline_densemllm": {"depth", "panoptic"},  # a key, and a subtask, of transformers' pipelines
     "evaluation.protocols": {"class_list"},  # measured only: a question that `predict_dense` doesn't know
 }
 
