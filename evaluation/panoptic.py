@@ -33,7 +33,7 @@ import PIL.Image
 import torch
 from accelerate.utils import gather_object
 
-from ..answers_densemllm import encode_rle
+from ..answers_densemllm import decode_rle, encode_rle
 from ..checks_densemllm import shown
 from ..files import check_outputs, whole_file
 from .metrics import DenseMetrics
@@ -237,6 +237,26 @@ def coco_instances(image_id: int | str, prediction: Segments, label_ids: Iterabl
     return _instances(image_id, *_read("prediction", prediction), label_ids)
 
 
+def segments_of_coco(rows: Sequence[dict], size: Sequence[int]) -> Segments:
+    """The inverse of [`coco_instances`] of one image: its map of segments, numbered from 1, and their rows.
+
+    Args:
+        rows: with `category_id` and `segmentation`; where masks overlap, the last one is seen.
+        size: `(height, width)` of the image in pixels.
+    """
+    values = np.zeros(tuple(size), dtype=np.int64)
+    for number, row in enumerate(rows, 1):
+        values[decode_rle(row["segmentation"])] = number
+    return values, [
+        {
+            "id": number,
+            "label_id": row["category_id"],
+            **{name: row[name] for name in ("score", "iscrowd") if name in row},
+        }
+        for number, row in enumerate(rows, 1)
+    ]
+
+
 def _instances(
     image_id: int | str, places: np.ndarray, rows: list[dict], label_ids: Iterable[int] | None
 ) -> list[dict]:
@@ -437,4 +457,11 @@ def _to_bits(flags: np.ndarray) -> list[int]:
     return ((flags != 0) * (1 << np.arange(len(flags)))[:, None]).sum(axis=0).tolist()
 
 
-__all__ = ["InstanceMetrics", "PanopticMetrics", "coco_instances", "save_coco_panoptic"]
+__all__ = [
+    "InstanceMetrics",
+    "PanopticMetrics",
+    "Segments",
+    "coco_instances",
+    "save_coco_panoptic",
+    "segments_of_coco",
+]

@@ -34,12 +34,11 @@ import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from ..answers_densemllm import decode_rle
 from ..configuration_densemllm import __version__
 from ..drawing_densemllm import colorize_depth, label_colors, normals_to_colors
 from ..targets_densemllm import index_values
 from .metrics import METRICS, DenseMetrics, SegmentationMetrics
-from .panoptic import Segments, coco_instances, save_coco_panoptic
+from .panoptic import Segments, coco_instances, save_coco_panoptic, segments_of_coco
 from .protocols import (
     CLASS_LIST,
     DEPTH,
@@ -537,7 +536,7 @@ def write_coco(folder: Path, segments: list[dict], settings: Settings) -> None:
         {"id": key, "name": settings.id2label[key], "isthing": int(key in settings.thing_ids)}
         for key in segment_ids(settings)
     ]
-    maps = ((record["index"], _to_segments(record)) for record in segments)
+    maps = ((record["index"], segments_of_coco(record["rows"], record["size"])) for record in segments)
     save_coco_panoptic(maps, folder / COCO_PANOPTIC, folder / COCO_IMAGES, categories, overwrite=True)
 
 
@@ -545,14 +544,6 @@ def segments_record(index: int, prediction: Segments) -> dict:
     """What was found in the sample of a row, in a form that is saved: its index, size, and COCO's rows."""
     size = list(prediction[0].shape)
     return {"index": index, "size": size, "rows": coco_instances(index, prediction)}
-
-
-def _to_segments(record: dict) -> Segments:
-    """The map and its rows that [`segments_record`] made a record of."""
-    values = np.zeros(record["size"], dtype=np.int64)
-    for number, row in enumerate(record["rows"], 1):
-        values[decode_rle(row["segmentation"])] = number
-    return values, [{"id": number, "label_id": row["category_id"]} for number, row in enumerate(record["rows"], 1)]
 
 
 # ---- card ----

@@ -42,7 +42,8 @@ FREE_OPTIONS = (
 )  # fmt: skip
 FINGERPRINT_ROWS = 100
 # What `save_coco` writes into its folder; panopticapi looks for the images beside the file, under its name.
-COCO_INSTANCES, COCO_PANOPTIC, COCO_IMAGES = "instances.json", "panoptic.json", "panoptic"
+COCO_INSTANCES, COCO_PANOPTIC = "instances.json", "panoptic.json"
+COCO_IMAGES = COCO_PANOPTIC.removesuffix(".json")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,3 +1,16 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The evaluation of surface normals, panoptic maps and instances."""
 
 import itertools
@@ -220,6 +233,13 @@ def test_a_training_measures_what_the_model_can_do(model, processor):
     assert "mean_iou" in plain and "pq" not in plain
     cameraless = [sample | {"focal_length": None} for sample in samples]
     assert "mean_angle" not in evaluate_dense(model, processor, cameraless, ID2LABEL)
+
+
+def test_what_has_to_be_installed_is_said_before_anything_is_done(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(ValueError, match="`task`: the AP of masks needs pycocotools"):
+        EvaluationArguments("m", "d", "instances")
+    EvaluationArguments("m", "d", "panoptic")
 
 
 # ---- the whole evaluation ----

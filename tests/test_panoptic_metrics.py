@@ -23,7 +23,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from densemllm.evaluation.panoptic import InstanceMetrics, PanopticMetrics, coco_instances, save_coco_panoptic
+from densemllm.evaluation.panoptic import (
+    InstanceMetrics,
+    PanopticMetrics,
+    coco_instances,
+    save_coco_panoptic,
+    segments_of_coco,
+)
 
 
 LABELS, THINGS = [3, 7, 12, 20], [3, 7]
@@ -320,6 +326,18 @@ def test_instances_are_rows_that_pycocotools_reads():
     np.testing.assert_array_equal(mask.decode(row.pop("segmentation")), [[1, 1, 0], [0, 1, 0]])
     assert row == {"image_id": "a", "category_id": 3, "area": 3, "bbox": [0, 0, 2, 2], "score": 0.5}
     assert len(coco_instances("a", prediction)) == 2
+
+
+@given(seed=seeds)
+@settings(max_examples=30, deadline=None)
+def test_rows_of_coco_are_the_segments_again(seed):
+    prediction, _ = random_pair(np.random.default_rng(seed))
+    values, found = segments_of_coco(coco_instances(5, prediction), prediction[0].shape)
+    there = [row for row in prediction[1] if (prediction[0] == row["id"]).any()]
+    assert [row["id"] for row in found] == list(range(1, len(there) + 1))
+    for row, own in zip(there, found, strict=True):
+        assert (own["label_id"], own["score"]) == (row["label_id"], row["score"])
+        assert np.array_equal(values == own["id"], prediction[0] == row["id"])
 
 
 def test_what_is_not_accepted_is_named(tmp_path):
