@@ -19,6 +19,8 @@ r"""DenseMLLM from the command line.
     densemllm predict *.jpg --model MODEL --task depth --format raw --out depth/
     densemllm segment photo.jpg --model MODEL --out classes.png     (predict --task segmentation)
     densemllm depth photo.jpg --model MODEL --out depth.npy         (predict --task depth)
+    densemllm predict photo.jpg --model MODEL --task panoptic --thing_labels chair,table --out objects.png
+    densemllm predict photo.jpg --model MODEL --task normals --source depth --focal_length 1200 --out normals.png
     densemllm ask photo.jpg "How many chairs are there?" --model MODEL
     densemllm evaluate --model MODEL --data DATA --task depth       (evaluate_densemllm.py)
     densemllm env                                                   (versions and devices, for a bug report)
@@ -30,15 +32,17 @@ What is written is up to the name of `--out`, and to `--format`; it has the imag
     .png, .jpg           an image in colours with a legend, or a scale in metres (near is bright)
     --format overlay     the colours laid over the image, without a legend
     .png --format raw    depth in millimetres, 16 bit (65535: 65.5 m or more); class numbers, 8 bit (255: none), or
-                         16 bit with more than 255 classes (65535: none); an object's mask as 255 on 0
-    .npy                 the array: depth in metres float32, class numbers int64 (-1: none), masks bool
-    .json                classes or the mask as COCO run lengths, with names and scores
+                         16 bit with more than 255 classes (65535: none); an object's mask as 255 on 0; normals as
+                         red, green and blue, of which 0 is -1 and 255 is 1
+    .npy                 the array: depth in metres float32, class numbers int64 (-1: none), masks bool, normals
+                         float32 [height, width, 3] (x to the right, y up, z to the camera)
+    .json                classes, objects or the mask as COCO run lengths, with names and scores
 
 An input is never written over, and a file that is there already only with --overwrite.
 
 A class number is the name's place in --labels, from 0, or its number in a JSON object of --labels or in the
-checkpoint's `id2label`. With --task open_set each object has a number of its own. Training and evaluation read raw
-PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`.
+checkpoint's `id2label`. With --task open_set or panoptic each object has a number of its own. Training and evaluation
+read raw PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`.
 """
 
 import argparse
@@ -46,8 +50,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -59,107 +61,18 @@ from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, __vers
 from densemllm.environment import describe_environment
 from densemllm.files import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
 from densemllm.image_loading_densemllm import open_image
+from densemllm.object_tasks_densemllm import Foreground
+from densemllm.task_base_densemllm import DenseTask
+from densemllm.tasks_densemllm import DEFAULT_TASK, TASKS, Classes, Depth, Normals, tasks_with
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
-MILLIMETRES = 1000
 MAX_NUMBER = 65534  # of a class in 16 bits, where 65535 is none
-
-
-@dataclass(frozen=True)
-class MapTask:
-    """What the command line knows of a task.
-
-    Attributes:
-        about: what the map has, for the help.
-        field: of the map in a [`DensePrediction`].
-        numbers: a prediction to `uint8` or `uint16 [height, width]`, for a raw PNG.
-        describe: a prediction to one line on what is in the map.
-        options: options that say something to this task and not to all.
-        needs: options that must be given, and what each is.
-        command: a command that is short for `predict --task`.
-        has_labels: whether the names that a checkpoint keeps stand in for `--labels`.
-        in_metres: whether the map is of metres: it follows `--depth_range`, and run lengths can't say it.
-    """
-
-    about: str
-    field: str
-    numbers: Callable[[DensePrediction], np.ndarray]
-    describe: Callable[[DensePrediction], str]
-    options: tuple[str, ...] = ()
-    needs: dict[str, str] = field(default_factory=dict)
-    command: str | None = None
-    has_labels: bool = False
-    in_metres: bool = False
-
-
-def _as_classes(values: np.ndarray, highest: int) -> np.ndarray:
-    """Class numbers of at most `highest` in as few bits as hold them and one more, which is none."""
-    kind = np.uint8 if highest < 255 else np.uint16
-    return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
-
-
-def _class_numbers(prediction: DensePrediction) -> np.ndarray:
-    # Of the names and not of what is there: the files of several images are of one kind.
-    return _as_classes(prediction.segmentation.numpy(), max(prediction.labels, default=0))
-
-
-def _object_numbers(prediction: DensePrediction) -> np.ndarray:
-    return _as_classes(prediction.segmentation.numpy(), int(prediction.segmentation.max()))
-
-
-def _millimetres(prediction: DensePrediction) -> np.ndarray:
-    # 0 is what readers of such images take for "not known".
-    return np.clip(np.round(prediction.predicted_depth.numpy() * MILLIMETRES), 1, 65535).astype(np.uint16)
-
-
-def _mask_numbers(prediction: DensePrediction) -> np.ndarray:
-    return prediction.mask.numpy().astype(np.uint8) * 255
-
-
-def _describe_segments(prediction: DensePrediction) -> str:
-    pixels = prediction.segmentation.numel()
-    rows = sorted(prediction.segments_info, key=lambda row: -row["area"])
-    return ", ".join(f"{row['label']} {100 * row['area'] / pixels:.1f} %" for row in rows) or "none of them"
-
-
-def _describe_depth(prediction: DensePrediction) -> str:
-    depth = prediction.predicted_depth
-    return f"{float(depth.min()):.2f} to {float(depth.max()):.2f} m, median {float(depth.median()):.2f} m"
-
-
-def _describe_mask(prediction: DensePrediction) -> str:
-    return f"{100 * float(prediction.mask.float().mean()):.1f} % of the image"
-
-
-MAP_TASKS = {
-    "segmentation": MapTask(
-        "a class for each pixel",
-        "segmentation",
-        _class_numbers,
-        _describe_segments,
-        options=("labels", "threshold", "background", "refine"),
-        command="segment",
-        has_labels=True,
-    ),
-    "open_set": MapTask(
-        "objects of --labels, each by itself",
-        "segmentation",
-        _object_numbers,
-        _describe_segments,
-        options=("labels", "threshold"),
-        needs={"labels": ""},
-    ),
-    "depth": MapTask("metres", "predicted_depth", _millimetres, _describe_depth, command="depth", in_metres=True),
-    "referring": MapTask(
-        "the object that --text describes",
-        "mask",
-        _mask_numbers,
-        _describe_mask,
-        options=("text",),
-        needs={"text": "the words for the object"},
-    ),
-}
+# Commands that are short for `predict --task`.
+SHORT_COMMANDS = {"segment": Classes.name, Depth.name: Depth.name}
+# Arguments of `predict_dense` that change how an image is read, whatever the task, where both are given.
+CAMERA_OPTIONS = ("depth_range", "focal_length")
+MASK_FIELDS = (Classes.map_field, Foreground.map_field)  # what run lengths can say
 
 
 def _shared_options() -> argparse.ArgumentParser:
@@ -196,10 +109,21 @@ def _map_options() -> argparse.ArgumentParser:
         "with a name a line (names with commas need one of these). Else the checkpoint's `id2label`, else the model "
         "names them",
     )
+    dense.add_argument(
+        "--labels_from_answer", action="store_true", help="only those of the classes compete that the model sees"
+    )
+    dense.add_argument(
+        "--thing_labels",
+        help="classes whose objects are told apart, in the forms of --labels; the checkpoint's own where left out",
+    )
     dense.add_argument("--text", help="expression of the object to find")
     dense.add_argument("--threshold", type=float, help="pixels with a lower score, in [0, 1], get no class")
     dense.add_argument("--background", action="store_true", help="pixels may be none of the classes")
     dense.add_argument("--refine", choices=("crf",), help="let near pixels of like colour agree on their class")
+    dense.add_argument(
+        "--source", choices=Normals.sources,
+        help="of normals: tokens of their own, or the slopes of the depth map, which need --focal_length",
+    )  # fmt: skip
     dense.add_argument("--scale", type=float, help="resize the images by this factor first: a finer grid")
     return dense
 
@@ -218,12 +142,11 @@ def make_parser() -> argparse.ArgumentParser:
     }  # fmt: skip
     predict = commands.add_parser("predict", **maps, help="a dense map of each image")
     predict.add_argument(
-        "--task", choices=list(MAP_TASKS), default=next(iter(MAP_TASKS)),
-        help="; ".join(f"{name}: {task.about}" for name, task in MAP_TASKS.items()),
+        "--task", choices=list(TASKS), default=DEFAULT_TASK,
+        help="; ".join(f"{name}: {task.about}" for name, task in TASKS.items()),
     )  # fmt: skip
-    for name, task in MAP_TASKS.items():
-        if task.command is not None:
-            commands.add_parser(task.command, **maps, help=f"predict --task {name}").set_defaults(task=name)
+    for command, name in SHORT_COMMANDS.items():
+        commands.add_parser(command, **maps, help=f"predict --task {name}").set_defaults(task=name)
     ask = commands.add_parser("ask", parents=[shared], help="a question about an image")
     ask.add_argument("images", nargs=1, metavar="IMAGE", help="image file")
     ask.add_argument("question", metavar="QUESTION")
@@ -234,37 +157,43 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def write_prediction(
-    prediction: DensePrediction, task: MapTask, image: PIL.Image.Image, path: Path, form: str, overwrite: bool = False
+    prediction: DensePrediction,
+    task: DenseTask,
+    image: PIL.Image.Image,
+    path: Path,
+    form: str,
+    overwrite: bool = False,
 ) -> None:
     """Write one map in the form that the file's name and `form` ask for; a file is there whole or not at all."""
     suffix = path.suffix.lower()
     with whole_file(path, overwrite) as staged:
         if suffix == ".npy":
             with open(staged, "wb") as file:  # given a name, numpy would add a suffix to `.NPY`
-                np.save(file, getattr(prediction, task.field).numpy())
+                np.save(file, getattr(prediction, task.map_field).numpy())
         elif suffix == ".json":
             staged.write_text(json.dumps(prediction.to_rle()), encoding="utf-8")
         elif form == "raw":
-            PIL.Image.fromarray(task.numbers(prediction)).save(staged)
+            PIL.Image.fromarray(task.to_numbers(prediction)).save(staged)
         elif form == "overlay":
-            prediction.overlay(image, task.field).save(staged)
+            prediction.overlay(image, task.map_field).save(staged)
         else:
-            prediction.to_pil(task.field, legend=True).save(staged)
+            prediction.to_pil(task.map_field, legend=True).save(staged)
 
 
-def parse_labels(text: str) -> list[str] | dict[int, str]:
-    """The class names of `--labels`: a list, or a dict where they have numbers.
+def parse_labels(text: str, option: str = "--labels") -> list[str] | dict[int, str]:
+    """The class names of an option: a list, or a dict where they have numbers.
 
     Args:
         text: names joined by commas; JSON, a list of names or an object from number to name; or the name of a file,
             `.json` of that form or `.txt` with a name a line.
+        option: how messages name it.
 
     Raises:
         ValueError: neither.
     """
-    source, suffix = "--labels", Path(text).suffix.lower()
+    source, suffix = option, Path(text).suffix.lower()
     if suffix in (".json", ".txt"):
-        source = f"--labels {text}"
+        source = f"{option} {text}"
         try:
             text = Path(text).read_text(encoding="utf-8-sig")  # some editors put a mark in front
         except (OSError, UnicodeDecodeError) as error:
@@ -305,16 +234,16 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise a `ValueError` for an option that is nothing to the task, or that lacks."""
-    task = MAP_TASKS[args.task]
-    for name in sorted({name for other in MAP_TASKS.values() for name in other.options}):
+    task = TASKS[args.task]
+    others = {name for other in TASKS.values() for name in other.options if name in args} - set(CAMERA_OPTIONS)
+    for name in sorted(others):
         if getattr(args, name) not in (None, False) and name not in task.options:
-            meant = " and ".join(other for other, row in MAP_TASKS.items() if name in row.options)
-            raise ValueError(f"--{name} is for --task {meant}, not for {args.task}")
-    if args.depth_range is not None and not task.in_metres and args.focal_length is None:
+            raise ValueError(f"--{name} is for --task {' and '.join(tasks_with(name))}, not for {args.task}")
+    if args.depth_range is not None and "depth_range" not in task.options and args.focal_length is None:
         raise ValueError(f"--depth_range says something to --task {args.task} with --focal_length only")
-    for name, what in task.needs.items():
-        if not getattr(args, name):
-            raise ValueError(f"--task {args.task} needs --{name}" + (f", {what}" if what else ""))
+    needed = [name for name in task.needs if name in args]
+    if needed and not any(getattr(args, name) for name in needed):
+        raise ValueError(f"--task {args.task} needs --{' or --'.join(needed)}")
 
 
 def find_outputs(args: argparse.Namespace) -> list[Path]:
@@ -346,7 +275,7 @@ def check_form(args: argparse.Namespace, suffix: str) -> None:
         raise ValueError("--format raw needs .png or .npy: JPEG changes numbers")
     if args.format == "overlay" and suffix in (".npy", ".json"):
         raise ValueError(f"--format overlay is for images, not for {suffix}")
-    if suffix == ".json" and MAP_TASKS[args.task].in_metres:
+    if suffix == ".json" and TASKS[args.task].map_field not in MASK_FIELDS:
         raise ValueError(f"--out .json is for classes and masks; {args.task} is written as .npy or .png")
 
 
@@ -356,9 +285,8 @@ def check_arguments(args: argparse.Namespace) -> list[Path]:
     check_options(args)
     paths = find_outputs(args)
     check_form(args, paths[0].suffix.lower())
-    inputs = [*args.images, args.model]
-    if args.labels is not None and Path(args.labels).suffix.lower() in (".json", ".txt"):
-        inputs.append(args.labels)
+    files = [name for name in (args.labels, args.thing_labels) if name is not None]
+    inputs = [*args.images, args.model, *(name for name in files if Path(name).suffix.lower() in (".json", ".txt"))]
     check_outputs(paths, inputs, args.overwrite)
     return paths
 
@@ -381,20 +309,18 @@ def load_model(args: argparse.Namespace) -> DenseMLLMForConditionalGeneration:
 
 def predict(args: argparse.Namespace) -> None:
     """Write a map of each image."""
-    task = MAP_TASKS[args.task]
+    task = TASKS[args.task]
     paths = check_arguments(args)
     labels = None if args.labels is None else parse_labels(args.labels)
+    things = None if args.thing_labels is None else parse_labels(args.thing_labels, "--thing_labels")
     check_images(args.images)
     model = load_model(args)
-    if labels is None and task.has_labels:
+    if labels is None and "labels" in task.options:
         labels = model.config.label_names
     if args.format == "raw" and isinstance(labels, dict) and max(labels, default=0) > MAX_NUMBER:
         raise ValueError(f"--format raw is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json")
-    options = {
-        "labels": labels, "text": args.text, "background": args.background, "threshold": args.threshold,
-        "depth_range": args.depth_range, "focal_length": args.focal_length, "refine": args.refine,
-        "scale": args.scale,
-    }  # fmt: skip
+    names = {"text", "scale", *CAMERA_OPTIONS, *(name for name in task.options if name in args)}
+    options = {name: getattr(args, name) for name in sorted(names)} | {"labels": labels, "thing_labels": things}
     options = {name: value for name, value in options.items() if value is not None}
     pairs = list(zip(args.images, paths, strict=True))
     for name, path in tqdm(pairs, desc=args.task, disable=len(pairs) == 1):

@@ -17,12 +17,17 @@ r"""Evaluate a DenseMLLM on annotated data.
     python evaluate_densemllm.py config.yaml --max_depth 10 --crop nyu
     torchrun --nproc_per_node 8 evaluate_densemllm.py --model MODEL --data DATA --task referring
 
-Tasks, and the columns of DATA that they need (see `data_densemllm.py`):
+Tasks, and the columns of DATA that they need (see `training/samples.py`):
     segmentation  `segmentation`        mIoU, boundary IoU, pixel accuracy; all of `id2label` are candidates
     depth         `depth`               delta1 to delta3, AbsRel, RMSE, SILog
     referring     `mask`, `expression`  cIoU, gIoU, boundary IoU; or `instances`, `expressions` and
                                         `expression_instances`, of which one is drawn, the same in every run
     class_list    `segmentation`        precision, recall and F1 of the classes that the model names when asked
+    normals       `normals`             mean and median angle, shares under 11.25, 22.5 and 30 degrees; where the model
+                                        has no tokens of normals they are those of its depth, with `focal_length`
+    panoptic      `segmentation`,       PQ, SQ and RQ of all classes, of things and of stuff; things are those that
+                  `instances`           `--thing_labels` names, or the model's config
+    instances     as panoptic           mask AP, AP50 and AP75 of the things, by pycocotools
 
 In the output folder:
     results.json   metrics, counts, options, versions, seconds
@@ -30,6 +35,11 @@ In the output folder:
     confusion.png  the confusion matrix, each row of it in percent
     cases.png      the best, the median and the worst images of each task
     state/         what is done: a run that was stopped goes on from there, in any number of processes
+
+In the folder of `--save_coco`, what is found of panoptic maps and instances; an image's id is its place in the data:
+    instances.json  the things' masks as run lengths, as pycocotools reads them
+    panoptic/       PNGs as panopticapi reads them, with
+    panoptic.json   which is written last
 
 A configuration file (YAML or JSON) has the options by name; what stands after it on the command line wins. A folder
 that has the state of other options, data or weights, or files of these names that no such state belongs to, is refused

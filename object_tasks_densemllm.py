@@ -34,9 +34,11 @@ class Foreground(DenseTask):
     image where the processor has a `referring_prompt`."""
 
     name = "referring"
+    about = "the object that `text` describes"
     map_field = "mask"
     column = "mask"
     options = ("text", "box")
+    needs = ("text", "box")
     question = "Please provide the bounding box coordinate of the region this sentence describes: {text}"
     answer_options = {"max_new_tokens": 32}
     on_crops = True
@@ -102,9 +104,11 @@ class OpenSet(SegmentMap, Foreground):
     """The model detects the boxes of each class, and the object in each of them is told from its surroundings."""
 
     name = "open_set"
+    about = "objects of `labels`, each by itself"
     map_field = "segmentation"
     column = None
     options = ("labels", "threshold")
+    needs = ("labels",)
     has_logits = False
     question = "Detect every objects that belongs to the following categories: {text}"
     answer_options = {"max_new_tokens": 1024}

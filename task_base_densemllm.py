@@ -103,10 +103,12 @@ class DenseTask:
 
     Attributes:
         name: as callers say it.
+        about: what its map has, for the help of commands.
         map_field: the map that it fills of `DenseMaps`.
         column: of a sample or an annotation that trains and evaluates it; `None`: none of its own.
         column_options: entries of an annotation that say how to read the column.
         options: arguments of `predict_dense` that say something to it.
+        needs: those of them of which one must be given; none of them has to be where empty.
         question: what the model is asked in words where something was left out; `None`: nothing can be.
         answer_options: arguments of `query` for that question.
         scales: tokens that its labels are, where these count along something.
@@ -115,10 +117,12 @@ class DenseTask:
     """
 
     name: ClassVar[str]
+    about: ClassVar[str] = ""
     map_field: ClassVar[str]
     column: ClassVar[str | None] = None
     column_options: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
     question: ClassVar[str | None] = None
     answer_options: ClassVar[dict[str, Any]] = {}
     scales: ClassVar[tuple[TokenScale, ...]] = ()

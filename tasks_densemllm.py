@@ -98,6 +98,7 @@ class Classes(SegmentMap, DenseTask):
     """A class for each pixel, of names that the caller gives, or that the model names."""
 
     name = "segmentation"
+    about = "a class for each pixel"
     map_field = "segmentation"
     column = "segmentation"
     column_options = ("id2label", "ignore_index")
@@ -199,6 +200,7 @@ class Panoptic(Classes):
     """
 
     name = "panoptic"
+    about = "a class for each pixel, and the objects of `thing_labels` each by itself"
     column = "instances"
     column_options = ("thing_ids",)
     options = (*Classes.options, "thing_labels")
@@ -291,6 +293,7 @@ class Depth(DenseTask):
     """Metric depth, by depth tokens."""
 
     name = "depth"
+    about = "metres"
     map_field = "predicted_depth"
     column = "depth"
     column_options = ("depth_range", "focal_length")
@@ -342,6 +345,7 @@ class Normals(DenseTask):
     """
 
     name = "normals"
+    about = "the direction of each surface"
     map_field = "normals"
     column = "normals"
     options = ("source", "depth_range", "focal_length")

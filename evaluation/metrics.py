@@ -18,13 +18,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..answers_densemllm import normalize_name
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, index_values
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 # Parts of the image on which depth is compared by convention: top, bottom, left and right as shares of its edges.
@@ -36,6 +40,7 @@ CROPS = {
     "nyu": (45 / 480, 471 / 480, 41 / 640, 601 / 640),
 }
 BOUNDARY_WIDTH = 0.02  # share of the image's diagonal
+ANGLE_STEP = 0.05  # degrees, of the histogram of [`NormalsMetrics`]
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,24 @@ METRICS = {
     "precision": Metric("class list precision", "image-text-to-text"),
     "recall": Metric("class list recall", "image-text-to-text"),
     "f1": Metric("class list F1", "image-text-to-text"),
+    # The Hub has no task of normals.
+    "mean_angle": Metric("mean angle (degrees)", "depth-estimation", greater_is_better=False),
+    "median_angle": Metric("median angle (degrees)", "depth-estimation", greater_is_better=False),
+    "under_11_25": Metric("angle under 11.25 degrees", "depth-estimation"),
+    "under_22_5": Metric("angle under 22.5 degrees", "depth-estimation"),
+    "under_30": Metric("angle under 30 degrees", "depth-estimation"),
+    "pq": Metric("PQ", "image-segmentation"),
+    "sq": Metric("SQ", "image-segmentation"),
+    "rq": Metric("RQ", "image-segmentation"),
+    "pq_things": Metric("PQ of things", "image-segmentation"),
+    "sq_things": Metric("SQ of things", "image-segmentation"),
+    "rq_things": Metric("RQ of things", "image-segmentation"),
+    "pq_stuff": Metric("PQ of stuff", "image-segmentation"),
+    "sq_stuff": Metric("SQ of stuff", "image-segmentation"),
+    "rq_stuff": Metric("RQ of stuff", "image-segmentation"),
+    "mask_ap": Metric("mask AP", "image-segmentation"),
+    "mask_ap50": Metric("mask AP50", "image-segmentation"),
+    "mask_ap75": Metric("mask AP75", "image-segmentation"),
 }
 METRIC_NAMES = {key: (metric.hub_task, metric.name) for key, metric in METRICS.items()}
 GREATER_IS_BETTER = {key: metric.greater_is_better for key, metric in METRICS.items()}
@@ -86,12 +109,16 @@ def greater_is_better(metric: str | None) -> bool | None:
 
 
 class DenseMetrics(ABC):
-    """Sums over images from which the metrics follow: `totals` of parts of a data set can be added up."""
+    """Sums over images from which the metrics follow: `totals` of parts of a data set can be added up.
 
-    totals: torch.Tensor
+    `totals` is a tensor of sums that are at least 0. A metric that follows from no sums keeps something else there,
+    and has its own `is_empty`, `to_record`, `add_record` and `reduce`.
+    """
+
+    totals: Any
 
     @abstractmethod
-    def count(self, prediction: Any, reference: Any) -> torch.Tensor:
+    def count(self, prediction: Any, reference: Any) -> Any:
         """What one image adds to `totals`."""
 
     def add(self, prediction: Any, reference: Any) -> None:
@@ -99,8 +126,29 @@ class DenseMetrics(ABC):
         self.totals += self.count(prediction, reference)
 
     @abstractmethod
-    def compute(self, totals: torch.Tensor | None = None) -> dict:
+    def compute(self, totals: Any = None) -> dict:
         """The metrics of all images that were added, or of other `totals`."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was counted yet."""
+        return not self.totals.any()
+
+    def to_record(self, part: Any) -> list:
+        """What [`count`] gave, in a form that JSON has: places and values of what is not 0."""
+        part = part.flatten()
+        places = part.nonzero()[:, 0]
+        return [places.tolist(), part[places].tolist()]
+
+    def add_record(self, record: list) -> None:
+        """Add what [`to_record`] gave."""
+        places, values = record
+        totals = self.totals.view(-1)
+        totals[torch.tensor(places, dtype=torch.long)] += torch.tensor(values, dtype=totals.dtype)
+
+    def reduce(self, accelerator: "Accelerator") -> None:
+        """Make `totals` those of all processes, in each of them; all have to call it."""
+        self.totals = accelerator.reduce(self.totals.to(accelerator.device)).cpu()
 
 
 class SegmentationMetrics(DenseMetrics):
@@ -328,6 +376,56 @@ class ClassListMetrics(DenseMetrics):
         }
 
 
+class NormalsMetrics(DenseMetrics):
+    """Mean and median of the angle between predicted and true normals, and the shares of pixels with an angle below
+    11.25, 22.5 and 30 degrees (Fouhey et al. 2013, "Data-driven 3D primitives for single image understanding").
+
+    Every valid pixel of the data set weighs the same, as is the custom on NYUv2 and ScanNet. The median is read from a
+    histogram with steps of 0.05 degrees, so that parts of a data set can be added up: it is within a step of the exact
+    one, and nearer where many pixels share the step, in which it is interpolated.
+    """
+
+    THRESHOLDS = {"under_11_25": 11.25, "under_22_5": 22.5, "under_30": 30.0}
+
+    def __init__(self) -> None:
+        # Pixels, the sum of their angles in degrees, how many are below each threshold, and the histogram.
+        self.totals = torch.zeros(
+            2 + len(self.THRESHOLDS) + round(180 / ANGLE_STEP), dtype=torch.float64, device="cpu"
+        )
+
+    def count(self, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """What one image adds: vectors `[height, width, 3]` in the same axes, of any length above 0. Pixels whose
+        reference is not finite or (0, 0, 0) don't count; where only the prediction is, the angle is 180 degrees."""
+        prediction, reference = (torch.as_tensor(values).cpu().double() for values in (prediction, reference))
+        if prediction.shape != reference.shape:
+            raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but `reference` {tuple(reference.shape)}")
+        if prediction.ndim != 3 or prediction.shape[2] != 3:
+            raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but must be [height, width, 3]")
+        counted = _is_direction(reference)
+        prediction, reference = prediction[counted], reference[counted]
+        # Unlike the arc cosine, exact for small angles too.
+        sine = torch.linalg.cross(prediction, reference).norm(dim=-1)
+        angles = torch.atan2(sine, (prediction * reference).sum(dim=-1)).rad2deg()
+        angles[~_is_direction(prediction)] = 180
+        bins = round(180 / ANGLE_STEP)
+        histogram = torch.bincount((angles / ANGLE_STEP).long().clamp(max=bins - 1), minlength=bins)
+        below = [(angles < threshold).sum().item() for threshold in self.THRESHOLDS.values()]
+        sums = torch.tensor([len(angles), angles.sum().item(), *below], dtype=torch.float64, device="cpu")
+        return torch.cat([sums, histogram])
+
+    def compute(self, totals: torch.Tensor | None = None) -> dict:
+        """`mean_angle` and `median_angle` in degrees, `under_11_25`, `under_22_5` and `under_30` as shares in [0, 1];
+        NaN without a valid pixel."""
+        pixels, *sums = (self.totals if totals is None else totals)[: 2 + len(self.THRESHOLDS)].tolist()
+        histogram = (self.totals if totals is None else totals)[2 + len(self.THRESHOLDS) :].cpu().double()
+        mean, *shares = (value / pixels if pixels else math.nan for value in sums)
+        return {
+            "mean_angle": mean,
+            "median_angle": _median(histogram),
+            **dict(zip(self.THRESHOLDS, shares, strict=True)),
+        }
+
+
 def boundary_region(labels: torch.Tensor) -> torch.Tensor:
     """Pixels near the outline of their own region: the region minus its erosion (Cheng et al. 2021, "Boundary IoU").
 
@@ -362,6 +460,20 @@ def _check_shapes(prediction: torch.Tensor, reference: torch.Tensor) -> None:
         raise ValueError(f"`prediction` is {tuple(prediction.shape)}, but must be [height, width]")
 
 
+def _is_direction(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors.isfinite().all(dim=-1) & vectors.any(dim=-1)
+
+
+def _median(histogram: torch.Tensor) -> float:
+    """Where half of the pixels are below, in degrees: those of a step are taken to lie evenly in it."""
+    up_to = histogram.cumsum(0)
+    half = float(up_to[-1]) / 2
+    if half == 0:
+        return math.nan
+    step = int(torch.searchsorted(up_to, half))
+    return ANGLE_STEP * (step + 1 - (float(up_to[step]) - half) / float(histogram[step]))
+
+
 __all__ = [
     "CROPS",
     "GREATER_IS_BETTER",
@@ -371,6 +483,7 @@ __all__ = [
     "DenseMetrics",
     "DepthMetrics",
     "Metric",
+    "NormalsMetrics",
     "ReferringMetrics",
     "SegmentationMetrics",
     "boundary_region",

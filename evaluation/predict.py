@@ -13,7 +13,7 @@
 # limitations under the License.
 """Predictions beside their references, and the metrics of both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
@@ -22,12 +22,14 @@ from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX
 from ..training.maps import Samples
 from ..training.samples import upright_sample
-from .protocols import MEASURED, MeasuredTask, Settings
+from .metrics import DenseMetrics
+from .protocols import ALWAYS, MEASURED, NEVER, MeasuredTask, Settings
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ..configuration_densemllm import DenseMLLMConfig
     from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 
 
@@ -42,6 +44,8 @@ def predict_batch(
     refine: str | None = None,
     depth_scale: float | None = None,
     ignore_index: int = IGNORE_INDEX,
+    thing_labels: Sequence[str | int] | None = None,
+    normals_source: str | None = None,
     **images_kwargs: Any,
 ) -> list[tuple[int, str, Any, Any]]:
     """What a model says of a few samples, and what is true, at the annotations' own size.
@@ -53,25 +57,32 @@ def predict_batch(
             image, for which the model is asked); a sample is left out where its annotation lacks.
         refine, images_kwargs: as for `predict_dense`.
         depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own.
+        thing_labels: as for `predict_dense`.
+        normals_source: `source` of `predict_dense`.
 
     Returns:
         (position in `samples`, task, prediction, reference), the latter two as the task's metrics take them.
 
     Raises:
-        ValueError: a task that is not measured.
+        ValueError: a task that is not measured, or for which the model lacks something.
     """
     unknown = set(tasks) - set(MEASURED)
     if unknown:
         raise ValueError(f"`tasks` must be of {sorted(MEASURED)}, got {sorted(unknown)}")
     names = processor.normalize_labels(id2label) if id2label else {}
-    settings = Settings(id2label, names, ignore_index, depth_scale, depth_range, refine)
+    things = None if thing_labels is None else tuple(thing_labels)
+    settings = Settings(
+        id2label, names, ignore_index, depth_scale, depth_range, refine, things, normals_source=normals_source
+    )
+    for name in tasks:
+        settings = MEASURED[name].prepare(settings, model.config, processor)
     options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
     samples = [
         upright_sample(sample, f"`samples[{position}]`", processor.image_processor)
         for position, sample in enumerate(samples)
     ]
     results = []
-    for shared, positions in _group(samples, tasks).items():
+    for shared, positions in _group(samples, tasks, settings).items():
         asked = [MEASURED[name] for name in shared]
         group = [samples[position] for position in positions]
         predictions = _ask(model, group, asked, settings, options)
@@ -80,17 +91,28 @@ def predict_batch(
     return results
 
 
-def _group(samples: list[dict], tasks: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
+def _group(samples: list[dict], tasks: Sequence[str], settings: Settings) -> dict[tuple[str, ...], list[int]]:
     """Samples that share a forward pass: tasks that are predicted together, and the positions of all samples that have
     the annotations of just these."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for position, sample in enumerate(samples):
-        there = [task for task in MEASURED.values() if task.name in tasks and task.annotates(sample)]
-        together = tuple(task.name for task in there if not task.alone)
-        for shared in (together, *((task.name,) for task in there if task.alone)):
-            if shared:
-                groups.setdefault(shared, []).append(position)
+        there = [task for task in MEASURED.values() if task.name in tasks and task.annotates(sample, settings)]
+        for shared in _passes(there):
+            groups.setdefault(shared, []).append(position)
     return groups
+
+
+def _passes(tasks: Iterable[MeasuredTask]) -> list[tuple[str, ...]]:
+    """The names of tasks that are predicted together, each with the first that it can share a pass with."""
+    passes: list[list[MeasuredTask]] = []
+    for task in tasks:
+        fitting = (own for own in passes if all(task.shares_pass(other) for other in own))
+        own = next(fitting, None)
+        if own is None:
+            passes.append([task])
+        else:
+            own.append(task)
+    return [tuple(task.name for task in own) for own in passes]
 
 
 def _ask(
@@ -114,8 +136,8 @@ def _ask(
     arguments = {name: value for task in tasks for name, value in task.arguments(samples, settings).items()}
     return model.predict_dense(
         images,
-        task=tuple(task.name for task in tasks),
-        target_sizes=[sample[tasks[0].columns[0][0]].shape for sample in samples],
+        task=tuple(dict.fromkeys(task.task.name for task in tasks)),
+        target_sizes=[sample[tasks[0].columns[0][0]].shape[:2] for sample in samples],
         **arguments,
         **cameras,
         **options,
@@ -146,9 +168,10 @@ def evaluate_dense(
     Args:
         model: a [`DenseMLLMForConditionalGeneration`].
         processor: its processor.
-        samples: sequence of samples with `image` and any of `segmentation`, `depth`, and `mask` with `expression`; see
-            [`DenseDataset`].
-        id2label: class id to name; segmentation is left out without it.
+        samples: sequence of samples with `image` and any of `segmentation`, `depth`, `mask` with `expression`,
+            `instances` beside `segmentation`, and `normals`; see [`DenseDataset`].
+        id2label: class id to name; segmentation is left out without it, as are panoptic maps without a class that
+            `config.thing_labels` names.
         depth_range: as for `predict_dense`.
         batch_size: images a forward pass.
         accelerator (`accelerate.Accelerator`, *optional*): share the samples among its processes; each returns the
@@ -157,16 +180,13 @@ def evaluate_dense(
 
     Returns:
         what the metrics of all tasks in `MEASURED` that are predicted as maps compute, of those that had a sample:
-        [`SegmentationMetrics`], [`DepthMetrics`] and [`ReferringMetrics`].
+        [`SegmentationMetrics`], [`DepthMetrics`], [`ReferringMetrics`], [`NormalsMetrics`] (by tokens where the
+        tokenizer has them, else from depth where the sample has a `focal_length`) and [`PanopticMetrics`]. AP, which
+        needs more than sums, is the evaluation's alone.
     """
     was_training = model.training
     model.eval()
-    settings = Settings(id2label, ignore_index=ignore_index)
-    metrics = {
-        task.name: task.make_metrics(settings)
-        for task in MEASURED.values()
-        if task.question is None and (id2label or not task.needs_labels)
-    }
+    metrics = _training_metrics(Settings(id2label, ignore_index=ignore_index), model.config, processor)
     first, processes = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     indices = range(first, len(samples), processes)
     starts = range(0, len(indices), batch_size)
@@ -181,11 +201,29 @@ def evaluate_dense(
     results = {}
     for metric in metrics.values():
         if processes > 1:
-            metric.totals = accelerator.reduce(metric.totals.to(accelerator.device)).cpu()
-        if metric.totals.sum() > 0:
+            metric.reduce(accelerator)
+        if not metric.is_empty:
             results |= metric.compute()
     model.train(was_training)
     return results
+
+
+def _training_metrics(
+    settings: Settings, config: "DenseMLLMConfig", processor: DenseMLLMProcessor
+) -> dict[str, DenseMetrics]:
+    """The accumulators of the tasks that a training measures, of those that this model can do."""
+    kept = []
+    for task in MEASURED.values():
+        if task.in_training == NEVER or (task.needs_labels and not settings.id2label):
+            continue
+        try:
+            settings = task.prepare(settings, config, processor)
+        except ValueError:
+            if task.in_training == ALWAYS:
+                raise
+            continue
+        kept.append(task)
+    return {task.name: task.make_metrics(settings) for task in kept}
 
 
 __all__ = ["evaluate_dense", "predict_batch"]

@@ -16,18 +16,35 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+import torch
 from transformers.hf_argparser import HfArg
 
-from ..answers_densemllm import parse_refs
+from ..answers_densemllm import normalize_name, parse_refs
+from ..configuration_densemllm import DenseMLLMConfig
+from ..object_tasks_densemllm import Foreground
 from ..processing_densemllm import DenseMLLMProcessor
-from ..targets_densemllm import IGNORE_INDEX, present_values
-from ..tasks_densemllm import Classes
+from ..targets_densemllm import IGNORE_INDEX, index_values, present_values
+from ..task_base_densemllm import DenseRequest, DenseTask
+from ..tasks_densemllm import TASKS, Classes, Depth, Normals, Panoptic
 from ..tokens_densemllm import BACKGROUND_LABEL
 from ..training.maps import read_mask, read_metres
-from .metrics import METRICS, ClassListMetrics, DenseMetrics, DepthMetrics, ReferringMetrics, SegmentationMetrics
+from .metrics import (
+    METRICS,
+    ClassListMetrics,
+    DenseMetrics,
+    DepthMetrics,
+    NormalsMetrics,
+    ReferringMetrics,
+    SegmentationMetrics,
+)
+from .panoptic import InstanceMetrics, PanopticMetrics, Segments
+
+
+ALWAYS, WHERE_POSSIBLE, NEVER = "always", "where possible", "never"
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,11 @@ class Settings:
         depth_scale: metres a unit of depth, for samples that don't bring their own.
         depth_range: row of the config's `depth_ranges`; its default row where left out.
         refine: as for `predict_dense`.
+        thing_labels: names or ids of the classes whose objects are told apart; those of the model's config where left
+            out.
+        thing_ids: their ids in `id2label`, once [`MeasuredTask.prepare`] has found them.
+        normals_source: `"tokens"` or `"depth"`, as `source` of `predict_dense`; [`MeasuredTask.prepare`] decides where
+            left out.
         min_depth, max_depth, crop, depth_average, depth_align: as for [`DepthMetrics`].
     """
 
@@ -50,6 +72,9 @@ class Settings:
     depth_scale: float | None = None
     depth_range: str | None = None
     refine: str | None = None
+    thing_labels: tuple[str | int, ...] | None = None
+    thing_ids: tuple[int, ...] = ()
+    normals_source: str | None = None
     min_depth: float | None = None
     max_depth: float | None = None
     crop: str = "none"
@@ -69,12 +94,21 @@ def _no_check(processor: DenseMLLMProcessor, settings: Settings) -> None:
     return None
 
 
-@dataclass(frozen=True)
+def _as_they_are(settings: Settings, config: DenseMLLMConfig, processor: DenseMLLMProcessor) -> Settings:
+    return settings
+
+
+def _never(settings: Settings) -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasuredTask:
     """A task as an evaluation sees it: what annotates it, what is asked, and what is compared by which metric.
 
     Attributes:
-        name: of the task, in options and results.
+        task: what `predict_dense` is asked for; `None`: `question` is asked instead.
+        name: in options and results; that of `task` where left out.
         columns: what annotates an image: alternatives, of which a data set must have one. The first is that of a
             sample as [`read_sample`] gives it; its map, whose size predictions get, is in front.
         make_metrics: settings to the accumulator of the task's metrics.
@@ -84,15 +118,20 @@ class MeasuredTask:
         arguments: samples and settings to what `predict_dense` needs to know beside images, sizes and cameras.
         question: asked in words instead of `predict_dense`.
         answer_options: arguments of `query` for it.
-        alone: whether the task needs a forward pass of its own; all others of an image share one.
         needs_labels: whether classes are compared, so that their names are needed.
+        needs_camera: settings to whether the prediction needs the image's `focal_length`.
         check: processor and settings; raises a `ValueError` where the two don't fit.
+        prepare: settings, the model's config and its processor to settings in which nothing that this task needs is
+            left open; raises a `ValueError` where it can't be known.
+        in_training: whether a training measures it: `"always"` where samples are annotated; `"where possible"`, where
+            `prepare` finds all that it needs; or `"never"`.
         options: options of an evaluation that change this task's results, with their defaults: a card names those
             that differ.
         score_name: what `score` is called where it is that of one image; as tables call it where left out.
     """
 
-    name: str
+    task: DenseTask | None = None
+    name: str = ""
     columns: tuple[tuple[str, ...], ...]
     make_metrics: Callable[[Settings], DenseMetrics]
     score: str
@@ -101,11 +140,17 @@ class MeasuredTask:
     arguments: Callable[[list[dict], Settings], dict] = _no_arguments
     question: str | None = None
     answer_options: dict[str, Any] = field(default_factory=dict)
-    alone: bool = False
     needs_labels: bool = False
+    needs_camera: Callable[[Settings], bool] = _never
     check: Callable[[DenseMLLMProcessor, Settings], object] = _no_check
+    prepare: Callable[[Settings, DenseMLLMConfig, DenseMLLMProcessor], Settings] = _as_they_are
+    in_training: str = ALWAYS
     options: dict[str, Any] = field(default_factory=dict)
     score_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task is not None and not self.name:
+            object.__setattr__(self, "name", self.task.name)
 
     @property
     def score_title(self) -> str:
@@ -116,9 +161,17 @@ class MeasuredTask:
         """The alternatives of `columns` in words."""
         return ", or ".join(" and ".join(names) for names in self.columns)
 
-    def annotates(self, sample: dict) -> bool:
-        """Whether a sample, as [`read_sample`] gives it, has this task's annotation."""
-        return all(sample.get(column) is not None for column in self.columns[0])
+    def annotates(self, sample: dict, settings: Settings) -> bool:
+        """Whether a sample, as [`read_sample`] gives it, has this task's annotation, and what the prediction needs."""
+        needed = (*self.columns[0], "focal_length") if self.needs_camera(settings) else self.columns[0]
+        return all(sample.get(column) is not None for column in needed)
+
+    def shares_pass(self, other: "MeasuredTask") -> bool:
+        """Whether one call of `predict_dense` does both: what looks at crops, or fills the same map with something
+        else, has one of its own."""
+        if self.task is None or other.task is None or self.task.on_crops or other.task.on_crops:
+            return False
+        return self.task is other.task or self.task.map_field != other.task.map_field
 
 
 def _check_labels(processor: DenseMLLMProcessor, settings: Settings) -> None:
@@ -139,24 +192,103 @@ def _make_depth_metrics(settings: Settings) -> DepthMetrics:
 
 
 def _true_metres(sample: dict, settings: Settings) -> Any:
-    return read_metres(sample["depth"], sample.get("depth_scale", settings.depth_scale), "column `depth`")
+    return read_metres(
+        sample[Depth.column], sample.get("depth_scale", settings.depth_scale), f"column `{Depth.column}`"
+    )
 
 
 def _true_names(sample: dict, settings: Settings) -> list[str] | None:
     """The names of the classes that are in an image."""
-    present = present_values(sample["segmentation"]).tolist()
+    present = present_values(sample[Classes.column]).tolist()
     if set(present) <= {settings.ignored(sample)}:
         return None
     names = [settings.names.get(key, BACKGROUND_LABEL) for key in present]
     return [name for name in names if name != BACKGROUND_LABEL]
 
 
+def _prepare_normals(settings: Settings, config: DenseMLLMConfig, processor: DenseMLLMProcessor) -> Settings:
+    task, request = TASKS[Normals.name], DenseRequest(size=(0, 0), source=settings.normals_source)
+    task.check(request, processor)
+    return replace(settings, normals_source=task.source(request, processor))
+
+
+def _prepare_things(settings: Settings, config: DenseMLLMConfig, processor: DenseMLLMProcessor) -> Settings:
+    names = processor.normalize_labels(settings.id2label)
+    things = config.thing_labels if settings.thing_labels is None else settings.thing_labels
+    request = DenseRequest(
+        size=(0, 0), labels=names, thing_labels=None if things is None else tuple(things),
+        are_things_asked=settings.thing_labels is not None,
+    )  # fmt: skip
+    TASKS[Panoptic.name].check(request, processor)
+    wanted = {normalize_name(thing) if isinstance(thing, str) else thing for thing in things}
+    thing_ids = tuple(key for key, name in names.items() if name in wanted or key in wanted)
+    if not thing_ids:
+        raise ValueError(f"`thing_labels`: none of {sorted(map(str, things))[:10]} is a class of `id2label`")
+    return replace(settings, names=names, thing_ids=thing_ids)
+
+
+def segment_ids(settings: Settings) -> list[int]:
+    """The classes that segments are of; without names, which only a check of the other options lacks, any will do."""
+    names = settings.names or settings.id2label or {0: ""}
+    return sorted(key for key, name in names.items() if name != BACKGROUND_LABEL)
+
+
+def _make_instance_metrics(settings: Settings) -> InstanceMetrics:
+    try:
+        return InstanceMetrics(settings.thing_ids or segment_ids(settings)[:1])
+    except ImportError as error:
+        raise ValueError(f"`task`: {error}") from error
+
+
+def true_segments(sample: dict, settings: Settings) -> Segments | None:
+    """The segments of a sample: each object of a thing, by its class and number, and each other class.
+
+    Args:
+        sample: of [`read_sample`], with `segmentation` and `instances`.
+        settings: with names and things.
+
+    Returns:
+        a map of segments, `int64 [height, width]`, numbered from 1, and its rows, see [`PanopticMetrics`]; `None`
+        where nothing is known. No segment, 0, is what `ignore_index` marks in one of the two maps, what is of no class
+        but the background, and what is of a thing but has no number above 0: nobody says which object it is.
+    """
+    ignored = settings.ignored(sample)
+    classes, places = index_values(np.asarray(sample[Classes.column]))
+    numbers, number_places = index_values(np.asarray(sample[Panoptic.column]))
+    kept = set(segment_ids(settings)) - {ignored}
+    is_known, is_thing = (np.isin(classes, sorted(ids)) for ids in (kept, kept & set(settings.thing_ids)))
+    is_numbered = (numbers > 0) & (numbers != ignored)
+    is_object = is_thing[places]
+    known = is_known[places] & (is_numbered[number_places] | ~is_object)
+    # A class and the place of the number, 0 of what is no thing.
+    codes = places * (len(numbers) + 1) + np.where(is_object, number_places + 1, 0)
+    present, segments = np.unique(codes[known], return_inverse=True)
+    if not len(present):
+        return None
+    values = np.zeros(places.shape, dtype=np.int64)
+    values[known] = segments.reshape(-1) + 1
+    owners = (present // (len(numbers) + 1)).tolist()
+    rows = [
+        {"id": number, "label_id": int(classes[place]), "isthing": bool(is_thing[place])}
+        for number, place in enumerate(owners, 1)
+    ]
+    return values, rows
+
+
+def _found_segments(prediction: Any) -> Segments:
+    return prediction.segmentation, prediction.segments_info
+
+
+def _panoptic_arguments(samples: list[dict], settings: Settings) -> dict:
+    return {"labels": settings.id2label, "refine": settings.refine, "thing_labels": list(settings.thing_ids)}
+
+
 SEGMENTATION = MeasuredTask(
-    "segmentation",
-    columns=(("segmentation",),),
+    task=TASKS[Classes.name],
+    columns=((Classes.column,),),
     make_metrics=_make_segmentation_metrics,
     score="mean_iou",
-    reference=lambda sample, settings: sample["segmentation"],
+    reference=lambda sample, settings: sample[Classes.column],
     prediction=lambda prediction: prediction.segmentation,
     arguments=lambda samples, settings: {"labels": settings.id2label, "refine": settings.refine},
     needs_labels=True,
@@ -164,8 +296,8 @@ SEGMENTATION = MeasuredTask(
     options={"refine": None},
 )
 DEPTH = MeasuredTask(
-    "depth",
-    columns=(("depth",),),
+    task=TASKS[Depth.name],
+    columns=((Depth.column,),),
     make_metrics=_make_depth_metrics,
     score="delta1",
     reference=_true_metres,
@@ -174,30 +306,59 @@ DEPTH = MeasuredTask(
     options={"min_depth": None, "max_depth": None, "crop": "none", "depth_average": "pixels", "depth_align": "none"},
 )
 REFERRING = MeasuredTask(
-    "referring",
-    columns=(("mask", "expression"), ("instances", "expressions", "expression_instances")),
+    task=TASKS[Foreground.name],
+    columns=((Foreground.column, "expression"), (Panoptic.column, "expressions", "expression_instances")),
     make_metrics=lambda settings: ReferringMetrics(),
     score="giou",
-    reference=lambda sample, settings: read_mask(sample["mask"], settings.ignored(sample)),
+    reference=lambda sample, settings: read_mask(sample[Foreground.column], settings.ignored(sample)),
     prediction=lambda prediction: prediction.mask,
     arguments=lambda samples, settings: {"text": [sample["expression"] for sample in samples]},
-    alone=True,
     score_name="IoU",
 )
 CLASS_LIST = MeasuredTask(
-    "class_list",
-    columns=(("segmentation",),),
+    name="class_list",
+    columns=((Classes.column,),),
     make_metrics=lambda settings: ClassListMetrics(),
     score="f1",
     reference=_true_names,
     prediction=parse_refs,
     question=Classes.question,
     answer_options=Classes.answer_options,
-    alone=True,
     needs_labels=True,
     check=_check_labels,
+    in_training=NEVER,
 )
-MEASURED = {task.name: task for task in (SEGMENTATION, DEPTH, REFERRING, CLASS_LIST)}
+NORMALS = MeasuredTask(
+    task=TASKS[Normals.name],
+    columns=((Normals.column,),),
+    make_metrics=lambda settings: NormalsMetrics(),
+    score="under_11_25",
+    reference=lambda sample, settings: torch.as_tensor(sample[Normals.column]),
+    prediction=lambda prediction: prediction.normals,
+    arguments=lambda samples, settings: {"source": settings.normals_source},
+    needs_camera=lambda settings: settings.normals_source == Normals.sources[1],
+    prepare=_prepare_normals,
+    in_training=WHERE_POSSIBLE,
+    options={"normals_source": None},
+)
+PANOPTIC = MeasuredTask(
+    task=TASKS[Panoptic.name],
+    columns=((Classes.column, Panoptic.column),),
+    make_metrics=lambda settings: PanopticMetrics(segment_ids(settings), settings.thing_ids),
+    score="pq",
+    reference=true_segments,
+    prediction=_found_segments,
+    arguments=_panoptic_arguments,
+    needs_labels=True,
+    check=_check_labels,
+    prepare=_prepare_things,
+    in_training=WHERE_POSSIBLE,
+    options={"thing_labels": None, "refine": None},
+)
+INSTANCES = replace(
+    PANOPTIC, name=Panoptic.column, make_metrics=_make_instance_metrics, score="mask_ap", in_training=NEVER
+)
+MEASURED = {task.name: task for task in (SEGMENTATION, DEPTH, REFERRING, CLASS_LIST, NORMALS, PANOPTIC, INSTANCES)}
 
 
 @dataclass
@@ -239,6 +400,12 @@ class EvaluationArguments:
     scale: float | None = HfArg(default=None, help="factor on the images' size for a finer grid (the paper: ADE20K 4)")
     max_num_patches: int | None = HfArg(default=None, help="patches of an image at most; the processor's own number")
     refine: str | None = HfArg(default=None, help="crf: refine segmentations")
+    thing_labels: list[str] | None = HfArg(
+        default=None, help="classes whose objects are told apart, joined by commas; the config's `thing_labels`"
+    )
+    normals_source: str | None = HfArg(
+        default=None, help="tokens or depth; left out: tokens of normals where the model has them"
+    )
     device: str | None = HfArg(
         default=None, help="cpu, cuda, cuda:1...; with several processes cpu, or each its own where left out"
     )
@@ -246,6 +413,9 @@ class EvaluationArguments:
     attn_implementation: str | None = HfArg(default=None, help="sdpa, eager, flash_attention_2, ...")
     trust_remote_code: bool = HfArg(default=False, help="run the code that the checkpoint's tokenizer brings")
     save_every: int = HfArg(default=10, help="batches of a process between two pieces of the state")
+    save_coco: str | None = HfArg(
+        default=None, help="folder for what is found of panoptic maps and instances, in COCO's formats"
+    )
     cases: int = HfArg(default=3, help="best, median and worst images to draw of each task, so many of each; 0: none")
     update_card: bool = HfArg(default=False, help="put the results into the model index of the model folder's card")
     data_name: str | None = HfArg(default=None, help="what the card calls the data; as `data` does where left out")
@@ -265,13 +435,19 @@ class EvaluationArguments:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a number greater than 0, got {value}")
+        if self.normals_source not in (None, *Normals.sources):
+            raise ValueError(
+                f"`normals_source` must be one of {list(Normals.sources)} or left out, got {self.normals_source!r}"
+            )
         if self.refine not in (None, "crf"):
             raise ValueError(f"`refine` must be 'crf' or left out, got {self.refine!r}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"`dtype` must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
         if self.update_card and not os.path.isdir(self.model):
             raise ValueError(f"`update_card` needs a `model` that is a local folder, got {self.model!r}")
-        self.make_metrics(None)  # names what of cap, crop, average and align can't be used
+        if self.save_coco is not None and self.segments_task is None:
+            raise ValueError(f"`save_coco` needs a `task` of {[PANOPTIC.name, INSTANCES.name]}, got {self.task}")
+        self.make_metrics(self.settings(None))  # names what of cap, crop, average and align can't be used
 
     def settings(self, id2label: dict[int, str] | None) -> Settings:
         """What of the options says how samples are read and compared.
@@ -280,10 +456,42 @@ class EvaluationArguments:
             id2label: class id to name, from the file of that name.
         """
         options = asdict(self)
-        names = {entry.name for entry in fields(Settings)} & set(options) - {"id2label"}
-        return Settings(id2label, **{name: options[name] for name in names})
+        names = {entry.name for entry in fields(Settings)} & set(options) - {"id2label", "thing_labels"}
+        things = None if self.thing_labels is None else tuple(_split_names(self.thing_labels, id2label or {}))
+        return Settings(id2label, thing_labels=things, **{name: options[name] for name in names})
 
-    def make_metrics(self, id2label: dict[int, str] | None) -> dict[str, DenseMetrics]:
+    @property
+    def segments_task(self) -> str | None:
+        """The first of the tasks that find segments, if any: all of them find the same."""
+        return next((name for name in self.task if MEASURED[name].task is PANOPTIC.task), None)
+
+    def make_metrics(self, settings: Settings) -> dict[str, DenseMetrics]:
         """The accumulator of each task."""
-        settings = self.settings(id2label)
         return {task: MEASURED[task].make_metrics(settings) for task in self.task}
+
+
+def _split_names(texts: list[str], id2label: dict[int, str]) -> list[str]:
+    """The names in texts, which are joined by commas; a text that is a class's name, with commas or not, is one."""
+    known = {normalize_name(name) for name in id2label.values()}
+    names = [[text] if normalize_name(text) in known else text.split(",") for text in texts]
+    return [name.strip() for parts in names for name in parts if name.strip()]
+
+
+__all__ = [
+    "ALWAYS",
+    "CLASS_LIST",
+    "DEPTH",
+    "INSTANCES",
+    "MEASURED",
+    "NEVER",
+    "NORMALS",
+    "PANOPTIC",
+    "REFERRING",
+    "SEGMENTATION",
+    "WHERE_POSSIBLE",
+    "EvaluationArguments",
+    "MeasuredTask",
+    "Settings",
+    "segment_ids",
+    "true_segments",
+]

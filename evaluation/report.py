@@ -18,6 +18,7 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,36 @@ import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
+from ..answers_densemllm import decode_rle
 from ..configuration_densemllm import __version__
-from ..drawing_densemllm import colorize_depth, label_colors
+from ..drawing_densemllm import colorize_depth, label_colors, normals_to_colors
 from ..targets_densemllm import index_values
 from .metrics import METRICS, DenseMetrics, SegmentationMetrics
-from .protocols import CLASS_LIST, DEPTH, MEASURED, REFERRING, SEGMENTATION, EvaluationArguments, MeasuredTask
-from .state import write_atomically
+from .panoptic import Segments, coco_instances, save_coco_panoptic
+from .protocols import (
+    CLASS_LIST,
+    DEPTH,
+    INSTANCES,
+    MEASURED,
+    NORMALS,
+    PANOPTIC,
+    REFERRING,
+    SEGMENTATION,
+    EvaluationArguments,
+    MeasuredTask,
+    Settings,
+    segment_ids,
+)
+from .state import COCO_IMAGES, COCO_INSTANCES, COCO_PANOPTIC, write_atomically
 
 
 MAX_DRAWN_CLASSES = 150
 GREY = "#666666"
 # Options that a card names with the result of any task, with the defaults that it doesn't.
+# What the metrics compute for each class, by the ending of its key `per_label_...`.
+LABEL_METRICS = {
+    "iou": "IoU", "boundary_iou": "boundary IoU", "pq": "PQ", "sq": "SQ", "rq": "RQ", "mask_ap": "mask AP",
+}  # fmt: skip
 CARD_OPTIONS = {"limit": None, "scale": None, "max_num_patches": None, "depth_range": None}
 
 
@@ -252,6 +272,49 @@ def _class_list_panels(case, image, id2label):
     return panels, [("#1e7b3a", "named and there"), ("#999999", "there, not named"), ("#c0392b", "named, not there")]
 
 
+def _normals_panels(case, image, id2label):
+    maps = (np.asarray(case[name], dtype=np.float32) for name in ("reference", "prediction"))
+    panels = []
+    for normals in maps:
+        lengths = np.linalg.norm(normals, axis=-1, keepdims=True)
+        known = np.isfinite(lengths) & (lengths > 0)
+        colors = normals_to_colors(np.where(known, normals / np.where(known, lengths, 1), 0)) * known  # else black
+        panels.append(PIL.Image.fromarray(colors.astype(np.uint8)).resize(image.size, PIL.Image.Resampling.NEAREST))
+    axes = {"to the right": (1, 0, 0), "up": (0, 1, 0), "to the camera": (0, 0, 1)}
+    legend = [(tuple(normals_to_colors(np.array(axis, np.float32)).tolist()), name) for name, axis in axes.items()]
+    return panels, [*legend, ((0, 0, 0), "not known")]
+
+
+def _segment_panels(case, image, id2label, things_only=False):
+    """Classes in their colours, the objects of one in shades of it, with dark outlines."""
+    keys = sorted(id2label)
+    color_of = dict(zip(keys, label_colors(len(keys)).tolist(), strict=True))
+    panels, areas = [], dict.fromkeys(keys, 0)
+    for name in ("reference", "prediction"):
+        values, rows = np.asarray(case[name][0]).astype(np.int32), case[name][1]
+        small = np.asarray(PIL.Image.fromarray(values).resize(image.size, PIL.Image.Resampling.NEAREST))
+        panel, counts = np.zeros((*small.shape, 3), np.uint8), dict.fromkeys(keys, 0)
+        for row in rows:
+            inside, key = small == row["id"], row["label_id"]
+            if row["isthing"] or not things_only:
+                panel[inside] = _shade(color_of[key], counts[key] if row["isthing"] else 0)
+                counts[key] += 1
+                areas[key] += int(inside.sum())
+        edges = np.zeros(small.shape, bool)
+        edges[:, 1:] |= small[:, 1:] != small[:, :-1]
+        edges[1:] |= small[1:] != small[:-1]
+        panel[edges] = 0
+        panels.append(PIL.Image.fromarray(panel))
+    there = sorted((key for key in keys if areas[key]), key=lambda key: -areas[key])
+    return panels, [*((tuple(color_of[key]), id2label[key]) for key in there), ((0, 0, 0), "no segment")]
+
+
+def _shade(color: list[int], number: int) -> list[int]:
+    """The colour of a class for its first object, then lighter and darker ones in turn."""
+    target, share = (255, 0)[number % 2], (0.0, 0.45, 0.35, 0.65, 0.55)[number % 5]
+    return [round(channel + (target - channel) * share) for channel in color]
+
+
 # Of each task: case, the image as it is drawn and class id to name to the images of reference and prediction, and the
 # legend: colour (or `None`) and text of each line.
 PANELS = {
@@ -259,6 +322,9 @@ PANELS = {
     DEPTH.name: _depth_panels,
     REFERRING.name: _referring_panels,
     CLASS_LIST.name: _class_list_panels,
+    NORMALS.name: _normals_panels,
+    PANOPTIC.name: _segment_panels,
+    INSTANCES.name: partial(_segment_panels, things_only=True),
 }
 
 
@@ -355,26 +421,28 @@ def make_results(
         "processes": processes,
         "seconds": seconds,
     }
+    label_rows: dict[int, dict] = {}
     for task, metric in metrics.items():
         values = metric.compute()
         results["metrics"][task] = {name: value for name, value in values.items() if not isinstance(value, list)}
-        if isinstance(metric, SegmentationMetrics):
-            results["per_label"] = _label_rows(metric, values, id2label)
+        _add_label_columns(label_rows, metric, values)
+    if label_rows:
+        results["per_label"] = [
+            {"id": key, "label": name, **label_rows[key]}
+            for key, name in sorted(id2label.items())
+            if key in label_rows
+        ]
     return _plain(results)
 
 
-def _label_rows(metric: SegmentationMetrics, values: dict, id2label: dict[int, str]) -> list[dict]:
-    """A row a class, in the order of the ids."""
-    return [
-        {
-            "id": key,
-            "label": name,
-            "iou": values["per_label_iou"][place],
-            "boundary_iou": values["per_label_boundary_iou"][place],
-            "pixels": int(metric.confusion[place].sum()),
-        }
-        for place, (key, name) in enumerate(sorted(id2label.items()))
-    ]
+def _add_label_columns(rows: dict[int, dict], metric: DenseMetrics, values: dict) -> None:
+    """Add what a metric computes for each class to the rows of the classes, by their ids."""
+    columns = {name: values[f"per_label_{name}"] for name in LABEL_METRICS if f"per_label_{name}" in values}
+    if isinstance(metric, SegmentationMetrics):
+        columns["pixels"] = metric.confusion.sum(dim=1).tolist()
+    for name, column in columns.items():
+        for key, value in zip(metric.label_ids, column, strict=True):
+            rows.setdefault(key, {})[name] = value
 
 
 def _plain(value):
@@ -407,11 +475,13 @@ def to_markdown(results: dict) -> str:
             for name, value in values.items()
         ]
     if "per_label" in results:
-        lines += ["\n| class | IoU | boundary IoU | pixels of the reference |\n|---|---|---|---|"]
-        lines += [
-            f"| {cell(row['label'])} | {_text(row['iou'])} | {_text(row['boundary_iou'])} | {row['pixels']} |"
-            for row in results["per_label"]
-        ]
+        titles = {**LABEL_METRICS, "pixels": "pixels of the reference"}
+        names = [name for name in titles if any(name in row for row in results["per_label"])]
+        lines += ["\n| class | " + " | ".join(titles[name] for name in names) + " |\n|---|" + "---|" * len(names)]
+        for row in results["per_label"]:
+            values = [row.get(name) for name in names]
+            texts = [str(value) if isinstance(value, int) else _text(value) for value in values]
+            lines += [f"| {cell(row['label'])} | " + " | ".join(texts) + " |"]
     lines += ["\n| option | value |\n|---|---|"]
     lines += [f"| {name} | {cell(value)} |" for name, value in results["options"].items() if value is not None]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
@@ -448,6 +518,41 @@ def _png(image: PIL.Image.Image) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def write_coco(folder: Path, segments: list[dict], settings: Settings) -> None:
+    """Write what was found as COCO has it: `panoptic/*.png`, `instances.json`, and last `panoptic.json`.
+
+    Args:
+        folder: of the files; those of an earlier evaluation are replaced.
+        segments: of each image, in the order of the samples, what [`segments_record`] gave.
+        settings: with names and things.
+    """
+    for name in (COCO_PANOPTIC, COCO_INSTANCES):
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for record in segments for row in record["rows"] if row["category_id"] in settings.thing_ids]
+    write_atomically(folder / COCO_INSTANCES, json.dumps(rows).encode())
+    categories = [
+        {"id": key, "name": settings.id2label[key], "isthing": int(key in settings.thing_ids)}
+        for key in segment_ids(settings)
+    ]
+    maps = ((record["index"], _to_segments(record)) for record in segments)
+    save_coco_panoptic(maps, folder / COCO_PANOPTIC, folder / COCO_IMAGES, categories, overwrite=True)
+
+
+def segments_record(index: int, prediction: Segments) -> dict:
+    """What was found in the sample of a row, in a form that is saved: its index, size, and COCO's rows."""
+    size = list(prediction[0].shape)
+    return {"index": index, "size": size, "rows": coco_instances(index, prediction)}
+
+
+def _to_segments(record: dict) -> Segments:
+    """The map and its rows that [`segments_record`] made a record of."""
+    values = np.zeros(record["size"], dtype=np.int64)
+    for number, row in enumerate(record["rows"], 1):
+        values[decode_rle(row["segmentation"])] = number
+    return values, [{"id": number, "label_id": row["category_id"]} for number, row in enumerate(record["rows"], 1)]
 
 
 # ---- card ----

@@ -29,19 +29,21 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
+from ..configuration_densemllm import DenseMLLMConfig
 from ..files import reading
 from ..formats.folders import load_samples
 from ..formats.labels import find_id2label, load_id2label
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import check_ignore_index
+from ..tasks_densemllm import Panoptic
 from ..training.datasets import warn_of_labels
 from ..training.samples import draw_expression, read_sample
 from .metrics import DenseMetrics
 from .predict import predict_batch
 from .protocols import MEASURED, EvaluationArguments, Settings
-from .report import draw_sheet, load_card, make_results, update_card, write_results
-from .state import State, check_output_dir, data_digest, make_fingerprint, model_digest
+from .report import draw_sheet, load_card, make_results, segments_record, update_card, write_coco, write_results
+from .state import State, check_coco_folder, check_output_dir, data_digest, make_fingerprint, model_digest
 
 
 def main(args: EvaluationArguments) -> dict:
@@ -93,13 +95,16 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         load_card(args.model)
     if process.is_main_process:
         check_output_dir(args, state)
+        check_coco_folder(args, state)
         fingerprint["data_digest"] = data_digest(data)
         state.check(fingerprint)
-    model, processor = load_model(args, device, settings)
+    processor, settings = open_processor(args, settings)
+    check_cameras(args, data, settings)
+    model = load_model(args, device)
     before = open_state(process, state, fingerprint, model, processor)
 
     read, predict = partial(read_row, data, settings), make_predict(args, model, processor, settings)
-    metrics = args.make_metrics(id2label)
+    metrics = args.make_metrics(settings)
     todo = share_out(before, math.ceil(len(data) / args.batch_size), process)
     pieces = before + gather_object(evaluate_pending(args, predict, read, len(data), metrics, state, todo))
     scores = add_up(metrics, [record for piece in pieces for record in piece["records"]])
@@ -113,6 +118,9 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         sheet = draw_sheet(args.task, args.cases, predict, read, id2label, scores)
         folder = state.folder.parent
         write_results(folder, results, metrics, id2label, sheet)
+        if args.save_coco is not None:
+            segments = [record for piece in pieces for record in piece["segments"]]
+            write_coco(Path(args.save_coco), sorted(segments, key=lambda record: record["index"]), settings)
         if args.update_card:
             update_card(args.model, results)
         print((folder / "results.md").read_text(encoding="utf-8"))
@@ -170,26 +178,46 @@ def read_row(data: datasets.Dataset, settings: Settings, row: int) -> dict:
     sample = read_sample(data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index)
     if "expression" in sample:
         return sample
-    return draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
+    drawn = draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
+    objects = Panoptic.column  # what is drawn is one of them, and all may be measured beside it
+    return drawn | ({objects: sample[objects]} if objects in sample else {})
 
 
-def load_model(
-    args: EvaluationArguments, device: torch.device, settings: Settings
-) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
-    """The model and its processor, once it is clear that this one can do the tasks.
+def open_processor(args: EvaluationArguments, settings: Settings) -> tuple[DenseMLLMProcessor, Settings]:
+    """The processor, and the settings with what the model's files say, once it is clear that it can do the tasks.
 
     Raises:
-        ValueError: they can't be loaded, or can't do a task.
+        ValueError: its files can't be loaded, or it can't do a task.
     """
     with reading(f"`model` {args.model}"):
         processor = DenseMLLMProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+        config = DenseMLLMConfig.from_pretrained(args.model)
     for task in args.task:
         MEASURED[task].check(processor, settings)
+        settings = MEASURED[task].prepare(settings, config, processor)
+    return processor, settings
+
+
+def check_cameras(args: EvaluationArguments, data: datasets.Dataset, settings: Settings) -> None:
+    """Raise a `ValueError` where a task needs focal lengths and the data have none."""
+    for task in args.task:
+        if MEASURED[task].needs_camera(settings) and "focal_length" not in data.column_names:
+            raise ValueError(
+                f"`task` {task!r} of this model needs the column focal_length, in pixels; {args.data} has none"
+            )
+
+
+def load_model(args: EvaluationArguments, device: torch.device) -> DenseMLLMForConditionalGeneration:
+    """The model on its device.
+
+    Raises:
+        ValueError: it can't be loaded.
+    """
     with reading(f"`model` {args.model}"):
         model = DenseMLLMForConditionalGeneration.from_pretrained(
             args.model, dtype=args.dtype, attn_implementation=args.attn_implementation
         )
-    return model.to(device).eval(), processor
+    return model.to(device).eval()
 
 
 # ---- predicting ----
@@ -231,6 +259,8 @@ def make_predict(
         depth_range=settings.depth_range,
         refine=settings.refine,
         ignore_index=settings.ignore_index,
+        thing_labels=settings.thing_labels,
+        normals_source=settings.normals_source,
         **{name: value for name, value in images_kwargs.items() if value is not None},
     )
 
@@ -254,33 +284,39 @@ def evaluate_pending(
 
     Returns:
         the pieces: `batches`, `seconds`, and `records`, of each sample and task its `index`, `task`, `score` (of this
-        image alone) and `part` (places and values of what it adds to the metric's `totals`).
+        image alone) and `part` (what it adds to the metric, from [`DenseMetrics.to_record`]);
+        and with `save_coco` `segments`, of each sample [`segments_record`].
     """
-    pieces, piece = [], {"batches": [], "seconds": 0.0, "records": []}
+    pieces, piece = [], _new_piece()
     for number in tqdm(todo, desc="evaluating", disable=not PartialState().is_main_process):
         started = time.monotonic()
         rows = range(number * args.batch_size, min((number + 1) * args.batch_size, count))
         predicted = predict([read(row) for row in rows], args.task, batch_size=args.batch_size)
         for position, task, prediction, reference in predicted:
             piece["records"].append(make_record(metrics[task], task, rows[position], prediction, reference))
+            if args.save_coco is not None and task == args.segments_task:
+                piece["segments"].append(segments_record(rows[position], prediction))
         piece["batches"].append(number)
         piece["seconds"] += time.monotonic() - started
         if len(piece["batches"]) == args.save_every or number == todo[-1]:
             state.save(piece)
             pieces.append(piece)
-            piece = {"batches": [], "seconds": 0.0, "records": []}
+            piece = _new_piece()
     return pieces
+
+
+def _new_piece() -> dict:
+    return {"batches": [], "seconds": 0.0, "records": [], "segments": []}
 
 
 def make_record(metric: DenseMetrics, task: str, row: int, prediction: Any, reference: Any) -> dict:
     """What one image adds to a metric, in a form that is saved."""
     part = metric.count(prediction, reference)
-    places = part.flatten().nonzero()[:, 0]
     return {
         "index": row,
         "task": task,
         "score": metric.compute(part)[MEASURED[task].score],
-        "part": [places.tolist(), part.flatten()[places].tolist()],
+        "part": metric.to_record(part),
     }
 
 
@@ -289,8 +325,6 @@ def add_up(metrics: dict[str, DenseMetrics], records: list[dict]) -> dict[str, l
     the samples were shared out. Returns each task's (score, index)."""
     scores = {task: [] for task in metrics}
     for record in sorted(records, key=lambda record: record["index"]):
-        totals = metrics[record["task"]].totals.view(-1)
-        places, values = record["part"]
-        totals[torch.tensor(places, dtype=torch.long)] += torch.tensor(values, dtype=totals.dtype)
+        metrics[record["task"]].add_record(record["part"])
         scores[record["task"]].append((record["score"], record["index"]))
     return scores

@@ -41,6 +41,8 @@ FREE_OPTIONS = (
     "model", "data", "data_name", "output_dir", "save_every", "cases", "update_card", "overwrite", "trust_remote_code",
 )  # fmt: skip
 FINGERPRINT_ROWS = 100
+# What `save_coco` writes into its folder; panopticapi looks for the images beside the file, under its name.
+COCO_INSTANCES, COCO_PANOPTIC, COCO_IMAGES = "instances.json", "panoptic.json", "panoptic"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -178,3 +180,19 @@ def check_output_dir(args: EvaluationArguments, state: State) -> None:
     inputs = [path for path in outputs if data in path.resolve().parents]  # a data set may have too many to list
     check_outputs(outputs, [*inputs, *filter(os.path.isfile, [args.data, args.id2label or ""])], args.overwrite,
                   "`output_dir`")  # fmt: skip
+
+
+def check_coco_folder(args: EvaluationArguments, state: State) -> None:
+    """Refuse to begin where `save_coco` would write over files that this evaluation hasn't made.
+
+    Raises:
+        ValueError: there is such a file, or the folder is the data's or can't be written to.
+    """
+    if args.save_coco is None or state.goes_on:
+        return
+    folder, data = Path(args.save_coco), Path(args.data).resolve()
+    if data in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(f"`save_coco` must not be in the folder of `data`, got {args.save_coco}")
+    check_outputs([folder / COCO_PANOPTIC, folder / COCO_INSTANCES], [], args.overwrite, "`save_coco`")
+    if not args.overwrite and any((folder / COCO_IMAGES).glob("*.png")):
+        raise ValueError(f"`save_coco`: {folder / COCO_IMAGES} has PNGs already; give another name, or --overwrite")

@@ -290,7 +290,7 @@ def test_the_card_keeps_what_it_had(made, options, tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"task": "panoptic"}, "`task` must be of"),
+        ({"task": "tracking"}, "`task` must be of"),
         ({"task": ["depth", "depth"]}, "`task` must be of"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"limit": 0}, "`limit` must be at least 1"),

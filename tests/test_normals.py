@@ -21,7 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from densemllm.evaluation.normals import NormalsMetrics
+from densemllm.evaluation.metrics import NormalsMetrics
 from densemllm.normals_densemllm import (
     bin_directions,
     bin_neighbours,

@@ -60,14 +60,13 @@ def test_annotations_of_a_task_are_all_there_or_it_is_left_out():
 
 def test_a_new_task_is_one_row_and_one_panel(tmp_path, monkeypatch):
     row = MeasuredTask(
-        "counts",
+        name="counts",
         columns=(("segmentation",),),
         make_metrics=lambda settings: ClassListMetrics(),
         score="f1",
         reference=lambda sample, settings: [str(len(np.unique(sample["segmentation"])))],
         prediction=str.split,
         question="How many classes are there?",
-        alone=True,
         needs_labels=True,
     )
     drawn = []
