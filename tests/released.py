@@ -144,9 +144,9 @@ def make_source(folder, shards: int = 3, head: bool = False, dtype=torch.float32
         **fields,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": config["eos_token_id"], "do_sample": True, "temperature": 0.1, "top_p": 0.001})
-    )
+    generation = {"do_sample": True, "temperature": 0.1, "top_p": 0.001, "repetition_penalty": 1.05}
+    generation["eos_token_id"] = config["eos_token_id"]
+    (folder / "generation_config.json").write_text(json.dumps(generation))
     image_settings = {"image_processor_type": "Siglip2ImageProcessorFast", "processor_class": "YoutuVLProcessor",
                       "patch_size": PATCH, "max_num_patches": 4096, "resample": 2, "image_mean": [0.5, 0.5, 0.5],
                       "image_std": [0.5, 0.5, 0.5], "rescale_factor": 1 / 255, "do_resize": True}  # fmt: skip

@@ -159,6 +159,7 @@ def test_folder_is_complete(converted):
     card = ModelCard.load(folder / "out/README.md")
     assert (card.data.license, card.data.license_name) == ("other", "some-terms") and "source" in card.text
     assert model.generation_config.temperature == 0.1 and model.generation_config.top_p == 0.001
+    assert model.generation_config.repetition_penalty == 1.05  # which `query` keeps: tests/test_tasks.py
     assert model.config.text_config.rope_parameters["rope_theta"] == 500000.0
     code = (
         "import sys; from transformers import AutoModel, AutoProcessor\n"
