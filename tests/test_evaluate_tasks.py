@@ -368,6 +368,7 @@ def test_normals_end_to_end(made, options, tmp_path):
     }  # fmt: skip
     data = Dataset.load_from_disk(str(made / "data")).remove_columns("focal_length")
     data.save_to_disk(tmp_path / "data")
+    options = options | {"output_dir": tmp_path / "other"}
     with pytest.raises(ValueError, match="`task` 'normals' of this model needs the column focal_length"):
         main(words(options | {"task": "normals", "data": tmp_path / "data"}))
     with pytest.raises(ValueError, match="`normals_source` must be one of"):
