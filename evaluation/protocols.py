@@ -401,7 +401,8 @@ class EvaluationArguments:
     max_num_patches: int | None = HfArg(default=None, help="patches of an image at most; the processor's own number")
     refine: str | None = HfArg(default=None, help="crf: refine segmentations")
     thing_labels: list[str] | None = HfArg(
-        default=None, help="classes whose objects are told apart, joined by commas; the config's `thing_labels`"
+        default=None,
+        help="names or ids of classes whose objects are told apart, joined by commas; the config's `thing_labels`",
     )
     normals_source: str | None = HfArg(
         default=None, help="tokens or depth; left out: tokens of normals where the model has them"
@@ -470,11 +471,16 @@ class EvaluationArguments:
         return {task: MEASURED[task].make_metrics(settings) for task in self.task}
 
 
-def _split_names(texts: list[str], id2label: dict[int, str]) -> list[str]:
-    """The names in texts, which are joined by commas; a text that is a class's name, with commas or not, is one."""
+def _split_names(texts: list[str], id2label: dict[int, str]) -> list[str | int]:
+    """The names or ids of classes in texts, which are joined by commas. What is a class's name, with commas in it or
+    of digits alone, is one."""
     known = {normalize_name(name) for name in id2label.values()}
-    names = [[text] if normalize_name(text) in known else text.split(",") for text in texts]
-    return [name.strip() for parts in names for name in parts if name.strip()]
+    parts = [part for text in texts for part in ([text] if normalize_name(text) in known else text.split(","))]
+    return [
+        int(part) if part.strip().isdecimal() and normalize_name(part) not in known else part.strip()
+        for part in parts
+        if part.strip()
+    ]
 
 
 __all__ = [

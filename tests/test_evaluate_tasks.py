@@ -221,6 +221,9 @@ def test_things_of_the_config_and_of_the_command_line(model, processor):
     args = EvaluationArguments("m", "d", "panoptic", thing_labels=["wall,Red  Ball", "lamp, table"])
     for id2label, expected in ((ID2LABEL, 4), ({0: "lamp, table"}, 3)):
         assert len(args.settings(id2label).thing_labels) == expected
+    by_id = EvaluationArguments("m", "d", "panoptic", thing_labels=["0,2"])
+    assert by_id.settings(ID2LABEL).thing_labels == (0, 2)
+    assert PANOPTIC.prepare(by_id.settings({**ID2LABEL, 5: "0"}), config, processor).thing_ids == (2, 5)
     settings = args.settings({**ID2LABEL, 3: "lamp, table"})
     assert PANOPTIC.prepare(settings, config, processor).thing_ids == (0, 2, 3)
 
