@@ -213,6 +213,8 @@ def _prepare_normals(settings: Settings, config: DenseMLLMConfig, processor: Den
 
 
 def _prepare_things(settings: Settings, config: DenseMLLMConfig, processor: DenseMLLMProcessor) -> Settings:
+    if not settings.id2label:
+        raise ValueError("`id2label` is needed for segments: a dict from class id to name")
     names = processor.normalize_labels(settings.id2label)
     things = config.thing_labels if settings.thing_labels is None else settings.thing_labels
     request = DenseRequest(

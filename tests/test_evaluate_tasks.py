@@ -213,6 +213,11 @@ def test_things_have_to_be_known(processor, given, message):
         PANOPTIC.prepare(Settings(ID2LABEL, thing_labels=given), make_model(processor).config, processor)
 
 
+def test_classes_have_to_be_known(model, processor):
+    with pytest.raises(ValueError, match="`id2label` is needed for segments"):
+        predict_batch(model, processor, annotated(), ("panoptic",))
+
+
 def test_things_of_the_config_and_of_the_command_line(model, processor):
     config = model.config
     assert PANOPTIC.prepare(Settings(ID2LABEL), config, processor).thing_ids == (2,)
