@@ -125,13 +125,16 @@ def learned_things(sources: list[DenseSource | DenseCollator], collator: Callabl
     Arguments as for [`learned_labels`]."""
     tables = []
     for source in sources:
-        thing_labels = source.thing_labels
+        thing_labels = getattr(source, "thing_labels", None)
         if thing_labels is None:
             thing_labels = getattr(collator, "thing_labels", None)
-        id2label = source.id2label or getattr(collator, "id2label", None)
-        if thing_labels is not None and id2label:
-            tables.append([" ".join(id2label[key].split()) for key in thing_keys(thing_labels, id2label)])
-    return list(dict.fromkeys(name for names in tables for name in names)) if tables else None
+        if thing_labels is None:
+            continue
+        own = getattr(source, "id2label", None) or getattr(collator, "id2label", None) or {}
+        names = {int(key): " ".join(name.split()) for key, name in own.items()}
+        if names:
+            tables.append([names[key] for key in thing_keys(thing_labels, names)])
+    return list(dict.fromkeys(name for table in tables for name in table)) if tables else None
 
 
 def check_evaluated(dataset: Any) -> None:
