@@ -238,8 +238,8 @@ def read_sample(
     ignore_index: int = IGNORE_INDEX,
 ) -> dict:
     """A row of a data set as a checked sample: an upright RGB image, `segmentation` and `instances` as integers,
-    `depth` as float32 metres, `mask` as booleans (or as [`read_mask`] says), `normals` as float32 vectors, all of one size.
-    Columns that the schema doesn't know are left out.
+    `depth` as float32 metres, `mask` as booleans (or as [`read_mask`] says), `normals` as float32 vectors, all of one
+    size. Columns that the schema doesn't know are left out.
 
     Args:
         row: the row; see this module's table.
