@@ -26,7 +26,7 @@ from .decoding_densemllm import decode_segmentation, resize_map
 from .drawing_densemllm import Palette, draw_labels
 from .targets_densemllm import Targets, present_values
 from .task_base_densemllm import DenseRequest, DenseTask, SegmentMap, TaskProcessor
-from .tokens_densemllm import FOREGROUND_LABELS
+from .tokens_densemllm import FOREGROUND_LABELS, X_SCALE, Y_SCALE
 
 
 class Foreground(DenseTask):
@@ -49,7 +49,7 @@ class Foreground(DenseTask):
         return [] if request.box is None else [request.box]
 
     def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
-        if self.crops(request, processor) is not None:
+        if request.expression is None or self.crops(request, processor) is not None:
             return ""
         return processor.referring_prompt.replace("{text}", request.expression.strip())
 
@@ -60,6 +60,34 @@ class Foreground(DenseTask):
     def take_answer(self, answer: str, request: DenseRequest) -> None:
         boxes = parse_grounding(answer, request.image_size, request.resized_size)["boxes"].tolist()
         request.box = tuple(boxes[0]) if boxes else None
+
+    def learned_crops(
+        self, annotation: Mapping[str, Any], request: DenseRequest, processor: TaskProcessor
+    ) -> list[Corners] | None:
+        # Without words for it, a mask is the image's one foreground.
+        if request.expression is None or self.crops(request, processor) is None:
+            return None
+        found = annotation[self.column] > 0
+        if not found.any():
+            return []
+        rows, columns = (np.flatnonzero(found.any(axis=axis)) for axis in (1, 0))
+        return [(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)]
+
+    def teach(
+        self, annotation: Mapping[str, Any], request: DenseRequest, processor: TaskProcessor
+    ) -> tuple[str, str] | None:
+        boxes = self.learned_crops(annotation, request, processor)
+        if not boxes:
+            return None
+        # Coordinate tokens count the pixels of the resized image.
+        tokens = []
+        for edge, axis, scale in zip(boxes[0], (1, 0, 1, 0), (X_SCALE, Y_SCALE) * 2, strict=True):
+            most = request.resized_size[axis]
+            number = min(int(edge * (most / request.image_size[axis])), most - 1)
+            if number >= len(processor.scale_token_ids(scale)):
+                return None
+            tokens.append(scale.template.format(number))
+        return self.question.format(text=request.expression.strip()), f"<box>{''.join(tokens)}</box>"
 
     def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
         return [[token_id] for token_id in processor.token_ids(FOREGROUND_LABELS)]

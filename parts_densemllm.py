@@ -22,12 +22,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Siglip2VisionModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .checks_densemllm import check_count
 from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import check_loaded_weights
 from .processing_densemllm import DenseMLLMProcessor
 from .tasks_densemllm import SCALES, add_dense_tokens
-from .tokens_densemllm import STRUCTURE_TOKENS, VISION_TOKENS
+from .tokens_densemllm import DEPTH_SCALE, STRUCTURE_TOKENS, VISION_TOKENS, add_scales
 
 
 VisionPart = str | os.PathLike[str] | PreTrainedModel | DenseMLLMVisionConfig | dict[str, Any]
@@ -242,14 +243,55 @@ def join_parts(
     return model
 
 
+def _start_embeddings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: dict[str, int],
+    described: dict[str, list[int]],
+) -> None:  # fmt: skip
+    weights = {id(weight): weight for weight in (model.get_input_embeddings().weight, model.lm_head.weight)}
+    for weight in weights.values():
+        start_new_rows(weight, tokenizer, old_ids, described)
+
+
+def add_tokens_to(model: PreTrainedModel, processor: DenseMLLMProcessor, **counts: int) -> int:
+    """Add the tokens of a task to a checkpoint that lacks them, in place, to train it for the task. The rows of their
+    embeddings start as [`start_new_rows`] says; all that is there stays as it is.
+
+    Args:
+        model: a DenseMLLM.
+        processor: its processor.
+        counts: number of tokens by the arguments of [`add_dense_tokens`]: `num_coordinates`, `num_normal_bins`. Tokens
+            that are there are none to add; none is taken away.
+
+    Returns:
+        number of tokens that were added.
+
+    Raises:
+        TypeError: a count that no task has, or one that is not a whole number. Depth bins are not among them: what a
+            bin means depends on how many there are.
+        ValueError: a count below 1.
+    """
+    accepted = sorted({scale.argument for scale in SCALES} - {DEPTH_SCALE.argument})
+    unknown = sorted(set(counts) - set(accepted))
+    if unknown:
+        raise TypeError(f"`{unknown[0]}` is not an argument; accepted are {accepted}")
+    for name, count in counts.items():
+        check_count(name, count)
+    tokenizer = processor.tokenizer
+    old_ids, described = dict(tokenizer.get_vocab()), describe_new_tokens(tokenizer)
+    added = add_scales(tokenizer, {scale: counts[scale.argument] for scale in SCALES if scale.argument in counts})
+    if len(tokenizer) > len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    _start_embeddings(model, tokenizer, old_ids, described)
+    processor.forget_tokens()
+    return added
+
+
 def start_new_weights(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_ids: dict[str, int],
     described: dict[str, list[int]],
 ) -> None:  # fmt: skip
     """Values for the rows of added tokens and for the projector, in place; arguments as for [`start_new_rows`]."""
-    weights = {id(weight): weight for weight in (model.get_input_embeddings().weight, model.lm_head.weight)}
-    for weight in weights.values():
-        start_new_rows(weight, tokenizer, old_ids, described)
+    _start_embeddings(model, tokenizer, old_ids, described)
     rows = torch.tensor(sorted(set(old_ids.values()))[:4096], device=model.lm_head.weight.device)
     start_projector(model.model.multi_modal_projector, model.get_input_embeddings()(rows))
 

@@ -339,6 +339,11 @@ class DenseMLLMProcessor(ProcessorMixin):
     def _memo(self) -> dict:
         return {}
 
+    def forget_tokens(self) -> None:
+        """Read the tokenizer anew: what is kept of it is out of date once tokens were added to it."""
+        for name in ("_memo", "_added_token_names", "_text_token_ids"):
+            self.__dict__.pop(name, None)
+
     @property
     def depth_bins(self) -> DepthBins:
         """How metres become bins, as this processor's ranges say."""
@@ -413,8 +418,9 @@ class DenseMLLMProcessor(ProcessorMixin):
                 with `depth_range` and `focal_length` as in [`depth_to_bins`]; `mask`: booleans `[height, width]`, the
                 foreground, or `int8`: 1, 0 for the background, and -1 where it isn't annotated; `normals`: floats
                 `[height, width, 3]`, see [`normals_to_bins`]; `instances`: integers `[height, width]`, numbers of
-                objects, 0 and below where there is none, beside a `segmentation`, with `thing_ids`, the classes whose
-                objects are told apart (default: all that have numbers).
+                objects, 0 and below where there is none and `ignore_index` where they aren't annotated, beside a
+                `segmentation`, with `thing_labels`, names or keys of the classes whose objects are told apart
+                (default: all that have numbers).
             image_grid_thw: `[n_images, 3]` from the image processor.
             candidates: which ids are negatives where a segmentation is annotated: `"vocabulary"`, all text tokens, or
                 `"labels"`, those of the other labels only.

@@ -153,6 +153,24 @@ class DenseTask:
         """The boxes to look at by themselves, once all is known; `None`: the whole image is read."""
         return None
 
+    # ---- what is learned ----
+
+    def is_annotated(self, sample: Mapping[str, Any]) -> bool:
+        """Whether a sample, with its settings by name, has what this task learns from; see `training/samples.py`."""
+        return self.column is not None and sample.get(self.column) is not None
+
+    def learned_crops(
+        self, annotation: Mapping[str, Any], request: DenseRequest, processor: TaskProcessor
+    ) -> list[Corners] | None:
+        """The boxes of the crops whose vision tokens learn an annotation; `None`: those of the whole image do."""
+        return None
+
+    def teach(
+        self, annotation: Mapping[str, Any], request: DenseRequest, processor: TaskProcessor
+    ) -> tuple[str, str] | None:
+        """A question, and its answer by an annotation, in words; `None`: there is none. `resized_size` is known."""
+        return None
+
     # ---- labels, targets, maps ----
 
     def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:

@@ -44,7 +44,7 @@ from .object_tasks_densemllm import Foreground, OpenSet
 from .records_densemllm import Record
 from .refinement_densemllm import refine_crf_argmax
 from .targets_densemllm import IGNORE_INDEX, Targets, check_ignore_index, present_values
-from .task_base_densemllm import DenseRequest, DenseTask, SegmentMap, TaskProcessor, bin_targets
+from .task_base_densemllm import DenseRequest, DenseTask, SegmentMap, TaskProcessor, ThingLabels, bin_targets
 from .tokens_densemllm import (
     BACKGROUND_LABEL,
     DEPTH_SCALE,
@@ -154,6 +154,15 @@ class Classes(SegmentMap, DenseTask):
         annotated = (own, "text") if candidates == "vocabulary" else (own,)
         return [Targets(values, dict(zip(names, ids, strict=True)), ignored, annotated)]
 
+    def teach(
+        self, annotation: Mapping[str, Any], request: DenseRequest, processor: TaskProcessor
+    ) -> tuple[str, str] | None:
+        present = set(present_values(annotation[self.column]).tolist())
+        names = processor.normalize_labels(annotation["id2label"])
+        refs = "".join(f"<ref>{name}</ref>" for key, name in names.items() if key in present)
+        # Where all of it is ignored, what there is isn't known.
+        return (self.question, f"The target categories include {refs}.") if refs else None
+
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         names = request.labels or {}
         if not names:
@@ -202,7 +211,7 @@ class Panoptic(Classes):
     name = "panoptic"
     about = "a class for each pixel, and the objects of `thing_labels` each by itself"
     column = "instances"
-    column_options = ("thing_ids",)
+    column_options = ("thing_labels",)
     options = (*Classes.options, "thing_labels")
     scales = (X_SCALE, Y_SCALE)
     max_bins = 64  # of a coordinate: places are found between them
@@ -218,7 +227,21 @@ class Panoptic(Classes):
             unknown = [thing for thing in request.thing_labels if not _keys_of(thing, request.labels)]
             if request.are_things_asked and unknown:
                 raise ValueError(f"`thing_labels` must be names or keys of `labels`, got {unknown[:10]}")
+        self.check_tokens(processor)
+
+    def check_tokens(self, processor: TaskProcessor) -> None:
+        """Raise a `ValueError` where the tokenizer has no coordinates."""
         self._coordinate_ids(processor, None)
+
+    def is_annotated(self, sample: Mapping[str, Any]) -> bool:
+        # Numbers of objects are there for other reasons, too: which are told apart is for the caller to say.
+        needed = (Classes.column, *self.column_options)
+        return super().is_annotated(sample) and all(sample.get(name) is not None for name in needed)
+
+    def teach(
+        self, annotation: Mapping[str, Any], request: DenseRequest, processor: TaskProcessor
+    ) -> tuple[str, str] | None:
+        return None  # that of the classes beside it says it all
 
     def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
         x_ids, y_ids = self._coordinate_ids(processor, request.resized_size)
@@ -238,8 +261,8 @@ class Panoptic(Classes):
             raise ValueError(
                 f"{where} must be of the size of `{Classes.column}`, {segmentation.shape}, got {instances.shape}"
             )
-        thing_ids = annotation.get("thing_ids")
-        thing_ids = processor.normalize_labels(annotation["id2label"]) if thing_ids is None else thing_ids
+        names, thing_labels = processor.normalize_labels(annotation["id2label"]), annotation.get("thing_labels")
+        thing_ids = list(names) if thing_labels is None else thing_keys(thing_labels, names)
         instances = np.where(instances == annotation.get("ignore_index", IGNORE_INDEX), 0, instances)
         ids = self._coordinate_ids(processor, size)
         bins = encode_centres(segmentation, instances, thing_ids, *map(len, ids))
@@ -280,6 +303,35 @@ class Panoptic(Classes):
 
     def _highest_number(self, maps: Any) -> int:
         return int(maps.segmentation.max())
+
+
+def thing_keys(thing_labels: ThingLabels, id2label: dict[int, str]) -> list[int]:
+    """The keys in `id2label` of the classes whose objects are told apart.
+
+    Args:
+        thing_labels: their names or keys.
+        id2label: class id to name.
+
+    Raises:
+        TypeError: `thing_labels` is not a list of names or keys.
+        ValueError: one that `id2label` lacks.
+    """
+    if isinstance(thing_labels, str) or not isinstance(thing_labels, (list, tuple)):
+        raise TypeError(f"`thing_labels` must be a list of names or keys of classes, got {shown(thing_labels)}")
+    names = {int(key): normalize_name(name) for key, name in id2label.items()}
+    found = {thing: _keys_of(thing, names) for thing in thing_labels}
+    unknown = [thing for thing, keys in found.items() if not keys]
+    if unknown:
+        raise ValueError(f"`thing_labels` must be names or keys of `id2label`, got {unknown[:10]}")
+    return list(dict.fromkeys(key for keys in found.values() for key in keys))
+
+
+def check_things(thing_labels: ThingLabels, id2label: dict[int, str] | None, processor: TaskProcessor) -> None:
+    """Raise an error where votes of objects can't be learned: see [`thing_keys`], and a `ValueError` where the
+    tokenizer has no coordinates. `id2label` may be known later."""
+    if id2label is not None:
+        thing_keys(thing_labels, id2label)
+    TASKS[Panoptic.name].check_tokens(processor)
 
 
 def _keys_of(thing: str | int, names: dict[int, str]) -> list[int]:
@@ -537,7 +589,9 @@ __all__ = [
     "Foreground",
     "OpenSet",
     "add_dense_tokens",
+    "check_things",
     "class_segments",
     "get_task",
     "tasks_with",
+    "thing_keys",
 ]

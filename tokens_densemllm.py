@@ -13,6 +13,7 @@
 # limitations under the License.
 """The tokens of DenseMLLM: their names, what they mean in words, and their ids in a tokenizer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
@@ -106,18 +107,24 @@ def add_missing_tokens(tokenizer: PreTrainedTokenizerBase, counts: dict[TokenSca
     Returns:
         number of tokens that were added.
     """
-    plain = list(STRUCTURE_TOKENS)
+    added = _add_tokens(tokenizer, VISION_TOKENS, special=True)
+    added += _add_tokens(tokenizer, STRUCTURE_TOKENS)
+    return added + add_scales(tokenizer, counts)
+
+
+def add_scales(tokenizer: PreTrainedTokenizerBase, counts: dict[TokenScale, int]) -> int:
+    """[`add_missing_tokens`] for the tokens of scales alone."""
     together: dict[str, list[list[str]]] = {}
     for scale, count in counts.items():
         together.setdefault(scale.argument, []).append(scale.tokens(count))
-    for columns in together.values():
-        plain += [token for row in zip(*columns, strict=True) for token in row]
+    tokens = [token for columns in together.values() for row in zip(*columns, strict=True) for token in row]
+    return _add_tokens(tokenizer, tokens)
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str], special: bool = False) -> int:
     vocabulary = tokenizer.get_vocab()
-    added = 0
-    for tokens, special in ((VISION_TOKENS, True), (plain, False)):
-        missing = [AddedToken(token, special=special, normalized=False) for token in tokens if token not in vocabulary]
-        added += tokenizer.add_tokens(missing, special_tokens=special)
-    return added
+    missing = [AddedToken(token, special=special, normalized=False) for token in tokens if token not in vocabulary]
+    return tokenizer.add_tokens(missing, special_tokens=special)
 
 
 def find_token_ids(tokenizer: PreTrainedTokenizerBase | None, tokens: list[str]) -> list[int]:
@@ -147,5 +154,6 @@ __all__ = [
     "Y_SCALE",
     "TokenScale",
     "add_missing_tokens",
+    "add_scales",
     "find_token_ids",
 ]

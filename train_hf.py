@@ -42,6 +42,7 @@ from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.arguments import parse_with_file
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import find_id2label, load_id2label
+from densemllm.parts_densemllm import add_tokens_to
 from densemllm.targets_densemllm import IGNORE_INDEX
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.checkpoints import STATE_NAME
@@ -91,6 +92,15 @@ class ModelArguments:
         metadata={"help": "names of the layers with adapters; all linear ones of language model and projector"},
     )
     load_in_4bit: bool = field(default=False, metadata={"help": "4-bit base for `use_peft`; CUDA and bitsandbytes"})
+    num_coordinates: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens of x and of y that the model gets where it has fewer, for `thing_labels`"
+        },
+    )
+    num_normal_bins: int | None = field(
+        default=None, metadata={"help": "tokens of directions that the model gets where it has fewer, for `normals`"}
+    )
 
 
 @dataclass
@@ -115,6 +125,13 @@ class DataArguments:
     columns: list[str] | None = field(
         default=None,
         metadata={"help": "columns to learn from, joined by commas, one or one a data set; all of the schema"},
+    )
+    thing_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "names or ids of classes whose objects are told apart, joined by commas, one or one a data set, "
+            "'' for none; `instances` tell them"
+        },
     )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str | None = field(default=None, metadata={"help": "split to evaluate on"})
@@ -205,6 +222,10 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
     parts = (args.vision_model, args.text_model)
     if (args.model_name_or_path is None) == (None in parts) or (args.model_name_or_path and any(parts)):
         raise ValueError("either `model_name_or_path`, or both of `vision_model` and `text_model` must be given")
+    counts = {name: getattr(args, name) for name in ("num_coordinates", "num_normal_bins")}
+    counts = {name: count for name, count in counts.items() if count is not None}
+    if counts and args.use_peft:
+        raise ValueError(f"`{next(iter(counts))}` can't be given with `use_peft`: adapters train no embeddings")
     dtype = "float32" if args.dtype == "auto" and not args.use_peft else args.dtype
     options = {"dtype": dtype, "attn_implementation": args.attn_implementation}
     if args.load_in_4bit:
@@ -215,7 +236,7 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
         )
     try:
         if args.model_name_or_path is None:
-            model = DenseMLLMForConditionalGeneration.from_pretrained_parts(*parts, **options)
+            model = DenseMLLMForConditionalGeneration.from_pretrained_parts(*parts, **options, **counts)
             processor = model.get_processor()
         else:
             processor = DenseMLLMProcessor.from_pretrained(
@@ -225,6 +246,8 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
     except Exception as error:  # files that are cut, of other shapes, of another model: each library has its own
         name = args.model_name_or_path or " and ".join(parts)
         raise ValueError(f"{name} can't be loaded: {error}") from error
+    if counts and args.model_name_or_path is not None:
+        add_tokens_to(model, processor, **counts)
     frozen = (
         (args.freeze_vision_tower, [model.model.vision_tower]),
         (args.freeze_projector, [model.model.multi_modal_projector]),
@@ -270,12 +293,16 @@ def _one_each(args: DataArguments, name: str) -> list:
 
 def _options_of_sources(args: DataArguments) -> dict[str, list]:
     """What is said of the data sets, one entry a data set by the option's name."""
-    options = {
-        name: _one_each(args, name) for name in ("id2label", "depth_scale", "depth_range", "columns", "ignore_index")
-    }
-    options["columns"] = [names and names.split(",") for names in options["columns"]]
+    names = ("id2label", "depth_scale", "depth_range", "columns", "ignore_index", "thing_labels")
+    options = {name: _one_each(args, name) for name in names}
+    options["columns"] = [columns and columns.split(",") for columns in options["columns"]]
+    options["thing_labels"] = [things and _names_or_ids(things) for things in options["thing_labels"]]
     options["ignore_index"] = [IGNORE_INDEX if value is None else value for value in options["ignore_index"]]
     return options
+
+
+def _names_or_ids(joined: str) -> list[str | int]:
+    return [int(part) if part.strip().isdecimal() else part for part in joined.split(",")]
 
 
 def _make_source(name: str, split: str, options: dict, weight: float | None = None, streaming: bool = False):
@@ -289,6 +316,7 @@ def _make_source(name: str, split: str, options: dict, weight: float | None = No
         options["depth_range"],
         options["columns"],
         options["ignore_index"],
+        options["thing_labels"] or None,
     )
 
 

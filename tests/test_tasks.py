@@ -126,12 +126,12 @@ def test_normals_are_drawn_as_colours(model):
 # ---- panoptic ----
 
 
-def logits_of(processor, segmentation, instances, thing_ids, grid):
+def logits_of(processor, segmentation, instances, things, grid):
     """Logits of the panoptic task's labels that say exactly what an annotation does."""
     names = {key: name for key, name in ID2LABEL.items()}
     height, width = segmentation.shape
     encoded = processor.encode_annotations(
-        [{"segmentation": segmentation, "id2label": names, "instances": instances, "thing_ids": thing_ids}],
+        [{"segmentation": segmentation, "id2label": names, "instances": instances, "thing_labels": things}],
         [[1, grid[0] * 2, grid[1] * 2]],
     )
     labels = [ids[0] for ids in processor.task_label_ids("panoptic", names)]

@@ -14,19 +14,26 @@
 
 """Samples to batches: packed patches, padded text and targets for both losses."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
 from ..chat_densemllm import read_parts
-from ..crops_densemllm import crop_box
+from ..crops_densemllm import Corners, crop_box
 from ..processing_densemllm import DenseMLLMProcessor
-from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, present_values
-from ..tasks_densemllm import TASKS
-from .maps import read_mask, read_metres
-from .samples import text_of, upright_sample
+from ..targets_densemllm import IGNORE_INDEX, check_ignore_index
+from ..task_base_densemllm import DenseRequest, DenseTask
+from ..tasks_densemllm import ANNOTATED_TASKS, check_things
+from .samples import SCHEMA, ReadOptions, text_of, upright_sample
+
+
+# What samples may bring, and the collator has for those that don't.
+SETTINGS = ("id2label", "depth_range", "depth_scale", "ignore_index", "thing_labels")
+SILENCE = ({"role": "user", "content": ""},)  # a prompt without words
 
 
 class DenseCollator:
@@ -41,8 +48,8 @@ class DenseCollator:
 
     Args:
         processor: of the model.
-        id2label, depth_range, depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own,
-            such as those of a plain data set.
+        id2label, depth_range, depth_scale, ignore_index, thing_labels: see [`DenseSource`], for samples that don't
+            bring their own, such as those of a plain data set.
         candidates, min_label_share: see `DenseMLLMProcessor.encode_annotations`.
     """
 
@@ -55,6 +62,7 @@ class DenseCollator:
         min_label_share: float = 0.0,
         depth_scale: float | None = None,
         ignore_index: int = IGNORE_INDEX,
+        thing_labels: Sequence[str | int] | None = None,
     ):
         self.processor = processor
         self.id2label = None if id2label is None else processor.normalize_labels(id2label)
@@ -62,7 +70,9 @@ class DenseCollator:
         check_ignore_index(ignore_index, self.id2label)
         self.depth_scale, self.ignore_index = depth_scale, ignore_index
         self.candidates, self.min_label_share = candidates, min_label_share
-        self._vocabulary = processor.tokenizer.get_vocab()
+        if thing_labels is not None:
+            check_things(thing_labels, self.id2label, processor)
+        self.thing_labels = thing_labels
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         processor = self.processor
@@ -95,60 +105,55 @@ class DenseCollator:
 
     def entries(self, sample: dict) -> list[tuple[PIL.Image.Image, dict, list[str]]]:
         """A sample as (image, its annotations, its conversation) once or more: prompt, answer, next prompt..."""
+        sample = {**sample, **{name: self._setting(sample, name) for name in SETTINGS}}
         sample = upright_sample(sample, "a sample", self.processor.image_processor)
-        original = image = sample["image"]
-        ignore_index = sample.get("ignore_index", self.ignore_index)
-        depth_range = sample.get("depth_range") or self.depth_range
-        image, focal_length = self._at_focal_length(image, sample, depth_range)
-        annotation, first = {}, []
-        if sample.get("segmentation") is not None:
-            id2label = self.id2label if sample.get("id2label") is None else sample["id2label"]
-            if id2label is None:
-                raise ValueError("`id2label` is needed: the data has a `segmentation`")
-            annotation |= {"segmentation": sample["segmentation"], "id2label": id2label, "ignore_index": ignore_index}
-        if sample.get("depth") is not None:
-            metres = read_metres(sample["depth"], sample.get("depth_scale", self.depth_scale), "column `depth`")
-            depth = {"depth": metres, "depth_range": depth_range, "focal_length": focal_length}
-            prompt = self.processor.get_depth_range(depth_range).get("prompt")
-            if prompt:
-                first = [(image, depth, self._texts([{"role": "user", "content": ""}], prompt))]
-                if not annotation and sample.get("mask") is None and not sample.get("messages"):
-                    return first
-            else:
-                annotation |= depth
-        mask = None if sample.get("mask") is None else read_mask(sample["mask"], ignore_index)
-        expression = sample.get("expression")
-        one_pass = self.processor.referring_prompt is not None
-        if expression is None or mask is None or one_pass or not (mask > 0).any():
-            if mask is not None and (expression is None or one_pass):
-                annotation["mask"] = mask
-            return [*first, (image, annotation, self.conversation(sample, annotation))]
-        rows, columns = (np.flatnonzero((mask > 0).any(axis=axis)) for axis in (1, 0))
-        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        crop, (x0, y0, x1, y1) = crop_box(original, box, self.processor.referring_crop_size)
-        scales = (image.width / original.width, image.height / original.height) * 2
-        box = [edge * scale for edge, scale in zip(box, scales, strict=True)]
-        whole = (image, annotation, self.conversation(sample, annotation, self._box_text(box, image)))
-        cropped = (crop, {"mask": mask[y0:y1, x0:x1]}, self._texts([{"role": "user", "content": ""}]))
-        return [*first, whole, cropped]
+        original, processor = sample["image"], self.processor
+        image, focal_length = self._at_focal_length(original, sample)
+        request = DenseRequest(
+            size=(original.height, original.width), image_size=(original.height, original.width),
+            resized_size=processor.image_processor.get_resized_size(image.height, image.width),
+            expression=sample.get("expression"), depth_range=sample["depth_range"],
+        )  # fmt: skip
+        apart, crops = [], []
+        whole, before, talk = {}, "", None
+        for task in ANNOTATED_TASKS:
+            if not task.is_annotated(sample):
+                continue
+            annotation = self._annotation(task, sample, focal_length)
+            # The question for one object goes before that for all classes, which comes first.
+            talk = task.teach(annotation, request, processor) or talk
+            boxes = task.learned_crops(annotation, request, processor)
+            prompt = task.prompt(request, processor)
+            if boxes is not None:
+                crops += [self._crop(task, original, annotation, box) for box in boxes]
+            elif prompt and not task.on_crops:
+                apart.append((image, annotation, self._texts(SILENCE, prompt)))
+            else:  # words for an object stand before what everything else is learned from, too
+                whole, before = whole | annotation, before or prompt
+        if apart and not (whole or crops or talk or sample.get("messages")):
+            return apart
+        return [*apart, (image, whole, self._conversation(sample, talk, before)), *crops]
 
-    def _box_text(self, box: list[float], image: PIL.Image.Image) -> str | None:
-        """A box in pixels as coordinate tokens, which count the pixels of the resized image."""
-        height, width = self.processor.image_processor.get_resized_size(image.height, image.width)
-        scales = (width / image.width, height / image.height) * 2
-        x0, y0, x1, y1 = (
-            min(int(edge * scale), most - 1)
-            for edge, scale, most in zip(box, scales, (width, height) * 2, strict=True)
-        )
-        tokens = [f"<x_{x0}>", f"<y_{y0}>", f"<x_{x1}>", f"<y_{y1}>"]
-        if not all(token in self._vocabulary for token in tokens):
-            return None
-        return f"<box>{''.join(tokens)}</box>"
+    def _setting(self, sample: dict, name: str) -> Any:
+        """What a sample says of itself, or else the collator of all samples."""
+        return getattr(self, name) if sample.get(name) is None else sample[name]
 
-    def _at_focal_length(self, image: PIL.Image.Image, sample: dict, depth_range: str | None):
+    def _annotation(self, task: DenseTask, sample: dict, focal_length: float | None) -> dict:
+        """What a task learns from a sample: its column and the options that say how to read it."""
+        options = ReadOptions(sample["id2label"], sample["depth_scale"], sample["ignore_index"])
+        values = SCHEMA[task.column].read(sample[task.column], sample, "a sample", options)
+        known = {**sample, "focal_length": focal_length}  # that of the image as the model gets it
+        return {task.column: values, **{name: known[name] for name in task.column_options}}
+
+    def _crop(self, task: DenseTask, image: PIL.Image.Image, annotation: dict, box: Corners) -> tuple:
+        """The crop around an object as `predict_dense` sees it, and the annotation in it."""
+        crop, (x0, y0, x1, y1) = crop_box(image, box, self.processor.referring_crop_size)
+        return crop, {**annotation, task.column: annotation[task.column][y0:y1, x0:x1]}, self._texts(SILENCE)
+
+    def _at_focal_length(self, image: PIL.Image.Image, sample: dict) -> tuple[PIL.Image.Image, float | None]:
         """The image as `predict_dense` resizes it for its focal length, and the focal length that it has then."""
         focal_length = sample.get("focal_length")
-        scale = self.processor.get_scale(focal_length, depth_range)
+        scale = self.processor.get_scale(focal_length, sample["depth_range"])
         if scale is None:
             return image, None
         height, width = self.processor.image_processor.get_resized_size(image.height, image.width, {"scale": scale})
@@ -157,30 +162,23 @@ class DenseCollator:
         height, width = self.processor.image_processor.get_resized_size(height, width)
         return resized, focal_length * (height * width / (image.height * image.width)) ** 0.5
 
-    def conversation(self, sample: dict, annotation: dict, answer: str | None = None) -> list[str]:
-        """Prompt, answer, next prompt, ... of a sample; a prompt alone where there is no text. `answer` is its
-        expression's box."""
-        before = None  # the text in front of the image
-        if sample.get("expression") and "mask" in annotation:
-            before = self.processor.referring_prompt.replace("{text}", sample["expression"].strip())
+    def _conversation(self, sample: dict, talk: tuple[str, str] | None, before: str) -> list[str]:
+        """Prompt, answer, next prompt, ... of a sample; a prompt alone where there is no text.
+
+        Args:
+            sample: its `messages` are the conversation where it has any.
+            talk: else this question and its answer are.
+            before: the text in front of the image.
+        """
         if sample.get("messages"):
             return self._texts(sample["messages"], before)
-        if answer is not None:
-            question = TASKS["referring"].question.format(text=sample["expression"].strip())
-        elif "segmentation" in annotation:
-            present = set(present_values(annotation["segmentation"]).tolist())
-            names = self.processor.normalize_labels(annotation["id2label"])
-            refs = "".join(f"<ref>{name}</ref>" for key, name in names.items() if key in present)
-            if not refs:  # all of it is ignored: what there is isn't known
-                return self._texts([{"role": "user", "content": ""}], before)
-            question = TASKS["segmentation"].question
-            answer = f"The target categories include {refs}."
-        else:
-            return self._texts([{"role": "user", "content": ""}], before)
+        if talk is None:
+            return self._texts(SILENCE, before)
+        question, answer = talk
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return self._texts(messages, before)
 
-    def _texts(self, messages: list[dict], before: str | None = None) -> list[str]:
+    def _texts(self, messages: Sequence[dict], before: str = "") -> list[str]:
         """A chat as prompt, answer, next prompt, ...; the first user message gets the image if none is there, and
         the text before it."""
         messages = read_parts([dict(message) for message in messages])

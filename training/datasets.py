@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from ..checks_densemllm import check_positive
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, present_values
+from ..tasks_densemllm import Classes, Panoptic, thing_keys
 from .maps import CorruptFileError, Samples, open_file
 from .samples import COLUMNS, Augmentation, draw_expression, read_sample
 
@@ -53,6 +54,8 @@ class DenseSource:
             sources, such as one without expressions, which change what the vision tokens see.
         ignore_index: value of `segmentation` where it isn't annotated; no class of `id2label`. With 255 as a class,
             take another one, such as -1, which no image can have.
+        thing_labels: names or ids of the classes whose objects are told apart, by `instances` beside `segmentation`.
+            `None`: of `instances`, only what `expressions` name is learned.
     """
 
     data: Samples | IterableDataset
@@ -62,9 +65,14 @@ class DenseSource:
     depth_range: str | None = None
     columns: Sequence[str] | None = None
     ignore_index: int = IGNORE_INDEX
+    thing_labels: Sequence[str | int] | None = None
 
     def __post_init__(self) -> None:
         check_ignore_index(self.ignore_index, self.id2label)
+        if self.thing_labels is not None:
+            if self.id2label is None:
+                raise ValueError("`thing_labels` needs `id2label`, a dict from class id to name")
+            thing_keys(self.thing_labels, self.id2label)
         if self.depth_scale is not None and not 0 < self.depth_scale < float("inf"):
             raise ValueError(f"`depth_scale` must be a number of metres > 0, got {self.depth_scale}")
         if self.columns is not None and ("image" not in self.columns or set(self.columns) - set(COLUMNS)):
@@ -101,7 +109,7 @@ class _LabelUse:
         if share:
             facts.append(f"{share:.0%} of the pixels are ignored, as `ignore_index` is {self.ignore_index}")
         seen = f"all {total}" if self.rows == total else f"{self.rows} of {total or 'many'}"
-        logger.warning(f"{where}: in `segmentation` of {seen} rows, {'; '.join(facts)}")
+        logger.warning(f"{where}: in `{Classes.column}` of {seen} rows, {'; '.join(facts)}")
 
 
 def warn_of_labels(data: Samples, id2label: dict[int, str], ignore_index: int, where: str) -> None:
@@ -114,18 +122,18 @@ def warn_of_labels(data: Samples, id2label: dict[int, str], ignore_index: int, w
         where: how messages name the data.
     """
     if hasattr(data, "select_columns"):
-        if "segmentation" not in data.column_names:
+        if Classes.column not in data.column_names:
             return
-        data = data.select_columns(["segmentation"])
+        data = data.select_columns([Classes.column])
     use = _LabelUse(id2label, ignore_index)
     rows = np.unique(np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(int)).tolist()
     for row in rows:
         try:
-            value = data[row].get("segmentation")
+            value = data[row].get(Classes.column)
             if value is None:
                 continue
             if isinstance(value, (dict, str, os.PathLike, BytesIO, PIL.Image.Image)):
-                value = open_file(value, where, "segmentation")
+                value = open_file(value, where, Classes.column)
             values = np.asarray(value)
         except (ValueError, OSError, SyntaxError):  # reading the row will tell what is wrong with it
             continue
@@ -171,11 +179,13 @@ class _Mixture:
         sample = read_sample(row, where, settings.id2label, settings.depth_scale, settings.ignore_index)
         if self.augmentation is not None or "expression" not in sample:
             sample = draw_expression(sample, self._generator(source, index, 1), settings.ignore_index)
+        if settings.thing_labels is None:
+            sample.pop(Panoptic.column, None)  # what else it is there for has been drawn
         if self.augmentation is not None:
             sample = self.augmentation(sample, self._generator(source, index))
         # What the maps are now is the sample's own: depth is in metres.
-        own = {name: getattr(settings, name) for name in ("id2label", "depth_range", "ignore_index")}
-        return sample | own | {"depth_scale": 1.0}
+        names = ("id2label", "depth_range", "ignore_index", "thing_labels")
+        return sample | {name: getattr(settings, name) for name in names} | {"depth_scale": 1.0}
 
 
 @lru_cache(maxsize=64)
@@ -216,7 +226,7 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
             self.counts = np.diff(edges).tolist()
         self._areas = self._headers = None
         for number, source in enumerate(self.sources):
-            if source.id2label is not None and "segmentation" in (source.columns or COLUMNS):
+            if source.id2label is not None and Classes.column in (source.columns or COLUMNS):
                 warn_of_labels(source.data, source.id2label, source.ignore_index, f"`sources[{number}]`")
         # Shared with the loader's workers.
         self.corrupt = [torch.zeros(length, dtype=torch.bool).share_memory_() for length in lengths]
@@ -353,8 +363,8 @@ class DenseIterableDataset(_Mixture, torch.utils.data.IterableDataset):
                         f"{self.max_corrupt_share}. The last: {error}"
                     ) from error
                 continue
-            if "segmentation" in sample and uses[source].rows < LOOKED_AT:
-                uses[source].add(sample["segmentation"])
+            if Classes.column in sample and uses[source].rows < LOOKED_AT:
+                uses[source].add(sample[Classes.column])
                 if part == 0 and uses[source].rows == LOOKED_AT:
                     uses[source].warn(f"`sources[{source}]`", None)
             yield sample

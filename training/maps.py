@@ -311,12 +311,14 @@ def read_mask(values: "ArrayLike | PIL.Image.Image", ignore_index: int = IGNORE_
     """A mask as booleans `[H, W]`; or, where some of it isn't annotated, as `int8`: 1, 0 and -1 for what isn't.
 
     Args:
-        values: `[H, W]`; the foreground is what is not 0, and in `uint8` shades of grey up to 255, as soft edges have
-            them, what is above 127. `ignore_index` marks what isn't annotated beside an object of ones, as in PASCAL
-            VOC, and wherever it is below 0; in a mask of 0 and 255, 255 is the object.
+        values: `[H, W]`, or what this function gave; the foreground is what is not 0, and in `uint8` shades of grey up
+            to 255, as soft edges have them, what is above 127. `ignore_index` marks what isn't annotated beside an
+            object of ones, as in PASCAL VOC, and wherever it is below 0; in a mask of 0 and 255, 255 is the object.
         ignore_index: see [`DenseSource`].
     """
     values = np.asarray(values)
+    if values.dtype == np.int8 and (values == -1).any() and values.min() == -1 and values.max() <= 1:
+        return values  # read already
     unknown = values == ignore_index
     if values.dtype == np.uint8 and values.max(initial=0) == 255 and ((values > 63) & (values < 192)).any():
         return values > 127
@@ -328,6 +330,25 @@ def read_mask(values: "ArrayLike | PIL.Image.Image", ignore_index: int = IGNORE_
     return np.where(unknown, -1, values != 0).astype(np.int8)
 
 
+def read_normals(values: "ArrayLike | PIL.Image.Image", where: str) -> np.ndarray:
+    """Surface normals as `float32 [H, W, 3]`, in the axes of `normals_densemllm.py`; 0 where they aren't annotated.
+
+    Args:
+        values: floats `[H, W, 3]`, of any length; or `uint8`, as of an RGB image, in which 0 to 255 stand for -1 to 1.
+            Of `uint8`, vectors whose length is off 1 by more than a half are not annotated: (0, 0, 0), (128, 128, 128)
+            and what a JPEG makes of these.
+        where: how messages name it.
+    """
+    values = np.asarray(values)
+    if np.issubdtype(values.dtype, np.floating):
+        return values.astype(np.float32)
+    if values.dtype != np.uint8:
+        raise ValueError(f"{where}: it must be floats, or `uint8` in which 0 to 255 are -1 to 1, got {values.dtype}")
+    normals = values.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    lengths = np.sqrt(np.square(normals).sum(axis=-1, keepdims=True))
+    return np.where(np.abs(lengths - 1) <= 0.5, normals, np.float32(0))
+
+
 __all__ = [
     "CorruptFileError",
     "exif_orientation",
@@ -335,6 +356,7 @@ __all__ = [
     "read_map",
     "read_mask",
     "read_metres",
+    "read_normals",
     "refuse_jpeg",
     "split_jpeg",
 ]

@@ -22,14 +22,16 @@ A sample is a dict. `image` is needed, and any of the others supervise it, all a
 | `segmentation` | image or integers `[H, W]` | class ids, keys of the source's `id2label`, or `ignore_index` (255) |
 | `depth` | metres, floats `[H, W]`; or an image or other units, and `depth_scale`, metres a unit | 0 is invalid |
 | `mask` | image or booleans `[H, W]` | foreground: not 0, of shades of grey the brighter half; see [`read_mask`] |
-| `instances` | image or integers `[H, W]` | numbers of objects |
+| `normals` | RGB image or floats `[H, W, 3]` | directions that surfaces face, see [`read_normals`]; 0 is invalid |
+| `instances` | image or integers `[H, W]` | numbers of objects, 0 and below: none; `ignore_index`: not annotated |
 | `expression` | string | names the object of `mask`; without it, `mask` is the image's one foreground |
 | `expressions`, `expression_instances` | lists | names of objects in `instances`, see [`draw_expression`] |
 | `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
 | `focal_length` | float, pixels | of `image`, for a depth range that has a focal length |
 
 An image is a PIL image, a path, or what the `Image` feature of `datasets` gives; a map may also be a file of numbers:
-`.npy`, `.npz`, `.mat` (with scipy), TIFF. Maps have the upright image's size: see `training/maps.py` for the rule of
+`.npy`, `.npz`, `.mat` (with scipy), TIFF. `instances` are learned from beside a `segmentation`, where the source has
+`thing_labels`. Maps have the upright image's size: see `training/maps.py` for the rule of
 EXIF orientations. What is done with each column stands in one table, `SCHEMA`.
 """
 
@@ -47,7 +49,8 @@ from ..chat_densemllm import read_parts
 from ..checks_densemllm import check_positive
 from ..image_processing_densemllm import DenseMLLMImageProcessor
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, nearest_resize, present_values
-from .maps import open_file, read_map, read_mask, read_metres, refuse_jpeg, split_jpeg
+from ..tasks_densemllm import Classes, Depth, Foreground, Normals, Panoptic
+from .maps import open_file, read_map, read_mask, read_metres, read_normals, refuse_jpeg, split_jpeg
 
 
 IMAGE_PROCESSOR = DenseMLLMImageProcessor()  # transparent and 16-bit images are trained on as they are predicted on
@@ -75,7 +78,7 @@ class ReadOptions:
 
 
 def _read_segmentation(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
-    where, id2label, ignore_index = f"{where}, column `segmentation`", options.id2label, options.ignore_index
+    where, id2label, ignore_index = f"{where}, column `{Classes.column}`", options.id2label, options.ignore_index
     if not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"{where}: it must be integers, got {values.dtype}")
     if id2label is None:
@@ -94,18 +97,28 @@ def _read_segmentation(values: np.ndarray, sample: dict, where: str, options: Re
 
 
 def _read_depth(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
-    return read_metres(values, options.depth_scale, f"{where}, column `depth`")
+    return read_metres(values, options.depth_scale, f"{where}, column `{Depth.column}`")
 
 
 def _read_mask(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
     return read_mask(values, options.ignore_index)
 
 
+def _read_normals(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
+    return read_normals(values, f"{where}, column `{Normals.column}`")
+
+
+def _read_instances(values: np.ndarray, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{where}, column `{Panoptic.column}`: it must be integers, got {values.dtype}")
+    return values
+
+
 def _read_expression(text, sample: dict, where: str, options: ReadOptions) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}, column `expression`: it must be a text, got {text!r}")
-    if "mask" not in sample:
-        raise ValueError(f"{where} has an `expression` but no `mask` of what it names")
+    if Foreground.column not in sample:
+        raise ValueError(f"{where} has an `expression` but no `{Foreground.column}` of what it names")
     return text
 
 
@@ -113,16 +126,19 @@ def _read_expressions(texts, sample: dict, where: str, options: ReadOptions):
     numbers = sample.get("expression_instances")
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{where}, column `expressions`: it must be a list of texts, got {texts!r}")
-    if "instances" not in sample or not np.issubdtype(sample["instances"].dtype, np.integer):
-        raise ValueError(f"{where} has `expressions` but no `instances`, a map of integers that tells what they name")
+    instances = sample.get(Panoptic.column)
+    if instances is None:
+        raise ValueError(
+            f"{where} has `expressions` but no `{Panoptic.column}`, a map of integers that tells what they name"
+        )
     if numbers is None or len(numbers) != len(texts):
         raise ValueError(
             f"{where}, column `expression_instances`: it must have a number for each of {len(texts)} expressions, got "
             f"{numbers!r}"
         )
-    missing = set(numbers) - set(np.unique(sample["instances"]).tolist())
+    missing = set(numbers) - set(present_values(instances).tolist())
     if missing:
-        raise ValueError(f"{where}, column `expression_instances`: `instances` lacks {sorted(missing)}")
+        raise ValueError(f"{where}, column `expression_instances`: `{Panoptic.column}` lacks {sorted(missing)}")
     return texts
 
 
@@ -188,13 +204,19 @@ def _divide_depth(metres: np.ndarray, factor: float) -> np.ndarray:
     return metres / np.float32(factor)
 
 
+def _mirror_normals(normals: np.ndarray) -> np.ndarray:
+    """What faced to the right faces to the left."""
+    return normals * np.array([-1, 1, 1], dtype=normals.dtype)
+
+
 # In the order in which they are checked.
 SCHEMA = {
     "image": Column(),
-    "segmentation": Column(_read_segmentation, is_learned=True, is_map=True, on_jpeg=refuse_jpeg),
-    "depth": Column(_read_depth, is_learned=True, is_map=True, on_scale=_divide_depth),
-    "mask": Column(_read_mask, is_learned=True, is_map=True, on_jpeg=split_jpeg),
-    "instances": Column(is_learned=True, is_map=True, on_jpeg=refuse_jpeg),
+    Classes.column: Column(_read_segmentation, is_learned=True, is_map=True, on_jpeg=refuse_jpeg),
+    Depth.column: Column(_read_depth, is_learned=True, is_map=True, on_scale=_divide_depth),
+    Foreground.column: Column(_read_mask, is_learned=True, is_map=True, on_jpeg=split_jpeg),
+    Normals.column: Column(_read_normals, is_learned=True, is_map=True, channels=3, on_mirror=_mirror_normals),
+    Panoptic.column: Column(_read_instances, is_learned=True, is_map=True, on_jpeg=refuse_jpeg),
     "expression": Column(_read_expression),
     "expressions": Column(_read_expressions),
     "expression_instances": Column(),
@@ -215,9 +237,9 @@ def read_sample(
     depth_scale: float | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> dict:
-    """A row of a data set as a checked sample: an upright RGB image, `segmentation` as integers, `depth` as float32
-    metres, `mask` as booleans (or as [`read_mask`] says), all of one size. Columns that the schema doesn't know are
-    left out.
+    """A row of a data set as a checked sample: an upright RGB image, `segmentation` and `instances` as integers,
+    `depth` as float32 metres, `mask` as booleans (or as [`read_mask`] says), `normals` as float32 vectors, all of one
+    size. Columns that the schema doesn't know are left out.
 
     Args:
         row: the row; see this module's table.
@@ -344,15 +366,14 @@ def draw_expression(sample: dict, rng: np.random.Generator, ignore_index: int = 
     sets do so anew each time with an augmentation; without one, where there is no `expression`. Where `instances` is
     `ignore_index`, and no expression names that number, the mask isn't annotated (-1)."""
     sample = dict(sample)
-    instances, expressions, numbers = (
-        sample.pop(column, None) for column in ("instances", "expressions", "expression_instances")
-    )
+    instances = sample.get(Panoptic.column)
+    expressions, numbers = (sample.pop(column, None) for column in ("expressions", "expression_instances"))
     if instances is not None and expressions is not None and len(expressions):
         place = int(rng.integers(len(expressions)))
         mask, unknown = instances == numbers[place], instances == ignore_index
         if unknown.any() and ignore_index not in numbers:
             mask = np.where(unknown, -1, mask).astype(np.int8)
-        sample |= {"expression": expressions[place], "mask": mask}
+        sample |= {"expression": expressions[place], Foreground.column: mask}
     return sample
 
 

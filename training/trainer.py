@@ -41,6 +41,7 @@ from ..compat_densemllm import CACHE_NAMES
 from ..evaluation.metrics import greater_is_better
 from ..evaluation.predict import evaluate_dense
 from ..loss_densemllm import IGNORED, supervised_tokens
+from ..tasks_densemllm import Classes, check_things, thing_keys
 from .arguments import DenseTrainingArguments, check_arguments
 from .checkpoints import (
     STATE_NAME,
@@ -109,7 +110,7 @@ def learned_labels(
     tables = []
     for source in sources:
         columns = getattr(source, "columns", None) or getattr(getattr(source, "data", None), "column_names", None)
-        if columns is None or "segmentation" in columns:
+        if columns is None or Classes.column in columns:
             own = source.id2label or getattr(collator, "id2label", None) or {}
             tables.append({int(key): " ".join(name.split()) for key, name in own.items()})
     pairs = list(dict.fromkeys(pair for table in tables for pair in table.items()))
@@ -117,6 +118,23 @@ def learned_labels(
     if len(names) == len(pairs) == len(dict(pairs)):
         return dict(sorted(pairs)) or None
     return dict(enumerate(names))
+
+
+def learned_things(sources: list[DenseSource | DenseCollator], collator: Callable[[list], dict]) -> list[str] | None:
+    """Names of the classes of all data sets whose objects are told apart; `None` where nobody says it of any.
+    Arguments as for [`learned_labels`]."""
+    tables = []
+    for source in sources:
+        thing_labels = getattr(source, "thing_labels", None)
+        if thing_labels is None:
+            thing_labels = getattr(collator, "thing_labels", None)
+        if thing_labels is None:
+            continue
+        own = getattr(source, "id2label", None) or getattr(collator, "id2label", None) or {}
+        names = {int(key): " ".join(name.split()) for key, name in own.items()}
+        if names:
+            tables.append([names[key] for key in thing_keys(thing_labels, names)])
+    return list(dict.fromkeys(name for table in tables for name in table)) if tables else None
 
 
 def check_evaluated(dataset: Any) -> None:
@@ -144,7 +162,8 @@ class DenseTrainer(Trainer):
     - A checkpoint gets its name when it is whole: one that is there can be resumed from.
     - The model card has the results in its model index.
 
-    - The model's `config.id2label` becomes what is trained: the classes of all sources of `train_dataset`.
+    - The model's `config.id2label` becomes what is trained: the classes of all sources of `train_dataset`; and its
+      `config.thing_labels` those whose objects are told apart, where the sources say which.
     - A run whose first steps supervise nothing, or whose loss is not finite, stops with a `ValueError`.
 
     Takes what `Trainer` takes; `data_collator` is a [`DenseCollator`], `processing_class` its processor. `id2label`
@@ -197,15 +216,21 @@ class DenseTrainer(Trainer):
         """
         self._supervised, self._unsupervised_steps = False, 0
         with self._lock(self._get_output_dir(trial)):
-            names = self._id2label
-            if names is None:
-                names = learned_labels(
-                    getattr(self.train_dataset, "sources", [self.data_collator]), self.data_collator
-                )
-            if names:
-                config = self.accelerator.unwrap_model(self.model).config
-                config.id2label, config.label2id = dict(names), {name: key for key, name in names.items()}
+            self._name_what_is_learned()
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval, **kwargs)
+
+    def _name_what_is_learned(self) -> None:
+        """Put the classes of the data, and those whose objects are told apart, into the model's config."""
+        sources = getattr(self.train_dataset, "sources", [self.data_collator])
+        config = self.accelerator.unwrap_model(self.model).config
+        things = learned_things(sources, self.data_collator)
+        if things is not None:
+            check_things(things, None, self.data_collator.processor)
+        names = learned_labels(sources, self.data_collator) if self._id2label is None else self._id2label
+        if names:
+            config.id2label, config.label2id = dict(names), {name: key for key, name in names.items()}
+        if things is not None and self._id2label != {}:
+            config.thing_labels = things
 
     # ---- order ----
 
