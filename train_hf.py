@@ -94,9 +94,7 @@ class ModelArguments:
     load_in_4bit: bool = field(default=False, metadata={"help": "4-bit base for `use_peft`; CUDA and bitsandbytes"})
     num_coordinates: int | None = field(
         default=None,
-        metadata={
-            "help": "tokens of x and of y that the model gets where it has fewer, for `thing_labels`"
-        },
+        metadata={"help": "tokens of x and of y that the model gets where it has fewer, for `thing_labels`"},
     )
     num_normal_bins: int | None = field(
         default=None, metadata={"help": "tokens of directions that the model gets where it has fewer, for `normals`"}

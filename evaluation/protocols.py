@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 from transformers.hf_argparser import HfArg
 
 from ..answers_densemllm import normalize_name, parse_refs
@@ -31,7 +30,7 @@ from ..targets_densemllm import IGNORE_INDEX, index_values, present_values
 from ..task_base_densemllm import DenseRequest, DenseTask
 from ..tasks_densemllm import TASKS, Classes, Depth, Normals, Panoptic
 from ..tokens_densemllm import BACKGROUND_LABEL
-from ..training.maps import read_mask, read_metres
+from ..training.maps import read_mask, read_metres, read_normals
 from .metrics import (
     METRICS,
     ClassListMetrics,
@@ -335,7 +334,7 @@ NORMALS = MeasuredTask(
     columns=((Normals.column,),),
     make_metrics=lambda settings: NormalsMetrics(),
     score="under_11_25",
-    reference=lambda sample, settings: torch.as_tensor(sample[Normals.column]),
+    reference=lambda sample, settings: read_normals(sample[Normals.column], f"column `{Normals.column}`"),
     prediction=lambda prediction: prediction.normals,
     arguments=lambda samples, settings: {"source": settings.normals_source},
     needs_camera=lambda settings: settings.normals_source == Normals.sources[1],

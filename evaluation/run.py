@@ -36,7 +36,6 @@ from ..formats.labels import find_id2label, load_id2label
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import check_ignore_index
-from ..tasks_densemllm import Panoptic
 from ..training.datasets import warn_of_labels
 from ..training.samples import draw_expression, read_sample
 from .metrics import DenseMetrics
@@ -178,9 +177,7 @@ def read_row(data: datasets.Dataset, settings: Settings, row: int) -> dict:
     sample = read_sample(data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index)
     if "expression" in sample:
         return sample
-    drawn = draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
-    objects = Panoptic.column  # what is drawn is one of them, and all may be measured beside it
-    return drawn | ({objects: sample[objects]} if objects in sample else {})
+    return draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
 
 
 def open_processor(args: EvaluationArguments, settings: Settings) -> tuple[DenseMLLMProcessor, Settings]:

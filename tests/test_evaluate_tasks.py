@@ -35,14 +35,12 @@ from densemllm.evaluation.predict import evaluate_dense, predict_batch
 from densemllm.evaluation.protocols import (
     INSTANCES,
     MEASURED,
-    NORMALS,
     PANOPTIC,
     EvaluationArguments,
     Settings,
     true_segments,
 )
 from densemllm.evaluation.state import State
-from densemllm.training.samples import COLUMNS
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 
 
@@ -367,7 +365,6 @@ def test_two_processes_write_what_one_does(options, tmp_path):
         assert (tmp_path / "coco2" / path.relative_to(tmp_path / "coco")).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.skipif(NORMALS.columns[0][0] not in COLUMNS, reason="samples have no normals yet")
 def test_normals_end_to_end(made, options, tmp_path):
     results = main(words(options | {"task": ["normals", "panoptic"], "cases": 1}))
     assert results["images"] == {"normals": COUNT, "panoptic": COUNT}
