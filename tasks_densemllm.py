@@ -18,7 +18,7 @@ Whoever predicts, trains, evaluates or draws loops over tasks and never looks at
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -204,8 +204,10 @@ class Classes(SegmentMap, DenseTask):
 class Panoptic(Classes):
     """Every object by itself, and every class whose objects aren't counted as one segment.
 
-    Vision tokens of an object learn where its centre is, as tokens of coordinates. They vote, and those that vote for
-    one place are one object; the classes are those of [`Classes`], read from the same logits.
+    Vision tokens of an object learn how far it is from them to its centre, in tokens of coordinates: the middle one of
+    these says "here". They vote, and those that vote for one place are one object; the classes are those of
+    [`Classes`], read from the same logits. (Centres that count from the image's edges were not learned in the same
+    time: benchmarks/rooms_instances.py.)
     """
 
     name = "panoptic"
@@ -214,6 +216,7 @@ class Panoptic(Classes):
     column_options = ("thing_labels",)
     options = (*Classes.options, "thing_labels")
     scales = (X_SCALE, Y_SCALE)
+    origin = "token"
     max_bins = 64  # of a coordinate: places are found between them
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
@@ -265,8 +268,12 @@ class Panoptic(Classes):
         thing_ids = list(names) if thing_labels is None else thing_keys(thing_labels, names)
         instances = np.where(instances == annotation.get("ignore_index", IGNORE_INDEX), 0, instances)
         ids = self._coordinate_ids(processor, size)
-        bins = encode_centres(segmentation, instances, thing_ids, *map(len, ids))
-        return [bin_targets(own, [[token_id] for token_id in own_ids]) for own, own_ids in zip(bins, ids, strict=True)]
+        bins = encode_centres(segmentation, instances, thing_ids, *map(len, ids), self.origin)
+        # A token has one vote: a corner of another object in its cell is none, where `min_label_share` says so.
+        return [
+            replace(bin_targets(values, [[token_id] for token_id in axis_ids]), needs_share=True)
+            for values, axis_ids in zip(bins, ids, strict=True)
+        ]
 
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         n_x, n_y = map(len, self._coordinate_ids(processor, request.resized_size))
@@ -277,8 +284,9 @@ class Panoptic(Classes):
             return fields
         thing_ids = [key for thing in request.thing_labels for key in _keys_of(thing, names)]
         segmentation = fields["segmentation"]
-        instances = decode_instances(x_logits, y_logits, segmentation, thing_ids)
-        found = make_panoptic(segmentation, fields["scores"], instances, thing_ids, names)
+        instances = decode_instances(x_logits, y_logits, segmentation, thing_ids, self.origin)
+        cell = segmentation.numel() // math.prod(logits.shape[1:])  # less than a token sees is no object
+        found = make_panoptic(segmentation, fields["scores"], instances, thing_ids, names, min_area=max(1, cell))
         segments = found["segmentation"].long()
         return {
             **fields,

@@ -140,13 +140,13 @@ def logits_of(processor, segmentation, instances, things, grid):
 
 
 def test_objects_of_a_class_that_touch_are_told_apart(processor):
-    segmentation = np.zeros((64, 64), np.int64)
-    segmentation[32:] = 1
-    segmentation[16:48, 8:56] = 2  # two red balls that touch
-    instances = np.zeros((64, 64), np.int64)
-    instances[16:48, 8:32], instances[16:48, 32:56] = 4, 9
-    logits = logits_of(processor, segmentation, instances, [2], (8, 8))
-    found = processor.decode_dense("panoptic", logits, (64, 64), ID2LABEL, thing_labels=["red ball"])
+    segmentation = np.zeros((128, 128), np.int64)
+    segmentation[64:] = 1
+    segmentation[32:96, 16:112] = 2  # two red balls that touch, six tokens wide
+    instances = np.zeros((128, 128), np.int64)
+    instances[32:96, 16:64], instances[32:96, 64:112] = 4, 9
+    logits = logits_of(processor, segmentation, instances, [2], (16, 16))
+    found = processor.decode_dense("panoptic", logits, (128, 128), ID2LABEL, thing_labels=["red ball"])
     rows = found["segments_info"]
     assert [row["label"] for row in rows if row["isthing"]] == ["red ball"] * 2
     assert sorted(row["label"] for row in rows if not row["isthing"]) == ["floor", "wall"]
