@@ -81,7 +81,7 @@ def open_coco(path: str, split: str, background: str = "ignore", images: str | N
         path: folder of the data set.
         split: "train" or "validation".
         background: what pixels without an object are: `"ignore"` leaves them out, as they are stuff, which this file
-            doesn't annotate; `"class"` makes them a class of their own, named `background`.
+            doesn't annotate; `"class"` makes them a class of their own, `<OTHERS>`.
         images: folder of the images, where it is another one.
 
     Raises:

@@ -142,7 +142,13 @@ def _find_images(root: Path, where: str) -> Path:
 
 def _read_rows(file: Path, index: CocoIndex, split: str, where: str) -> list[tuple[int, tuple[int, ...], str]]:
     """Each sentence of a split as its image's place, the ids of the annotations that it names, and its words."""
-    refs = read_plain_pickle(file) if file.suffix == ".p" else json.loads(file.read_text(encoding="utf-8"))
+    if file.suffix == ".p":
+        refs = read_plain_pickle(file)
+    else:
+        try:
+            refs = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{where}: {file} must be a JSON file ({error})") from error
     rows = []
     try:
         for ref in refs:
@@ -154,7 +160,8 @@ def _read_rows(file: Path, index: CocoIndex, split: str, where: str) -> list[tup
             missing = set(ids) - set(index.ids[index.firsts[place] : index.firsts[place + 1]].tolist())
             if missing:
                 raise ValueError(f"{where}: {index.path} lacks the annotations {sorted(missing)[:10]}")
-            rows += [(place, ids, sentence.get("sent") or sentence["raw"]) for sentence in ref["sentences"]]
+            texts = (sentence.get("sent") or sentence["raw"] for sentence in ref["sentences"])
+            rows += [(place, ids, text) for text in texts if text.strip()]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{where}: {file} must be a list of dicts with split, image_id, ann_id and sentences, of images that "
