@@ -134,6 +134,11 @@ def _open_objects(file: Path, images: Path | None, background: str, where: str) 
     if background not in BACKGROUNDS:
         raise ValueError(f"`background` must be one of {BACKGROUNDS}, got {background!r}")
     index = index_json(file, where)
+    boxes = len(index.ids) - index.outlined
+    if boxes and not index.outlined:
+        raise ValueError(f"{where}: {file} must have the `segmentation` of its objects; it has only boxes")
+    if boxes:
+        logger.warning(f"{where}: {boxes} of {len(index.ids)} objects have no `segmentation`, and are left out")
     if images is None:
         images = _find_images(file, index.files[0], where)
     elif not images.is_dir():

@@ -27,7 +27,7 @@ import PIL.Image
 
 
 WINDOW = 1 << 23  # bytes of a file that are looked at together
-BLANKS = re.compile(r"[ \t\n\r]*")
+NO_BLANK = re.compile(r"[^ \t\n\r]")
 DECODER = json.JSONDecoder()
 LISTS = ("images", "annotations", "categories")
 NO_ID = -1
@@ -47,6 +47,7 @@ class CocoIndex:
         firsts: `[num_images + 1]`: an image has the annotations from its number to the next one.
         starts, lengths: `[num_annotations]`, bytes of the file, ordered by image, then as they stand in the file.
         ids: `[num_annotations]`, ids of the annotations; -1 where they have no number.
+        outlined: how many annotations have a `segmentation`, and not only a box.
     """
 
     path: str
@@ -58,6 +59,7 @@ class CocoIndex:
     starts: np.ndarray
     lengths: np.ndarray
     ids: np.ndarray
+    outlined: int
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -92,8 +94,11 @@ def index_json(path: str | Path, where: str) -> CocoIndex:
     Raises:
         ValueError: the file has something else, or an annotation of an image that it lacks.
     """
-    categories, files, places = [], [], {}
+    categories: list[dict[str, Any]] = []
+    files: list[str] = []
+    places: dict[Any, int] = {}
     sizes, starts, lengths, ids = array("i"), array("q"), array("i"), array("q")
+    outlined = 0
     owners: list[Any] = []  # ids of images: annotations may stand in front of them
     try:
         with open(path, "rb") as file:
@@ -106,6 +111,7 @@ def index_json(path: str | Path, where: str) -> CocoIndex:
                     number = value.get("id", NO_ID)
                     ids.append(number if isinstance(number, int) else NO_ID)
                     owners.append(value["image_id"])
+                    outlined += bool(value.get("segmentation"))
                     starts.append(start)
                     lengths.append(length)
                 else:
@@ -121,8 +127,18 @@ def index_json(path: str | Path, where: str) -> CocoIndex:
         raise ValueError(f"{where}: {path}: `categories` must have ids of at least 0 and names")
     order = np.argsort(of_images, kind="stable")
     firsts = np.concatenate([[0], np.bincount(of_images, minlength=len(files)).cumsum()]).astype(np.int64)
-    kept = (np.frombuffer(values, dtype)[order] for values, dtype in ((starts, "q"), (lengths, "i"), (ids, "q")))
-    return CocoIndex(str(path), categories, files, np.array(sizes, np.int32).reshape(-1, 2), places, firsts, *kept)
+    return CocoIndex(
+        str(path),
+        categories,
+        files,
+        np.array(sizes, np.int32).reshape(-1, 2),
+        places,
+        firsts,
+        np.array(starts, np.int64)[order],
+        np.array(lengths, np.int32)[order],
+        np.array(ids, np.int64)[order],
+        outlined,
+    )
 
 
 class _Reader:
@@ -141,9 +157,11 @@ class _Reader:
     def peek(self) -> str:
         """The next character that is no blank."""
         while True:
-            self.place = BLANKS.match(self.text, self.place).end()
-            if self.place < len(self.text):
-                return self.text[self.place]
+            found = NO_BLANK.search(self.text, self.place)
+            if found is not None:
+                self.place = found.start()
+                return found[0]
+            self.place = len(self.text)
             if not self._grow():
                 raise ValueError(f"it ends at byte {self.start + self.place}, in the middle")
 

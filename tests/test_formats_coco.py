@@ -115,6 +115,14 @@ def test_objects(coco):
     assert (empty["segmentation"] == 255).all() and not empty["instances"].any()
 
 
+def test_the_files_of_2014(coco):
+    (coco / "annotations" / "instances_val2017.json").rename(coco / "annotations" / "instances_val2014.json")
+    (coco / "images").mkdir()
+    (coco / "val2017").rename(coco / "images" / "val2014")
+    row = load_samples(f"coco:{coco}", "validation")[0]
+    assert row["image"] == str(coco / "images" / "val2014" / "000000000139.jpg")
+
+
 def test_background_as_a_class(coco):
     data = open_format(f"coco:{coco}", "validation", background="class")
     assert data.facts.id2label[0] == BACKGROUND_LABEL and BACKGROUND_LABEL not in data.facts.thing_labels
@@ -248,6 +256,14 @@ def test_own_images_in_a_given_folder_and_large_class_ids(tmp_path):
     data = open_format(f"coco_json:{file}", "train", images=str(tmp_path / "elsewhere"), background="class")
     assert data.facts.ignore_index == -1 and data.facts.id2label[256] == BACKGROUND_LABEL
     assert read_sample(data[0], id2label=data.facts.id2label, ignore_index=-1)["segmentation"][5, 0] == 256
+
+
+def test_boxes_alone_are_refused(tmp_path):
+    write_images(tmp_path / "images", ["a.png"])
+    file = tmp_path / "boxes.json"
+    file.write_text(own_json(annotations=[{"id": 1, "image_id": "x0", "category_id": 7, "bbox": [0, 0, 6, 6]}]))
+    with pytest.raises(ValueError, match="it has only boxes"):
+        load_samples(f"coco_json:{file}")
 
 
 def test_annotations_of_images_that_lack(tmp_path):
