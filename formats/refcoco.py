@@ -118,14 +118,13 @@ def open_refcoco(
     if not rows:
         raise ValueError(f"{where}: {refs_file} has no expressions of the split {split!r}")
     if sentences == "each":
-        read, columns = _read_each, ("image", Foreground.column, "expression")
-    else:
-        by_image: dict[int, list] = {}
-        for place, *named in rows:
-            by_image.setdefault(place, []).append(named)
-        rows = list(by_image.items())
-        read, columns = _read_image, ("image", Panoptic.column, "expressions", "expression_instances")
-    return FormatSamples(rows, partial(read, index, str(folder), where), columns, Facts())
+        read = partial(_read_each, index, str(folder), where)
+        return FormatSamples(rows, read, ("image", Foreground.column, "expression"), Facts())
+    by_image: dict[int, list[tuple[tuple[int, ...], str]]] = {}
+    for place, ids, text in rows:
+        by_image.setdefault(place, []).append((ids, text))
+    columns = ("image", Panoptic.column, "expressions", "expression_instances")
+    return FormatSamples(list(by_image.items()), partial(_read_image, index, str(folder), where), columns, Facts())
 
 
 def _find_images(root: Path, where: str) -> Path:
