@@ -20,7 +20,16 @@ from .base import Format, FormatSamples, check_split
 
 # Name to the module beside this one that has it, in its table `FORMATS`. A module is imported when one of its data
 # sets is asked for.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {
+    "coco": "coco",
+    "coco_json": "coco",
+    "coco_panoptic": "coco",
+    "coco_stuff": "coco",
+    "grefcoco": "refcoco",
+    "refcoco": "refcoco",
+    "refcoco+": "refcoco",
+    "refcocog": "refcoco",
+}
 
 
 def format_of(name: str) -> tuple[Format, str] | None:

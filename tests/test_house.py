@@ -27,6 +27,7 @@ image_encoding questions prediction pipeline parts vision modeling auto_models
 OTHERS = """
 files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
+formats.coco_index formats.coco formats.refcoco
 formats.labels formats.registry formats.folders
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
@@ -43,6 +44,7 @@ NO_TASKS = {
     "instances_densemllm": {"segmentation"},  # the name of an argument, in messages
     "normals_densemllm": {"depth", "normals"},  # likewise
     "prediction_densemllm": {"segmentation"},  # COCO's key for run lengths
+    "formats.coco_index": {"segmentation"},  # likewise
     "evaluation.panoptic": {"segmentation"},  # likewise
     "evaluation.report": {"segmentation"},  # likewise
     "evaluation.state": {"panoptic"},  # the name of a folder
