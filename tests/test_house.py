@@ -26,7 +26,7 @@ image_encoding questions prediction pipeline parts vision modeling auto_models
 OTHERS = """
 files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
-formats.labels formats.registry formats.folders
+formats.labels formats.options formats.own_folders formats.registry formats.folders
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer
