@@ -104,10 +104,8 @@ def _stream_of(samples: FormatSamples, name: str) -> IterableDataset:
     if not isinstance(samples.rows, Dataset):
         raise ValueError(f"`streaming` must be off for {name}: its rows are read when they are asked for")
     stream = samples.rows.to_iterable_dataset()
-    if any(name in samples.column_names for name in MAPS):
-        features = stream.features
+    if any(column in MAPS for column in samples.column_names):
         stream = stream.map(partial(samples.read, wanted=frozenset(samples.column_names)))
-        del features
     stream.facts = samples.facts
     return stream
 

@@ -134,11 +134,7 @@ def complete_column_map(
         return column_map | certain
     hint = ",".join(f"{column}={'|'.join(others)}" for column, others in meant.items())
     said = f"; `column_map` says which are meant, such as {hint}" if hint else ""
-    if "image" in there or "image" in certain or any(SCHEMA[name].is_learned for name in there & set(SCHEMA)):
-        raise ValueError(f"{where} has nothing to learn from: its columns are {list(names)}, see {COLUMNS}{said}")
-    raise ValueError(
-        f"{where} has nothing to learn from, and no image: its columns are {list(names)}, see {COLUMNS}{said}"
-    )
+    raise ValueError(f"{where} has nothing to learn from: its columns are {list(names)}, see {COLUMNS}{said}")
 
 
 def _is_enough(names: Iterable[str]) -> bool:

@@ -83,7 +83,7 @@ def _annotation_folders(root: Path, split: str, images: Path) -> dict[str, Path]
     """The folders of maps by column that belong to a folder of images."""
     found = {}
     for column in MAPS:
-        for name in FOLDERS[column]:
+        for name in FOLDERS.get(column, (column,)):
             places = (root / split / name, root / name / split) if split else (root / name,)
             folder = next((place for place in places if place.is_dir()), None)
             if folder is not None:
