@@ -131,9 +131,7 @@ class DataArguments:
     )
     label_colors: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "file of the colours of its class maps, JSON, YAML or a class and its colour a line; likewise"
-        },
+        metadata={"help": "file of the colours of its class maps, JSON, YAML or text; likewise"},
     )
     depth_scale: list[float] | None = field(
         default=None,

@@ -28,7 +28,7 @@ from transformers.utils import logging
 from ..training.samples import MAPS
 from .base import Facts, FormatSamples
 from .labels import find_id2label, load_id2label
-from .options import complete_column_map, facts_of, prepare, read_column_map
+from .options import PreparedSamples, complete_column_map, facts_of, prepare, read_column_map
 from .own_folders import is_own_folder, open_folder
 from .registry import format_of, open_format
 
@@ -72,7 +72,22 @@ def load_samples(
     for column, feature in (features or {}).items():
         if isinstance(feature, Image):
             data = data.cast_column(column, Image(decode=False))
-    return prepare(data, column_map) if column_map else data
+    data = prepare(data, column_map) if column_map else data
+    if Path(name).is_file() and any(_is_text(features, column_map.get(column, column)) for column in ("image", *MAPS)):
+        change = partial(_resolve_paths, Path(name).resolve().parent)
+        return data.map(change) if streaming else PreparedSamples(data, {}, change, facts_of(data))
+    return data
+
+
+def _is_text(features: Mapping[str, Any] | None, name: str) -> bool:
+    return getattr((features or {}).get(name), "dtype", None) in ("string", "large_string")
+
+
+def _resolve_paths(folder: Path, row: dict) -> dict:
+    """Paths of a file of rows that are there beside the file, from its folder; what is there as it is stays."""
+    texts = {name: row[name] for name in ("image", *MAPS) if isinstance(row.get(name), str)}
+    found = {name: str(folder / text) for name, text in texts.items() if "://" not in text and len(text) < 4096}
+    return row | {name: path for name, path in found.items() if Path(path).is_file()}
 
 
 def _open(
