@@ -40,10 +40,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.arguments import parse_with_file
-from densemllm.formats.folders import load_samples
-from densemllm.formats.labels import find_id2label, load_id2label
+from densemllm.formats.folders import DataOptions, open_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.formats.own_folders import OPTIONS
 from densemllm.parts_densemllm import add_tokens_to
-from densemllm.targets_densemllm import IGNORE_INDEX
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.checkpoints import STATE_NAME
 from densemllm.training.collator import DenseCollator
@@ -109,9 +109,37 @@ class DataArguments:
         default=None,
         metadata={"help": "JSON file from class id to name, one or one a data set; `id2label.json` in its folder"},
     )
-    ignore_index: list[int] | None = field(
+    ignore_index: list[str] | None = field(
         default=None,
-        metadata={"help": "value of pixels of `segmentation` that aren't annotated, one or one a data set; 255"},
+        metadata={
+            "help": "value of pixels of `segmentation` that aren't annotated, or several joined by commas, one or one "
+            "a data set; 255"
+        },
+    )
+    column_map: list[str] | None = field(
+        default=None,
+        metadata={"help": "columns by the schema's names, image=pixel_values,depth=depth_map, one or one a data set"},
+    )
+    label_map: list[str] | None = field(
+        default=None,
+        metadata={"help": "class ids to merge and drop, 3=5,7=255, or a JSON or YAML file, one or one a data set"},
+    )
+    reduce_labels: bool = field(
+        default=False, metadata={"help": "class 0 isn't annotated, and all others are one less"}
+    )
+    image_pattern: list[str] | None = field(
+        default=None,
+        metadata={"help": "of a folder's images, {stem}_leftImg8bit.png, one or one a data set, '' for none"},
+    )
+    mask_pattern: list[str] | None = field(
+        default=None, metadata={"help": "of its class maps, {stem}_gtFine_labelIds.png; likewise"}
+    )
+    depth_pattern: list[str] | None = field(
+        default=None, metadata={"help": "of its depth, {stem}_depth.png; likewise"}
+    )
+    label_colors: list[str] | None = field(
+        default=None,
+        metadata={"help": "file of the colours of its class maps, JSON, YAML or text; likewise"},
     )
     depth_scale: list[float] | None = field(
         default=None,
@@ -291,11 +319,23 @@ def _one_each(args: DataArguments, name: str) -> list:
 
 def _options_of_sources(args: DataArguments) -> dict[str, list]:
     """What is said of the data sets, one entry a data set by the option's name."""
-    names = ("id2label", "depth_scale", "depth_range", "columns", "ignore_index", "thing_labels")
-    options = {name: _one_each(args, name) for name in names}
-    options["columns"] = [columns and columns.split(",") for columns in options["columns"]]
+    options = {
+        name: _one_each(args, name)
+        for name in (
+            "id2label",
+            "depth_scale",
+            "depth_range",
+            "columns",
+            "ignore_index",
+            "thing_labels",
+            "column_map",
+            "label_map",
+            *OPTIONS,
+        )  # fmt: skip
+    }
+    options["reduce_labels"] = [args.reduce_labels] * len(args.dataset)
     options["thing_labels"] = [things and _names_or_ids(things) for things in options["thing_labels"]]
-    options["ignore_index"] = [IGNORE_INDEX if value is None else value for value in options["ignore_index"]]
+    options["columns"] = [names and names.split(",") for names in options["columns"]]
     return options
 
 
@@ -305,16 +345,18 @@ def _names_or_ids(joined: str) -> list[str | int]:
 
 def _make_source(name: str, split: str, options: dict, weight: float | None = None, streaming: bool = False):
     """A data set to read samples from, with what is said of it."""
-    file = options["id2label"] or find_id2label(name)
+    said = {option: options[option] for option in DataOptions.__dataclass_fields__ if option in options}
+    layout = {option: options[option] for option in OPTIONS if options[option]}
+    data, facts = open_samples(name, split, DataOptions(**said, layout=layout), streaming)
     return DenseSource(
-        load_samples(name, split, streaming),
+        data,
         weight,
-        None if file is None else load_id2label(file),
-        options["depth_scale"],
-        options["depth_range"],
+        facts.id2label,
+        facts.depth_scale,
+        facts.depth_range,
         options["columns"],
-        options["ignore_index"],
-        options["thing_labels"] or None,
+        facts.ignore_index,
+        options["thing_labels"] or facts.thing_labels,
     )
 
 

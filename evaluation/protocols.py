@@ -24,6 +24,7 @@ from transformers.hf_argparser import HfArg
 
 from ..answers_densemllm import normalize_name, parse_refs
 from ..configuration_densemllm import DenseMLLMConfig
+from ..formats.options import read_ignore_index
 from ..object_tasks_densemllm import Foreground
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX, index_values, present_values
@@ -380,9 +381,18 @@ class EvaluationArguments:
     id2label: str | None = HfArg(
         default=None, help="JSON file from class id to name; `id2label.json` in the data's folder"
     )
-    ignore_index: int = HfArg(
-        default=IGNORE_INDEX, help="value of pixels that aren't annotated; no class of `id2label`"
+    ignore_index: str | None = HfArg(
+        default=None, help="value of pixels that aren't annotated, or several joined by commas; the data's own, or 255"
     )
+    column_map: str | None = HfArg(
+        default=None, help="columns by the schema's names: image=pixel_values,depth=depth_map"
+    )
+    label_map: str | None = HfArg(default=None, help="class ids to merge and drop: 3=5,7=255, or a JSON or YAML file")
+    reduce_labels: bool = HfArg(default=False, help="class 0 isn't annotated, and all others are one less")
+    image_pattern: str | None = HfArg(default=None, help="of a folder's images, such as {stem}_leftImg8bit.png")
+    mask_pattern: str | None = HfArg(default=None, help="of its class maps, such as {stem}_gtFine_labelIds.png")
+    depth_pattern: str | None = HfArg(default=None, help="of its depth, such as {stem}_depth.png")
+    label_colors: str | None = HfArg(default=None, help="file of the colours of its class maps: JSON, YAML or text")
     depth_scale: float | None = HfArg(
         default=None, help="metres a unit of depth; left out: floats are metres, and integers are refused"
     )
@@ -458,6 +468,8 @@ class EvaluationArguments:
             id2label: class id to name, from the file of that name.
         """
         options = asdict(self)
+        if not isinstance(self.ignore_index, int):  # before the data was opened
+            options["ignore_index"] = (read_ignore_index(self.ignore_index) or (IGNORE_INDEX,))[0]
         names = {entry.name for entry in fields(Settings)} & set(options) - {"id2label", "thing_labels"}
         things = None if self.thing_labels is None else tuple(_split_names(self.thing_labels, id2label or {}))
         return Settings(id2label, thing_labels=things, **{name: options[name] for name in names})

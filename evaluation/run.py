@@ -17,6 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,8 @@ from tqdm.auto import tqdm
 
 from ..configuration_densemllm import DenseMLLMConfig
 from ..files import reading
-from ..formats.folders import load_samples
-from ..formats.labels import find_id2label, load_id2label
+from ..formats.folders import DataOptions, open_samples
+from ..formats.own_folders import OPTIONS
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import check_ignore_index
@@ -87,7 +88,7 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         device: where the model runs.
         state: what is done already, beside which the results are written.
     """
-    data, id2label = open_data(args)
+    data, id2label, args = open_data(args)
     settings = args.settings(id2label)
     fingerprint = make_fingerprint(args, data, id2label, device)
     if args.update_card:
@@ -130,29 +131,34 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
 # ---- data and model ----
 
 
-def open_data(args: EvaluationArguments) -> tuple[datasets.Dataset, dict[int, str] | None]:
-    """The rows to evaluate on, with the columns that the tasks need, and the names of the classes.
+def open_data(args: EvaluationArguments) -> tuple[Any, dict[int, str] | None, EvaluationArguments]:
+    """The rows to evaluate on, with the columns that the tasks need, the names of the classes, and the options with
+    what the data says of itself where they say nothing.
 
     Raises:
         ValueError: data without such columns or rows, or classes without names.
     """
+    names = {entry.name for entry in fields(DataOptions)} - {"layout"}
+    layout = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    said = DataOptions(**{name: getattr(args, name) for name in names}, layout=layout)
     with reading(f"`data` {args.data}"):
-        data = load_samples(args.data, args.split, whole=True)
+        data, facts = open_samples(args.data, args.split, said, whole=True)
+    known = {name: getattr(facts, name) for name in ("depth_scale", "depth_range", "ignore_index")}
+    args = replace(args, **known)
     data = data.select_columns(find_columns(args, data.column_names))
     if args.limit is not None:
         data = data.select(range(min(args.limit, len(data))))
     if not len(data):
         raise ValueError(f"`data` {args.data} has no samples in the split {args.split!r}")
     if not any(MEASURED[task].needs_labels for task in args.task):
-        return data, None
-    file = args.id2label or find_id2label(args.data)
-    if file is None:
+        return data, None, args
+    id2label = facts.id2label
+    if id2label is None:
         tasks = " and ".join(task.name for task in MEASURED.values() if task.needs_labels)
         raise ValueError(f"`id2label` is needed for {tasks}: a JSON file from class id to name")
-    id2label = load_id2label(file)
     check_ignore_index(args.ignore_index, id2label)
     warn_of_labels(data, id2label, args.ignore_index, "data")
-    return data, id2label
+    return data, id2label, args
 
 
 def find_columns(args: EvaluationArguments, there: list[str]) -> list[str]:

@@ -76,6 +76,8 @@ def data_digest(data: datasets.Dataset) -> str:
             if isinstance(value, str) and column != "expression" and os.path.isfile(value):
                 stat = os.stat(value)
                 value = (value, stat.st_size, stat.st_mtime_ns)
+            if hasattr(value, "__array_interface__"):  # a map that was made: of an array, and of PIL's, repr isn't all
+                value = np.asarray(value).tobytes()
             digest.update(value if isinstance(value, bytes) else repr((column, value)).encode())
     return digest.hexdigest()
 

@@ -15,68 +15,165 @@
 """Data sets in folders of files, in files of rows, and on the Hub: a split of rows, their images not yet decoded."""
 
 import glob
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, Image, IterableDataset, config, load_dataset, load_from_disk
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
-from ..training.samples import COLUMNS, MAPS, SCHEMA
-from .base import FormatSamples
-from .registry import open_format
+from ..training.samples import MAPS
+from .base import Facts, FormatSamples
+from .labels import find_id2label, load_id2label
+from .options import PreparedSamples, complete_column_map, facts_of, prepare, read_column_map
+from .own_folders import is_own_folder, open_folder
+from .registry import format_of, open_format
 
 
 logger = logging.get_logger(__name__)
 
-# Files that systems leave in folders, and folders of such.
-LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 
 
 def load_samples(
-    name: str, split: str = "train", streaming: bool = False, whole: bool = False
-) -> Dataset | IterableDataset | FormatSamples:
+    name: str,
+    split: str = "train",
+    streaming: bool = False,
+    whole: bool = False,
+    column_map: "str | Mapping[str, str] | None" = None,
+    **options: Any,
+) -> Any:
     """A split of a data set, its images not yet decoded.
 
     Args:
         name: `NAME:PATH` of a layout that is known by name, such as `ade20k:PATH` (see `docs/data.md`); a folder that
-            `save_to_disk` wrote; a folder with `image/` (and `segmentation/`, `depth/`, `mask/` beside
-            it, files of one sample having one stem, in the same sub-folder if there are any; in a folder with the
-            split's name, if there is one); a file of rows (parquet, arrow, json, jsonl or csv), which is the split
-            "train"; or whatever `datasets.load_dataset` takes: a Hub name, a folder of parquet files, an image folder
-            with metadata...
+            `save_to_disk` wrote; a folder with `images/` (or `image/`) and maps beside it, see [`open_folder`]; a file
+            of rows (parquet, arrow, json, jsonl or csv), which is the split "train", with paths from its folder; or
+            whatever `datasets.load_dataset` takes: a Hub name, a folder of parquet files, an image folder with
+            metadata...
         split: name of the split; "train" for data without splits.
         streaming: read while training; see [`DenseIterableDataset`].
         whole: take a data set of `save_to_disk` that has no splits for whatever `split` says.
+        column_map: column of the schema to the data's own name for it; where it lacks columns to learn from, other
+            names that are known and can only mean one are taken by themselves.
+        options: further ones that the layout takes, such as `mask_pattern` and `label_colors` of a folder.
 
     Raises:
-        ValueError: a split that the data lacks, or nothing to learn from.
+        ValueError: a split that the data lacks, an option that can't be given for it, or nothing to learn from.
     """
-    opened = open_format(name, split)
-    if opened is not None:
-        if streaming:
-            raise ValueError(f"`streaming` must be off for {name}: its rows are read when they are asked for")
-        return opened
-    folder = Path(name)
-    if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
-        data = _saved(folder, split, whole)
-        data = data.to_iterable_dataset() if streaming else data
-    elif any((root / "image").is_dir() for root in (folder / split, folder)):
-        data = _files_of_folder(folder, split)
-        data = data.to_iterable_dataset() if streaming else data
-    elif folder.suffix.lower() in FILE_KINDS or folder.is_file():
-        data = _rows_of_file(folder, split, streaming)
-    elif splits := sorted(path.parent.name for path in folder.glob("*/image") if path.is_dir()):
-        raise ValueError(f"`split` must be one of {splits}, the folders of {name}, got {split!r}")
-    else:
-        data = load_dataset(name, split=split, streaming=streaming, cache_dir=_cache_of(folder))
-    names = data.column_names
-    if names and not any(column.is_learned and name in names for name, column in SCHEMA.items()):
-        raise ValueError(f"{name} has nothing to learn from: its columns are {names}, see {COLUMNS}")
-    for column, feature in (data.features or {}).items():
+    data = _open(name, split, streaming, whole, options)
+    names, features = data.column_names, data.features
+    column_map = read_column_map(column_map)
+    if names:
+        column_map = complete_column_map(column_map, names, features, name)
+    for column, feature in (features or {}).items():
         if isinstance(feature, Image):
             data = data.cast_column(column, Image(decode=False))
+    data = prepare(data, column_map) if column_map else data
+    if Path(name).is_file() and any(_is_text(features, column_map.get(column, column)) for column in ("image", *MAPS)):
+        change = partial(_resolve_paths, Path(name).resolve().parent)
+        return data.map(change) if streaming else PreparedSamples(data, {}, change, facts_of(data))
     return data
+
+
+def _is_text(features: Mapping[str, Any] | None, name: str) -> bool:
+    return getattr((features or {}).get(name), "dtype", None) in ("string", "large_string")
+
+
+def _resolve_paths(folder: Path, row: dict) -> dict:
+    """Paths of a file of rows that are there beside the file, from its folder; what is there as it is stays."""
+    texts = {name: row[name] for name in ("image", *MAPS) if isinstance(row.get(name), str)}
+    found = {name: str(folder / text) for name, text in texts.items() if "://" not in text and len(text) < 4096}
+    return row | {name: path for name, path in found.items() if Path(path).is_file()}
+
+
+def _open(
+    name: str, split: str, streaming: bool, whole: bool, options: dict[str, Any]
+) -> Dataset | IterableDataset | FormatSamples:
+    opened = open_format(name, split, **{key: value for key, value in options.items() if value is not None})
+    folder = Path(name)
+    if opened is None and not _is_saved(folder) and is_own_folder(folder):
+        opened = open_folder(folder, split, **options)
+    if opened is not None:
+        return _stream_of(opened, name) if streaming else opened
+    unknown = [key for key, value in options.items() if value is not None]
+    if unknown:
+        raise ValueError(f"`{unknown[0]}` can't be given for {name}, which is no folder with images/ in it")
+    if _is_saved(folder):
+        data = _saved(folder, split, whole)
+        return data.to_iterable_dataset() if streaming else data
+    if folder.suffix.lower() in FILE_KINDS or folder.is_file():
+        return _rows_of_file(folder, split, streaming)
+    return load_dataset(name, split=split, streaming=streaming, cache_dir=_cache_of(folder))
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def _stream_of(samples: FormatSamples, name: str) -> IterableDataset:
+    """A folder's samples as a stream, from rows that are no more than paths."""
+    if not isinstance(samples.rows, Dataset):
+        raise ValueError(f"`streaming` must be off for {name}: its rows are read when they are asked for")
+    stream = samples.rows.to_iterable_dataset()
+    if any(column in MAPS for column in samples.column_names):
+        stream = stream.map(partial(samples.read, wanted=frozenset(samples.column_names)))
+    stream.facts = samples.facts
+    return stream
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What a user says of one data set; what is left out is what the data set says of itself.
+
+    Attributes:
+        column_map, label_map, reduce_labels, ignore_index: see [`prepare`].
+        id2label: file of class names, see [`load_id2label`].
+        depth_scale, depth_range: see [`DenseSource`].
+        layout: further options that the layout takes by name, see [`load_samples`].
+    """
+
+    column_map: str | None = None
+    label_map: str | None = None
+    reduce_labels: bool = False
+    ignore_index: Any = None
+    id2label: str | None = None
+    depth_scale: float | None = None
+    depth_range: str | None = None
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_samples(
+    name: str, split: str, said: DataOptions, streaming: bool = False, whole: bool = False
+) -> tuple[Any, Facts]:
+    """A split of a data set as its user wants it read, and what is known of it: by the user's word, else by its own.
+
+    Args:
+        name, split, streaming, whole: see [`load_samples`].
+        said: what the user says.
+
+    Raises:
+        ValueError: see [`load_samples`] and [`prepare`].
+    """
+    layout = dict(said.layout)
+    file = said.id2label or find_id2label(name)
+    names = None if file is None else load_id2label(file)
+    found = format_of(name)
+    if names is not None and layout.get("label_colors") is not None:
+        # Colours that are said by name.
+        if found is None or "id2label" in found[0].options:
+            layout["id2label"] = names
+    data = load_samples(name, split, streaming, whole, said.column_map, **layout)
+    data = prepare(data, None, said.label_map, said.reduce_labels, said.ignore_index, names)
+    facts = facts_of(data)
+    if said.depth_scale is not None:
+        facts = replace(facts, depth_scale=said.depth_scale)
+    if said.depth_range is not None:
+        facts = replace(facts, depth_range=said.depth_range)
+    return data, facts
 
 
 def _saved(folder: Path, split: str, whole: bool) -> Dataset:
@@ -114,34 +211,6 @@ def _cache_of(folder: Path) -> str | None:
     files = ((path, path.stat()) for path in sorted(folder.resolve().rglob("*")) if path.is_file())
     state = [(str(path), status.st_size, status.st_mtime_ns) for path, status in files]
     return str(Path(config.HF_DATASETS_CACHE) / f"densemllm-{Hasher.hash(state)}")
-
-
-def _files_of_folder(folder: Path, split: str) -> Dataset:
-    """The paths of a folder with `image/` and maps beside it, or of its folder for the split; a row for each image."""
-    root = folder / split if (folder / split / "image").is_dir() else folder
-    if root == folder and split != "train":
-        raise ValueError(f"`split` must be 'train', all that {folder} has without a folder for it, got {split!r}")
-    columns = {name: _files_by_stem(root / name) for name in ("image", *MAPS) if (root / name).is_dir()}
-    unmatched = {stem for files in columns.values() for stem in files} - set(columns["image"])
-    if unmatched:
-        raise ValueError(f"{root / 'image'} lacks the pictures of {sorted(unmatched)[:10]}, which are annotated")
-    if not columns["image"]:
-        raise ValueError(f"{root / 'image'} is empty")
-    return Dataset.from_dict({name: [files.get(stem) for stem in columns["image"]] for name, files in columns.items()})
-
-
-def _files_by_stem(folder: Path) -> dict[str, str]:
-    """The files of a folder, at any depth, by their path in it without suffix: what the files of one sample share."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        place = path.relative_to(folder)
-        if path.is_dir() or any(part.startswith(".") or part.lower() in LITTER for part in place.parts):
-            continue
-        stem = place.with_suffix("").as_posix()
-        if stem in files:
-            raise ValueError(f"{folder} has two files of the sample {stem!r}")
-        files[stem] = str(path)
-    return files
 
 
 __all__ = ["load_samples"]

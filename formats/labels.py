@@ -18,11 +18,16 @@ import json
 import re
 from pathlib import Path
 
+import yaml
+
+
+FILE_NAMES = ("id2label.json", "id2label.txt", "id2label.yaml", "id2label.yml", "classes.txt", "classes.yaml")
+
 
 def find_id2label(name: str) -> str | None:
-    """The file of class names that a local data set brings: `id2label.json` or `id2label.txt` in its folder."""
+    """The file of class names that a local data set brings: `id2label.json`, `classes.txt`... in its folder."""
     folder = Path(name).parent if Path(name).is_file() else Path(name)
-    files = (folder / file for file in ("id2label.json", "id2label.txt"))
+    files = (folder / file for file in FILE_NAMES)
     return next((str(file) for file in files if file.is_file()), None)
 
 
@@ -31,7 +36,8 @@ def load_id2label(name: str) -> dict[int, str]:
 
     Args:
         name: a JSON file `{"0": "wall", ...}`; or a `.txt` file of the same, or with a class a line: an id and a name
-            (`0: wall`) in all of them, or names alone, which are numbered from 0. UTF-8, or what its byte order mark
+            (`0: wall`) in all of them, or names alone, which are numbered from 0; or a YAML file of the same, or of a
+            list of names, under `names` or `id2label` where there is such an entry. UTF-8, or what its byte order mark
             says.
 
     Raises:
@@ -41,17 +47,27 @@ def load_id2label(name: str) -> dict[int, str]:
     try:
         text = content.decode(json.detect_encoding(content))
         is_list = str(name).lower().endswith(".txt") and not text.lstrip().startswith("{")
-        pairs = _pairs_of_lines(text) if is_list else json.loads(text).items()
+        if str(name).lower().endswith((".yaml", ".yml")):
+            pairs = _pairs_of_yaml(text)
+        else:
+            pairs = _pairs_of_lines(text) if is_list else json.loads(text).items()
         labels = [(int(key), label) for key, label in pairs]
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{name} must be a JSON object from class id to name, or a .txt of names ({error})"
+            f"{name} must be a JSON object from class id to name, the same in YAML, or a .txt of names ({error})"
         ) from error
     if not labels or any(not isinstance(label, str) or not label.strip() for _, label in labels):
         raise ValueError(f"{name} must have a name for each class id, got {labels[:10]}")
     if len(dict(labels)) < len(labels):
         raise ValueError(f"{name} has a class id twice")
     return dict(labels)
+
+
+def _pairs_of_yaml(text: str) -> list[tuple[str | int, str]]:
+    table = yaml.safe_load(text)
+    if isinstance(table, dict):
+        table = next((table[key] for key in ("id2label", "names") if key in table), table)
+    return list(table.items() if isinstance(table, dict) else enumerate(table))
 
 
 def _pairs_of_lines(text: str) -> list[tuple[str | int, str]]:

@@ -29,6 +29,7 @@ MODULES: dict[str, str] = {
     "refcoco": "refcoco",
     "refcoco+": "refcoco",
     "refcocog": "refcoco",
+    "folder": "own_folders",
 }
 
 

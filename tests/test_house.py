@@ -28,7 +28,7 @@ OTHERS = """
 files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
-formats.labels formats.registry formats.folders
+formats.labels formats.options formats.own_folders formats.registry formats.folders
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer
