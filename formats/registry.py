@@ -20,7 +20,14 @@ from .base import Format, FormatSamples, check_split
 
 # Name to the module beside this one that has it, in its table `FORMATS`. A module is imported when one of its data
 # sets is asked for.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {
+    "ade20k": "ade20k",
+    "cityscapes": "cityscapes",
+    "cityscapes_depth": "cityscapes",
+    "context59": "pascal",
+    "voc": "pascal",
+    "voc20": "pascal",
+}
 
 
 def format_of(name: str) -> tuple[Format, str] | None:

@@ -27,6 +27,7 @@ image_encoding questions prediction pipeline parts vision modeling auto_models
 OTHERS = """
 files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
+formats.class_maps formats.ade20k formats.cityscapes formats.pascal
 formats.labels formats.registry formats.folders
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
