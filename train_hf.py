@@ -156,7 +156,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "names or ids of classes whose objects are told apart, joined by commas, one or one a data set, "
-            "'' for none; `instances` tell them"
+            "'' for none, 'data' for those that a data set itself says; `instances` tell them"
         },
     )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
@@ -339,6 +339,9 @@ def _options_of_sources(args: DataArguments) -> dict[str, list]:
     return options
 
 
+OWN_THINGS = "data"  # of `--thing_labels`: those that the data set itself says
+
+
 def _names_or_ids(joined: str) -> list[str | int]:
     return [int(part) if part.strip().isdecimal() else part for part in joined.split(",")]
 
@@ -356,7 +359,7 @@ def _make_source(name: str, split: str, options: dict, weight: float | None = No
         facts.depth_range,
         options["columns"],
         facts.ignore_index,
-        options["thing_labels"] or facts.thing_labels,
+        facts.thing_labels if options["thing_labels"] == [OWN_THINGS] else options["thing_labels"] or None,
     )
 
 

@@ -30,6 +30,12 @@ MODULES: dict[str, str] = {
     "refcoco+": "refcoco",
     "refcocog": "refcoco",
     "folder": "own_folders",
+    "ade20k": "ade20k",
+    "cityscapes": "cityscapes",
+    "cityscapes_depth": "cityscapes",
+    "context59": "pascal",
+    "voc": "pascal",
+    "voc20": "pascal",
 }
 
 

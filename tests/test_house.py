@@ -28,6 +28,7 @@ OTHERS = """
 files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
+formats.class_maps formats.ade20k formats.cityscapes formats.pascal
 formats.labels formats.options formats.own_folders formats.registry formats.folders
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
