@@ -28,6 +28,7 @@ OTHERS = """
 files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
 formats.labels formats.registry formats.folders
+training.check training.check_sheet training.check_command
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer
