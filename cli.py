@@ -23,6 +23,7 @@ r"""DenseMLLM from the command line.
     densemllm predict photo.jpg --model MODEL --task normals --source depth --focal_length 1200 --out normals.png
     densemllm ask photo.jpg "How many chairs are there?" --model MODEL
     densemllm evaluate --model MODEL --data DATA --task depth       (evaluate_densemllm.py)
+    densemllm check DATA --sheet check.png                          (look at a data set before training on it)
     densemllm env                                                   (versions and devices, for a bug report)
 
 `python -m densemllm` is the same.
@@ -152,6 +153,9 @@ def make_parser() -> argparse.ArgumentParser:
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--max_new_tokens", type=int, default=256, help="length of the answer, at most")
     commands.add_parser("env", help="versions, devices and attention implementations, for a bug report")
+    commands.add_parser(
+        "check", add_help=False, help="what a data set has, and what is wrong with it; see its own --help"
+    )
     commands.add_parser("evaluate", add_help=False, help="metrics on annotated data; see its own --help")
     return parser
 
@@ -347,10 +351,14 @@ def show_environment(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0, or 2 after a line on stderr where something can't be used."""
+    """Run a command; 0, or 2 after a line on stderr where something can't be used; 1 where `check` finds errors."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
     try:
+        if arguments[:1] == ["check"]:
+            from densemllm.training.check_command import main as check
+
+            return check(arguments[1:])
         if arguments[:1] == ["evaluate"]:
             from densemllm.evaluate_densemllm import main as evaluate
 

@@ -45,6 +45,7 @@ from densemllm.formats.labels import load_id2label
 from densemllm.formats.own_folders import OPTIONS
 from densemllm.parts_densemllm import add_tokens_to
 from densemllm.training.arguments import DenseTrainingArguments
+from densemllm.training.check import check_before_training
 from densemllm.training.checkpoints import STATE_NAME
 from densemllm.training.collator import DenseCollator
 from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
@@ -177,6 +178,10 @@ class DataArguments:
         default=0.0, metadata={"help": "share of a cell that a class, or the foreground, needs to be a label of it"}
     )
     max_corrupt_share: float = field(default=0.01, metadata={"help": "share of unreadable rows that is put up with"})
+    skip_data_check: bool = field(
+        default=False,
+        metadata={"help": "don't look at some rows of each data set before training, see `densemllm check`"},
+    )
     random_scale: list[float] | None = field(
         default=None, metadata={"help": "augmentation: lowest and highest factor"}
     )
@@ -469,6 +474,8 @@ def main(arguments: list[str] | None = None) -> dict:
     checkpoint = find_checkpoint(model_args, args) if args.do_train else None
     set_seed(args.seed)
     train_dataset, eval_dataset, test_dataset = make_asked_datasets(data_args, args)
+    if train_dataset is not None and args.process_index == 0 and not data_args.skip_data_check:
+        check_before_training(train_dataset.sources)
     names = None if data_args.model_id2label is None else load_id2label(data_args.model_id2label)
     model, processor = make_model(model_args)
     trainer = DenseTrainer(

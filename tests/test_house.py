@@ -30,6 +30,7 @@ training.maps training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
 formats.class_maps formats.ade20k formats.cityscapes formats.pascal
 formats.labels formats.options formats.own_folders formats.registry formats.folders
+training.check training.check_sheet training.check_command
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer
