@@ -20,7 +20,12 @@ from .base import Format, FormatSamples, check_split
 
 # Name to the module beside this one that has it, in its table `FORMATS`. A module is imported when one of its data
 # sets is asked for.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {
+    "ddad": "ddad",
+    "ibims1": "ibims1",
+    "kitti": "kitti",
+    "nyuv2": "nyuv2",
+}
 
 
 def format_of(name: str) -> tuple[Format, str] | None:

@@ -17,8 +17,8 @@ MAX_LINES, MAX_FUNCTION_LINES = 700, 80
 # All modules from the ground up: one imports only from those above it in this list. The files that travel with a
 # checkpoint, without their ending:
 TRAVELLING = """
-compat checks records refinement answers loss image_loading released drawing loading generation tokens chat targets
-decoding crops configuration image_processing image_processing_torchvision depth instances normals
+compat checks records refinement answers loss image_loading exif released drawing loading generation tokens chat
+targets decoding crops configuration image_processing image_processing_torchvision depth instances normals
 task_base object_tasks tasks text_tasks processing
 image_encoding questions prediction pipeline parts vision modeling auto_models
 """.split()
@@ -26,6 +26,7 @@ image_encoding questions prediction pipeline parts vision modeling auto_models
 OTHERS = """
 files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
+formats.ddad formats.ibims1 formats.kitti formats.nyuv2
 formats.labels formats.registry formats.folders
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
 evaluation.run
