@@ -45,6 +45,7 @@ NO_TASKS = {
     "prediction_densemllm": {"segmentation"},  # COCO's key for run lengths
     "evaluation.panoptic": {"segmentation"},  # likewise
     "pipeline_densemllm": {"depth", "panoptic"},  # a key, and a subtask, of transformers' pipelines
+    **dict.fromkeys(("formats.ddad", "formats.ibims1", "formats.kitti", "formats.nyuv2"), {"depth"}),  # a column
     "evaluation.protocols": {"class_list"},  # measured only: a question that `predict_dense` doesn't know
 }
 
