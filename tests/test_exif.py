@@ -129,7 +129,7 @@ def test_what_reads_images_takes_it(model, photo):
     for ask in (
         lambda **options: model.query(photo, "what?", max_new_tokens=3, **options),
         lambda **options: model.query([photo], "what?", max_new_tokens=3, **options),
-        lambda **options: model.predict(photo, "counting", "cats", max_new_tokens=3, **options),
+        lambda **options: model.predict(photo, "counting", "cats", max_new_tokens=3, **options)["text"],
     ):
         assert ask(focal_length="exif", **camera) == ask(focal_length=64.0, **camera)
 
