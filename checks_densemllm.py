@@ -27,7 +27,7 @@ import torch
 # What users give. A sequence is a list or a tuple: type checkers take `list` for one of exactly its entries' type.
 Box = Sequence[float] | np.ndarray | torch.Tensor  # (x0, y0, x1, y1)
 Sizes = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | torch.Tensor  # (height, width), one or one an image
-FocalLengths = float | Sequence[float | None] | np.ndarray | torch.Tensor  # one, or one an image
+FocalLengths = float | str | Sequence[float | str | None] | np.ndarray | torch.Tensor  # or "exif"; one, or one each
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 60

@@ -60,6 +60,7 @@ from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, __version__
 from densemllm.environment import describe_environment
+from densemllm.exif_densemllm import EXIF
 from densemllm.files import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
 from densemllm.image_loading_densemllm import open_image
 from densemllm.object_tasks_densemllm import Foreground
@@ -80,7 +81,10 @@ def _shared_options() -> argparse.ArgumentParser:
     """Options of all commands that ask a model."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--model", required=True, help="folder or Hub name of a DenseMLLM checkpoint")
-    shared.add_argument("--focal_length", type=float, help="of the images, in pixels")
+    shared.add_argument(
+        "--focal_length", type=lambda text: text if text == EXIF else float(text), metavar="PIXELS",
+        help="of the images, in pixels; exif: of each image, as its camera wrote it into the file",
+    )  # fmt: skip
     shared.add_argument("--depth_range", help="row of the checkpoint's `depth_ranges`, such as nyuv2")
     shared.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to run on; cuda where there is one"
@@ -229,7 +233,7 @@ def check_numbers(args: argparse.Namespace) -> None:
     """Raise a `ValueError` for a number that no image has, before a model is loaded."""
     for name in ("scale", "focal_length"):
         value = getattr(args, name, None)
-        if value is not None and not 0 < value < math.inf:
+        if value not in (None, EXIF) and not 0 < value < math.inf:
             raise ValueError(f"--{name} must be a finite number greater than 0, got {value}")
     threshold = getattr(args, "threshold", None)
     if threshold is not None and not 0 <= threshold <= 1:
@@ -329,7 +333,8 @@ def predict(args: argparse.Namespace) -> None:
     pairs = list(zip(args.images, paths, strict=True))
     for name, path in tqdm(pairs, desc=args.task, disable=len(pairs) == 1):
         image = model.get_processor().image_processor.load_picture(name)
-        prediction = model.predict_dense(image, task=args.task, **options)
+        # What is loaded has no EXIF data.
+        prediction = model.predict_dense(name if args.focal_length == EXIF else image, task=args.task, **options)
         write_prediction(prediction, task, image, path, args.format, args.overwrite)
         tqdm.write(f"{path}: {task.describe(prediction)}")
 

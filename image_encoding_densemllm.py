@@ -34,12 +34,12 @@ from .checks_densemllm import (
     check_flag,
     check_positive,
     check_text,
-    one_an_image,
     plain,
     shown,
 )
 from .compat_densemllm import get_cache
 from .configuration_densemllm import check_prompt_length
+from .exif_densemllm import find_focal_lengths
 from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
 from .loading_densemllm import CheckpointFiles
 from .processing_densemllm import DenseMLLMProcessor
@@ -224,7 +224,9 @@ class ImageEncodingMixin:
         images_kwargs = check_images_kwargs(images_kwargs, processor)
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
-        focal_lengths = one_an_image("focal_length", focal_length, len(images), check_focal_length)
+        images, focal_lengths = find_focal_lengths(
+            images, focal_length, processor.image_processor, images_kwargs, single
+        )
         per_image_kwargs = [with_focal_scale(images_kwargs, processor, focal, depth_range) for focal in focal_lengths]
         loaded, places = load_images(images, processor, single, on_error, images_kwargs)
         per_image_kwargs = [per_image_kwargs[place] for place in places]
@@ -421,11 +423,6 @@ def check_images_kwargs(images_kwargs: dict, processor: DenseMLLMProcessor) -> d
         if name in ("patch_size", "merge_size") and value != getattr(image_processor, name):
             raise ValueError(f"`{name}` must be the model's own, {getattr(image_processor, name)}, got {shown(value)}")
     return values
-
-
-def check_focal_length(focal_length: object) -> float:
-    """A focal length in pixels."""
-    return check_positive("focal_length", focal_length, " of pixels")
 
 
 def load_images(

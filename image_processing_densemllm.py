@@ -240,12 +240,12 @@ class DenseMLLMImageProcessorMixin:
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(entry, **kwargs) for entry in image_url_or_urls]
         if is_image_source(image_url_or_urls):
-            return open_image(image_url_or_urls, **self._loading_options(kwargs))
+            return open_image(image_url_or_urls, **self.loading_options(kwargs))
         if isinstance(image_url_or_urls, (np.ndarray, torch.Tensor)) and image_url_or_urls.ndim == 2:
             return image_url_or_urls[..., None]  # transformers' own checks know grey arrays with a channel axis only
         return super().fetch_images(image_url_or_urls)
 
-    def _loading_options(self, kwargs: dict) -> dict:
+    def loading_options(self, kwargs: dict) -> dict:
         """The arguments of [`open_image`]: those of a call, and the processor's own where it names none."""
         given = {name: kwargs[name] for name in LOADING_KWARGS if kwargs.get(name) is not None}
         return {name: given.get(name, getattr(self, name)) for name in LOADING_KWARGS}
@@ -321,7 +321,7 @@ class DenseMLLMImageProcessorMixin:
                     "width] with 1, 3 or 4 channels, and [height, width]"
                 )
         else:
-            image = open_image(image, **self._loading_options(kwargs))
+            image = open_image(image, **self.loading_options(kwargs))
         pixels = self.to_channels_first(image, kwargs.get("max_image_pixels"), most=1, input_data_format=data_format)
         return PIL.Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
 

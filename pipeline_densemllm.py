@@ -30,7 +30,6 @@ from .checks_densemllm import (
     check_choice,
     check_corners,
     check_count,
-    check_positive,
     check_target_sizes,
     check_text,
     is_flat,
@@ -38,6 +37,7 @@ from .checks_densemllm import (
 )
 from .configuration_densemllm import class_names
 from .drawing_densemllm import depth_to_gray
+from .exif_densemllm import EXIF, check_focal_length, read_exif
 from .image_encoding_densemllm import ImageOrEncoded, load_image
 from .task_base_densemllm import Labels
 from .tasks_densemllm import DEFAULT_TASK, Classes, Depth, Panoptic
@@ -137,10 +137,14 @@ class DensePredictionPipeline(Pipeline):
         for name in self.PER_IMAGE_OPTIONS:  # when the pipeline is made
             if _is_list(name, kwargs.get(name)):
                 raise ValueError(f"`{name}` must be one value here; a list, one an image, goes with the images' call")
-        on_error = kwargs.pop("on_error", None)
-        return {} if on_error is None else {"on_error": on_error}, kwargs, {}
+        first = {} if kwargs.get("on_error") is None else {"on_error": kwargs["on_error"]}
+        kwargs.pop("on_error", None)
+        if "focal_length" in kwargs:  # read from the images before they are loaded, where it is "exif"
+            first["focal_length"] = check_focal_length(kwargs["focal_length"])
+            kwargs["focal_length"] = None if first["focal_length"] == EXIF else first["focal_length"]
+        return first, kwargs, {}
 
-    def preprocess(self, inputs: _Input, on_error: str = "raise") -> dict:
+    def preprocess(self, inputs: _Input, on_error: str = "raise", focal_length: float | str | None = None) -> dict:
         check_choice("on_error", on_error, ("raise", "skip"))
         value, name = inputs.value, "`images`" if inputs.place is None else f"`images[{inputs.place}]`"
         given = dict(value) if isinstance(value, dict) else {"image": value}
@@ -154,6 +158,8 @@ class DensePredictionPipeline(Pipeline):
             for option, entry in {**inputs.per_image_kwargs, **given}.items()
             if entry is not None
         }
+        if per_image_kwargs.get("focal_length", focal_length) == EXIF:
+            image, per_image_kwargs["focal_length"] = read_exif(image, self.processor.image_processor, {}, name)
         try:
             loaded = load_image(image, self.processor.image_processor, name)
         except (TypeError, ValueError) as error:
@@ -171,7 +177,7 @@ class DensePredictionPipeline(Pipeline):
         if name == "box":
             return check_corners(name, value)
         if name == "focal_length":
-            return check_positive(name, value, " of pixels")
+            return check_focal_length(value)
         return check_target_sizes(value, 1)[0]
 
     def _forward(self, model_inputs: dict, **options) -> dict[str, GenericTensor]:

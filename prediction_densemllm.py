@@ -43,11 +43,11 @@ from .checks_densemllm import (
 )
 from .crops_densemllm import CropMaps, check_box, crop_box
 from .drawing_densemllm import Palette
+from .exif_densemllm import find_focal_lengths
 from .image_encoding_densemllm import (
     EncodedImage,
     ImageOrEncoded,
     at_places,
-    check_focal_length,
     check_images_kwargs,
     check_processor,
     load_image,
@@ -247,9 +247,10 @@ class DensePredictionMixin(QuestionMixin):
             background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
             threshold: pixels of a segmentation whose score is lower become -1; those of `<OTHERS>` stay.
             depth_range: row of `config.depth_ranges`; the config's default where left out.
-            focal_length: of the image in pixels; one, or one an image (`None` where it is unknown). In a range with a
-                focal length of its own, the image is scaled to that for every task, as far as the patch cap lets it,
-                and depth is corrected for the rest.
+            focal_length: of the image in pixels; one, or one an image (`None` where it is unknown, `"exif"` where the
+                image's EXIF data say it, see [`exif_focal_length`]). In a range with a focal length of its own, the
+                image is scaled to that for every task, as far as the patch cap lets it, and depth is corrected for
+                the rest; a warning says once where it isn't known.
             target_sizes: `(height, width)` of the maps, or one an image; the images' own sizes where left out.
             refine: `"crf"` lets near pixels of like colour agree on their class, for segmentation: [`refine_crf`] with
                 the processor's `crf_options`.
@@ -284,7 +285,11 @@ class DensePredictionMixin(QuestionMixin):
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         objects = _count_objects(text, box) if single and _takes_objects(tasks) else None
-        asked = _check_each(tasks, common, len(images), objects, text, box, focal_length, target_sizes, processor)
+        images, focal_lengths = find_focal_lengths(
+            images, focal_length, processor.image_processor, images_kwargs, single
+        )
+        asked = _check_each(tasks, common, len(images), objects, text, box, focal_lengths, target_sizes, processor)
+        _warn_of_focal_lengths(tasks, depth_range, focal_lengths, processor)
         per_image_kwargs = [
             with_focal_scale(images_kwargs, processor, request.focal_length, depth_range) for request in asked
         ]
@@ -470,12 +475,11 @@ def _takes_objects(tasks: list[DenseTask]) -> bool:
 
 
 def _check_each(
-    tasks: list[DenseTask], common: DenseRequest, n_images: int, objects: int | None, text, box, focal_length,
+    tasks: list[DenseTask], common: DenseRequest, n_images: int, objects: int | None, text, box, focal_lengths,
     target_sizes, processor: DenseMLLMProcessor,
 ) -> list[DenseRequest]:  # fmt: skip
     """What is asked of each image, or of each of `objects` of one image. Sizes that aren't given are (0, 0)."""
     count = n_images if objects is None else objects
-    focal_lengths = one_an_image("focal_length", focal_length, n_images, check_focal_length)
     focal_lengths = focal_lengths if objects is None else focal_lengths * objects
     most = processor.image_processor.max_image_pixels
     expressions, boxes = [None] * count, [None] * count
@@ -490,6 +494,19 @@ def _check_each(
         for request in requests:
             task.check_image(request, processor)
     return requests
+
+
+def _warn_of_focal_lengths(tasks, depth_range, focal_lengths, processor: DenseMLLMProcessor) -> None:
+    """Say once what metres are where their range is that of a camera, and an image's own is unknown."""
+    ranged = processor.depth_bins.row(depth_range).get("focal_length")
+    in_metres = any("depth_range" in task.options for task in tasks)
+    if in_metres and ranged is not None and None in focal_lengths:
+        name = processor.default_depth_range if depth_range is None else depth_range
+        logger.warning_once(
+            f"`focal_length` is not given for an image, and the depth range {name!r} is that of a camera of "
+            f"{ranged:g} pixels: depth is {ranged:g} / f times the true one for a camera of f pixels. Give "
+            "`focal_length` in pixels, or 'exif' where the image's file says it"
+        )
 
 
 def _count_objects(text, box) -> int | None:

@@ -23,13 +23,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .checks_densemllm import FocalLengths, check_choice, check_count, check_text, one_an_image, shown
 from .compat_densemllm import cache_argument
 from .configuration_densemllm import check_prompt_length
+from .exif_densemllm import find_focal_lengths
 from .generation_densemllm import can_start_from_cache, check_assistant, copy_cache, generation_options
 from .image_encoding_densemllm import (
     EncodedImage,
     ImageEncodingMixin,
     ImageOrEncoded,
     at_places,
-    check_focal_length,
     check_processor,
     load_image,
     load_images,
@@ -97,13 +97,15 @@ class QuestionMixin(ImageEncodingMixin):
         texts = one_an_image("text", text, count, lambda value: check_text("text", value, accepted))
         if None in texts:
             raise TypeError(f"`text` must be {accepted}, got {shown(text)}")
-        focal_lengths = one_an_image("focal_length", focal_length, count, check_focal_length)
+        images = [image] if single else image
+        images, focal_lengths = find_focal_lengths(images, focal_length, processor.image_processor, {}, single)
         if not single:
-            rows = zip(image, texts, focal_lengths, strict=True)
+            rows = zip(images, texts, focal_lengths, strict=True)
             return [
                 self.query(entry, question, processor, max_new_tokens, stop_at, focal, depth_range, **kwargs)
                 for entry, question, focal in rows
             ]
+        image = images[0]
         config, kwargs = generation_options(self.generation_config, kwargs, max_new_tokens)
         check_assistant(kwargs.get("assistant_model"), self)
         start_from_cache = can_start_from_cache(config, kwargs)
@@ -210,9 +212,9 @@ class QuestionMixin(ImageEncodingMixin):
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
-        focal_lengths = one_an_image("focal_length", focal_length, len(images), check_focal_length)
         if depth_range is not None:
             check_choice("depth_range", depth_range, processor.depth_ranges)
+        images, focal_lengths = find_focal_lengths(images, focal_length, processor.image_processor, {}, single)
         entries, places = load_images(images, processor, single, on_error, {}, encoded=True)
         results = []
         for entry, place in zip(entries, places, strict=True):

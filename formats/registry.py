@@ -36,6 +36,10 @@ MODULES: dict[str, str] = {
     "context59": "pascal",
     "voc": "pascal",
     "voc20": "pascal",
+    "ddad": "ddad",
+    "ibims1": "ibims1",
+    "kitti": "kitti",
+    "nyuv2": "nyuv2",
 }
 
 

@@ -18,8 +18,8 @@ MAX_LINES, MAX_FUNCTION_LINES = 700, 80
 # All modules from the ground up: one imports only from those above it in this list. The files that travel with a
 # checkpoint, without their ending:
 TRAVELLING = """
-compat checks records refinement answers loss image_loading released drawing loading generation tokens chat targets
-decoding crops configuration image_processing image_processing_torchvision depth instances normals
+compat checks records refinement answers loss image_loading exif released drawing loading generation tokens chat
+targets decoding crops configuration image_processing image_processing_torchvision depth instances normals
 task_base object_tasks tasks text_tasks processing
 image_encoding questions prediction pipeline parts vision modeling auto_models
 """.split()
@@ -29,6 +29,7 @@ files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
 formats.class_maps formats.ade20k formats.cityscapes formats.pascal
+formats.ddad formats.ibims1 formats.kitti formats.nyuv2
 formats.labels formats.options formats.own_folders formats.registry formats.folders
 training.check training.check_sheet training.check_command
 evaluation.metrics evaluation.panoptic evaluation.protocols evaluation.predict evaluation.state evaluation.report
@@ -51,6 +52,7 @@ NO_TASKS = {
     "evaluation.report": {"segmentation"},  # likewise
     "evaluation.state": {"panoptic"},  # the name of a folder
     "pipeline_densemllm": {"depth", "panoptic"},  # a key, and a subtask, of transformers' pipelines
+    **dict.fromkeys(("formats.ddad", "formats.ibims1", "formats.kitti", "formats.nyuv2"), {"depth"}),  # a column
     "evaluation.protocols": {"class_list"},  # measured only: a question that `predict_dense` doesn't know
 }
 

@@ -1,0 +1,1 @@
+../../exif_densemllm.py
