@@ -20,7 +20,7 @@ but hardly anybody means, is suspicious.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -382,7 +382,7 @@ class SplitFacts:
             found["ignored_share"] = self.ignored_share(ignore_index)
         if self.depth[0]:
             pixels, invalid, outside = self.depth.tolist()
-            found["depth"] = {
+            found[Depth.column] = {
                 "invalid_share": invalid / pixels,
                 "outside_share": outside / pixels,
                 "histogram": [
@@ -400,7 +400,7 @@ class SplitFacts:
         return found | {"expressions": self.expressions, "messages": self.messages}
 
 
-def spread_of(counts: Counter, key=None) -> dict[str, Any]:
+def spread_of(counts: Counter, key: Callable[[Any], Any] | None = None) -> dict[str, Any]:
     """The least, the median and the largest of counted values, `None` of nothing."""
     values = sorted(counts, key=key)
     if not values:
