@@ -5,6 +5,7 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from densemllm.cli import main
 from densemllm.depth_densemllm import DepthBins
@@ -152,9 +153,11 @@ def test_the_sheet_has_what_can_be_read(processor):
         draw_sheet({"train": splits["train"][3:]}, report, options)
 
 
-def test_before_training(caplog):
+def test_before_training():
     source = DenseSource([good(1), of_map("segmentation", full(7))], id2label=ID2LABEL)
+    state = torch.get_rng_state()
     check_before_training([source])
+    assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ValueError, match=r"none of 1 rows of `sources\[0\]`"):
         check_before_training([DenseSource([of_map("segmentation", full(7))], id2label=ID2LABEL)])
 
