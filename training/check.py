@@ -591,8 +591,9 @@ def check_data(
         rows = spread(len(data), limit)
         report.splits[name] = SplitFacts(len(data))
         loader = torch.utils.data.DataLoader(
-            _Rows(data, rows, options), batch_size=None, collate_fn=_as_it_is, num_workers=num_workers
-        )
+            _Rows(data, rows, options), batch_size=None, collate_fn=_as_it_is, num_workers=num_workers,
+            generator=torch.Generator(),  # else it would draw from the one that a training has seeded
+        )  # fmt: skip
         for facts in tqdm(loader, desc=name, total=len(rows), disable=not progress):
             _find_duplicate(facts, name, seen)
             report.splits[name].add(facts)
