@@ -124,7 +124,7 @@ def test_normals_come_as_numbers_and_as_images(kind):
 
 
 def votes(processor, batch, token):
-    """The bins of coordinates that a vision token learns, by axis."""
+    """The bins of coordinates that a vision token learns, by axis: of each of its pixels the way to the centre."""
     targets = set(batch["dense_targets"][token].tolist())
     return [
         [number for number, token_id in enumerate(processor.scale_token_ids(scale)) if token_id in targets]
@@ -144,7 +144,8 @@ def test_tokens_of_things_learn_where_the_centre_is(processor, things):
     dataset = DenseDataset(DenseSource([make_row()], id2label=ID2LABEL, thing_labels=things))
     batch = DenseCollator(processor)([dataset[0]])
     assert votes(processor, batch, 0) == [[], []]  # without a number
-    assert votes(processor, batch, 1) == [[12], [8]] and votes(processor, batch, 2) == [[20], [8]]
+    # Objects of 8x8 pixels whose centres are at (12, 8) and (20, 8); 32 and 16 bins, in whose middle a pixel itself is.
+    assert votes(processor, batch, 1) == votes(processor, batch, 2) == [list(range(12, 20)), [8, 9, 10, 11]]
     plain = DenseCollator(processor, ID2LABEL, thing_labels=things)([make_row()])
     assert torch.equal(plain["dense_targets"], batch["dense_targets"])
 
@@ -162,7 +163,7 @@ def test_numbers_of_objects_that_are_not_annotated_give_no_vote(processor):
     row = make_row()
     row["instances"][row["instances"] == 2] = 255
     batch = DenseCollator(processor, ID2LABEL, thing_labels=[2])([row])
-    assert votes(processor, batch, 1) == [[12], [8]] and votes(processor, batch, 2) == [[], []]
+    assert votes(processor, batch, 1)[1] == [8, 9, 10, 11] and votes(processor, batch, 2) == [[], []]
 
 
 def test_one_image_teaches_objects_and_an_expression(processor):
