@@ -66,6 +66,8 @@ def open_format(name: str, split: str, **options: object) -> FormatSamples | Non
     if unknown:
         raise ValueError(f"`{unknown[0]}` can't be given for {name}; it takes {list(layout.options)}")
     if layout.splits is not None:
+        if split not in layout.splits:  # the two names of one thing
+            split = {"validation": "val", "val": "validation"}.get(split, split)
         check_split(split, layout.splits, name)
     return layout.open(path, split, **options)
 

@@ -77,8 +77,9 @@ def test_files_that_lack_are_named(root, kind, lacking):
 
 
 def test_other_folders_splits_and_codes_are_refused(root):
-    with pytest.raises(ValueError, match=r"must be one of \['train', 'validation'\].*got 'val'"):
-        load_samples(f"ade20k:{root}", "val")
+    with pytest.raises(ValueError, match=r"must be one of \['train', 'validation'\].*got 'test'"):
+        load_samples(f"ade20k:{root}", "test")
+    assert len(load_samples(f"ade20k:{root}", "val")) == len(load_samples(f"ade20k:{root}", "validation"))
     with pytest.raises(ValueError, match="must have the folder images"):
         load_samples(f"ade20k:{root / 'images'}", "train")
     PIL.Image.fromarray(np.full((2, 3), 151, np.uint8)).save(root / "annotations/validation/ADE_val_00000001.png")

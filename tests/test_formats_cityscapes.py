@@ -20,6 +20,7 @@ import PIL.Image
 import pytest
 
 from densemllm.formats.folders import load_samples
+from densemllm.formats.registry import open_format
 from densemllm.training.samples import read_sample
 
 
@@ -119,7 +120,9 @@ def test_classes_and_depth_of_one_image_are_one_sample(root):
 
 
 def test_the_test_split_has_images_alone(root):
-    assert load_samples(f"cityscapes:{root}", "test").column_names == ["image"]
+    assert open_format(f"cityscapes:{root}", "test").column_names == ["image"]
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        load_samples(f"cityscapes:{root}", "test")
 
 
 def test_what_lacks_is_named(root):
@@ -127,7 +130,9 @@ def test_what_lacks_is_named(root):
         load_samples(f"cityscapes:{root}", "val")
     with pytest.raises(ValueError, match="must have the folder disparity/train"):
         load_samples(f"cityscapes_depth:{root}", "train")
-    with pytest.raises(ValueError, match=r"\['train', 'val', 'test'\].*got 'validation'"):
+    with pytest.raises(ValueError, match=r"\['train', 'val', 'test'\].*got 'testA'"):
+        load_samples(f"cityscapes:{root}", "testA")
+    with pytest.raises(ValueError, match="must have the folder gtFine/val"):
         load_samples(f"cityscapes:{root}", "validation")
     add_labels(root)
     (root / f"gtFine/train/{ULM}_gtFine_labelIds.png").unlink()

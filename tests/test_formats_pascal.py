@@ -96,8 +96,8 @@ def test_the_background_of_voc_is_a_class_or_ignored(voc, name, classes):
 def test_splits_are_the_lists(voc):
     for path in (voc, voc.parent, voc.parent.parent):
         assert [len(load_samples(f"voc:{path}", split)) for split in ("train", "val", "trainval")] == [1, 1, 2]
-    with pytest.raises(ValueError, match=r"\['train', 'val', 'trainval'\].*got 'validation'"):
-        load_samples(f"voc:{voc}", "validation")
+    with pytest.raises(ValueError, match=r"\['train', 'val', 'trainval'\].*got 'test'"):
+        load_samples(f"voc:{voc}", "test")
 
 
 def test_voc_without_objects_has_classes_alone(voc):

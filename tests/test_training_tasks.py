@@ -144,7 +144,7 @@ def test_tokens_of_things_learn_where_the_centre_is(processor, things):
     dataset = DenseDataset(DenseSource([make_row()], id2label=ID2LABEL, thing_labels=things))
     batch = DenseCollator(processor)([dataset[0]])
     assert votes(processor, batch, 0) == [[], []]  # without a number
-    # Objects of 8x8 pixels whose centres are at (12, 8) and (20, 8); 32 and 16 bins, in whose middle a pixel itself is.
+    # Objects of 8x8 pixels whose centres are at (12, 8) and (20, 8); 32 and 16 bins: a pixel is in their middle.
     assert votes(processor, batch, 1) == votes(processor, batch, 2) == [list(range(12, 20)), [8, 9, 10, 11]]
     plain = DenseCollator(processor, ID2LABEL, thing_labels=things)([make_row()])
     assert torch.equal(plain["dense_targets"], batch["dense_targets"])
