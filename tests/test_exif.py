@@ -30,9 +30,8 @@ def make_photo(size=(48, 32), orientation=None, **tags):
     exif = PIL.Image.Exif()
     if orientation is not None:
         exif[Base.Orientation] = orientation
-    camera = exif.get_ifd(IFD.Exif)
-    for name, value in tags.items():
-        camera[Base[name]] = value
+    if tags:
+        exif[IFD.Exif] = {Base[name]: value for name, value in tags.items()}
     file = BytesIO()
     make_image(size[1], size[0]).save(file, "JPEG", exif=exif)
     file.seek(0)
