@@ -351,8 +351,9 @@ def connected_components(segmentation: torch.Tensor, thing_ids: Iterable[int]) -
     starts = np.ones((height, width), dtype=bool)
     starts[:, 1:] = values[:, 1:] != values[:, :-1]
     runs = starts.ravel().cumsum().reshape(height, width) - 1
-    touching = values[1:] == values[:-1]
-    pairs = np.unique(np.stack([runs[:-1][touching], runs[1:][touching]]), axis=1)
+    # Two runs touch along a stretch: where it starts, one of them does.
+    touching = (values[1:] == values[:-1]) & (starts[1:] | starts[:-1])
+    pairs = np.stack([runs[:-1][touching], runs[1:][touching]])
     lowest = np.arange(runs[-1, -1] + 1)
     while True:
         ends = np.sort(lowest[pairs], axis=0)

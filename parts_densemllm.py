@@ -28,7 +28,7 @@ from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import check_loaded_weights
 from .processing_densemllm import DenseMLLMProcessor
 from .tasks_densemllm import SCALES, add_dense_tokens
-from .tokens_densemllm import DEPTH_SCALE, STRUCTURE_TOKENS, VISION_TOKENS, add_scales
+from .tokens_densemllm import DEPTH_SCALE, STRUCTURE_TOKENS, VISION_TOKENS, X_SCALE, Y_SCALE, add_scales
 
 
 VisionPart = str | os.PathLike[str] | PreTrainedModel | DenseMLLMVisionConfig | dict[str, Any]
@@ -277,6 +277,10 @@ def add_tokens_to(model: PreTrainedModel, processor: DenseMLLMProcessor, **count
     for name, count in counts.items():
         check_count(name, count)
     tokenizer = processor.tokenizer
+    for scale in set(SCALES) - {X_SCALE, Y_SCALE}:  # more coordinates leave the first ones what they are: pixels
+        there = scale.count(tokenizer.get_vocab())
+        if 0 < there < counts.get(scale.argument, 0):
+            raise ValueError(f"`{scale.argument}` must be {there}, as the checkpoint has: more would be other bins")
     old_ids, described = dict(tokenizer.get_vocab()), describe_new_tokens(tokenizer)
     added = add_scales(tokenizer, {scale: counts[scale.argument] for scale in SCALES if scale.argument in counts})
     if len(tokenizer) > len(model.get_input_embeddings().weight):

@@ -54,7 +54,7 @@ from .image_encoding_densemllm import (
     load_images,
     with_focal_scale,
 )
-from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
+from .image_processing_densemllm import DenseMLLMImageProcessor
 from .processing_densemllm import DenseMLLMProcessor
 from .questions_densemllm import QuestionMixin
 from .task_base_densemllm import DenseRequest, DenseTask, Labels, ThingLabels
@@ -107,7 +107,7 @@ class DensePrediction(DenseMaps):
         ]  # fmt: skip
 
     def overlay(
-        self, image: AnyImage, field: str | None = None, alpha: float = 0.55, palette: Palette | None = None
+        self, image: ImageOrEncoded, field: str | None = None, alpha: float = 0.55, palette: Palette | None = None
     ) -> PIL.Image.Image:
         """The image of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
 
@@ -119,6 +119,7 @@ class DensePrediction(DenseMaps):
         """
         field, alpha = self._field(field), check_share("alpha", alpha)
         colors = np.array(self.to_pil(field, palette=palette))
+        image = image.image if isinstance(image, EncodedImage) else image
         scene = load_image(image, DenseMLLMImageProcessor(), "`image`")  # upright, as it was seen
         scene = np.asarray(scene.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR))
         drawn = MAP_TASKS[field].is_drawn(getattr(self, field).cpu().numpy())
@@ -235,9 +236,10 @@ class DensePredictionMixin(QuestionMixin):
         Args:
             images: a PIL image, a path, a numpy array `uint8 [height, width, 3]`, a torch tensor `[3, height, width]`
                 (`uint8`, or floating point in [0, 1]), an [`EncodedImage`], or a list of these.
-            task: `"segmentation"`, `"depth"`, `"referring"`, `"open_set"` (the model detects the boxes of each class
-                and segments what is in them: `segmentation` then has an id for each object), or a tuple of the first
-                two, which share one pass over the image where the text before the image is the same.
+            task: `"segmentation"`, `"panoptic"` (objects of `thing_labels` each by itself), `"depth"`, `"normals"`,
+                `"referring"`, `"open_set"` (the model detects the boxes of each class and segments what is in them:
+                `segmentation` then has an id for each object), or a tuple of the first four that fill different maps,
+                which share one pass over the image where the text before the image is the same.
             labels: class names, or a dict from id to name. `None`: the model names the classes itself. Names that
                 `config.id2label` lacks, where the model has one, are warned of once.
             text: expression of the object to find, for referring; one, or one an image; several for one image give a
@@ -290,9 +292,9 @@ class DensePredictionMixin(QuestionMixin):
         )
         asked = _check_each(tasks, common, len(images), objects, text, box, focal_lengths, target_sizes, processor)
         _warn_of_focal_lengths(tasks, depth_range, focal_lengths, processor)
-        per_image_kwargs = [
-            with_focal_scale(images_kwargs, processor, request.focal_length, depth_range) for request in asked
-        ]
+        per_image_kwargs = [with_focal_scale(images_kwargs, processor, focal, depth_range) for focal in focal_lengths]
+        if objects is not None:  # one dict for all of them: the image is read once
+            per_image_kwargs *= objects
         if images_kwargs and images and all(isinstance(image, EncodedImage) for image in images):
             raise ValueError(f"{sorted(images_kwargs)} can't be given for images that are encoded already")
         if common.labels is not None:
@@ -302,12 +304,16 @@ class DensePredictionMixin(QuestionMixin):
         if objects is not None:  # of one image
             entries, places, single = entries * objects, list(range(objects * len(entries))), False
         requests = [_complete(asked[place], entry) for entry, place in zip(entries, places, strict=True)]
+        for one in tasks:
+            for request in requests:  # of images that are there: one that is skipped has no focal length in its file
+                one.check_image(request, processor)
         per_image_kwargs = [per_image_kwargs[place] for place in places]
         rows = zip(entries, requests, per_image_kwargs, strict=True)
         views = [[_view(one, *row, processor) for one in tasks] for row in rows]
         self._check_lengths([view for of_image in views for view in of_image], processor)
         predictions = []
-        for part in _parts(entries, batch_size):
+        read = [(id(of_image[0].entry), *(view.prompt for view in of_image)) for of_image in views]
+        for part in _parts(read, batch_size):
             together = [view for of_image in views[part] for view in of_image]
             self._encode_views(together, processor, batch_size)
             self._ask_views(together, processor)
@@ -456,6 +462,9 @@ def _check_options(
         if not (isinstance(refine, str) and refine == "crf" and takes_it):
             names = " or ".join(map(repr, tasks_with("refine")))
             raise ValueError(f"`refine` must be None, or 'crf' with the task {names}, got {shown(refine)}")
+    if source is not None and not any("source" in task.options for task in tasks):
+        names = " or ".join(map(repr, tasks_with("source")))
+        raise ValueError(f"`source` can be given with the task {names}, got {shown(source)}")
     for task in tasks:
         if request.labels is not None or "labels" not in task.options:
             task.label_ids(request, processor)
@@ -490,9 +499,6 @@ def _check_each(
         replace(common, size=size, expression=expression, box=corners, focal_length=focal)
         for size, expression, corners, focal in zip(sizes, expressions, boxes, focal_lengths, strict=True)
     ]
-    for task in tasks:
-        for request in requests:
-            task.check_image(request, processor)
     return requests
 
 
@@ -538,16 +544,16 @@ def _complete(request: DenseRequest, entry: PIL.Image.Image | EncodedImage) -> D
     )
 
 
-def _parts(entries: list, batch_size: int) -> Iterator[slice]:
-    """Stretches of a list with up to `batch_size` different images each."""
+def _parts(keys: list, batch_size: int) -> Iterator[slice]:
+    """Stretches of a list with up to `batch_size` different keys each: of an image, and of the texts before it."""
     start, seen = 0, set()
-    for place, entry in enumerate(entries):
-        if id(entry) not in seen and len(seen) == batch_size:
+    for place, key in enumerate(keys):
+        if key not in seen and len(seen) == batch_size:
             yield slice(start, place)
             start, seen = place, set()
-        seen.add(id(entry))
-    if entries:
-        yield slice(start, len(entries))
+        seen.add(key)
+    if keys:
+        yield slice(start, len(keys))
 
 
 def _view(

@@ -500,9 +500,14 @@ class DenseMLLMProcessor(ProcessorMixin):
 
     # ---- outputs ----
 
-    def task_label_ids(self, task: str, labels: Labels | None = None) -> list[list[int]]:
-        """The vocabulary ids of a task's labels: of `labels` for classes, else of the task's own tokens."""
-        request = DenseRequest(size=(0, 0), labels=None if labels is None else self.normalize_labels(labels))
+    def task_label_ids(
+        self, task: str, labels: Labels | None = None, resized_size: tuple[int, int] | None = None
+    ) -> list[list[int]]:
+        """The vocabulary ids of a task's labels: of `labels` for classes, else of the task's own tokens. Which tokens
+        the coordinates are goes by `resized_size`, `(height, width)` in pixels of the image as the model gets it."""
+        request = DenseRequest(
+            size=(0, 0), labels=None if labels is None else self.normalize_labels(labels), resized_size=resized_size
+        )
         return get_task(task).label_ids(request, self)
 
     def decode_dense(
@@ -527,13 +532,21 @@ class DenseMLLMProcessor(ProcessorMixin):
         Returns:
             the fields of a [`DensePrediction`] that the task fills in, maps on the device of `logits`.
         """
+        cell = self.image_processor.patch_size * self.image_processor.merge_size
+        resized_size = (logits.shape[1] * cell, logits.shape[2] * cell)
         request = DenseRequest(
-            size=tuple(size), image_size=tuple(size), image=image, background=background, threshold=threshold,
-            labels=None if labels is None else self.normalize_labels(labels), depth_range=depth_range,
-            focal_length=focal_length, refine=refine, source=source,
+            size=tuple(size), image_size=resized_size, resized_size=resized_size, image=image, background=background,
+            labels=None if labels is None else self.normalize_labels(labels), threshold=threshold,
+            depth_range=depth_range, focal_length=focal_length, refine=refine, source=source,
             thing_labels=None if thing_labels is None else tuple(thing_labels),
         )  # fmt: skip
-        return get_task(task).decode(logits, request, self)
+        dense_task = get_task(task)
+        dense_task.check(request, self)
+        dense_task.check_image(request, self)
+        count = len(dense_task.label_ids(request, self))
+        if len(logits) != count:
+            raise ValueError(f"`logits` must have a row for each of {count} labels of the task, got {len(logits)}")
+        return dense_task.decode(logits, request, self)
 
     def answer_task(
         self, task: str, text: str | Iterable[str] | None = None, prompt: str | None = None

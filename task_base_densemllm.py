@@ -135,7 +135,7 @@ class DenseTask:
         """Raise a `ValueError` for what can't be asked of any image; before anything is computed."""
 
     def check_image(self, request: DenseRequest, processor: TaskProcessor) -> None:
-        """Raise a `ValueError` for what can't be asked of one image; before an image is read."""
+        """Raise a `ValueError` for what can't be asked of one image; before anything is computed."""
 
     def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
         """The text before the image."""

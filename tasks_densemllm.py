@@ -78,7 +78,8 @@ class DenseMaps(Record):
             the other labels of the call: it is not the probability that such a thing is in the image. A label alone
             has 1 everywhere, unless `background` or `<OTHERS>` gives it something to compete with.
         logits (`torch.FloatTensor [num_labels, grid_height, grid_width]`): label logits, with `return_logits=True`
-            only. With several tasks in one call a dict from task to tensor.
+            only; of a panoptic map, those of the bins of x and of y follow. With several tasks in one call a dict
+            from task to tensor.
         text (`str`): what the model answered where it was asked for a class list or a box.
     """
 
@@ -280,8 +281,8 @@ class Panoptic(Classes):
         class_logits, x_logits, y_logits = logits.split([len(logits) - n_x - n_y, n_x, n_y])
         fields = super().decode(class_logits, request, processor)
         names = {key: name for key, name in fields["labels"].items() if name != BACKGROUND_LABEL}
-        if not names:
-            return fields
+        if not names:  # all of it is the background
+            return {**fields, "segmentation": torch.full_like(fields["segmentation"], -1), "segments_info": []}
         thing_ids = [key for thing in request.thing_labels for key in _keys_of(thing, names)]
         segmentation = fields["segmentation"]
         instances = decode_instances(x_logits, y_logits, segmentation, thing_ids, self.origin)

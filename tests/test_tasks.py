@@ -93,7 +93,7 @@ def test_normals_from_depth_are_those_of_a_plane(processor, tilt):
     place = (metres - row["min_depth"]) / (row["max_depth"] - row["min_depth"]) * 16 + 0.5  # between bins' centres
     logits = torch.from_numpy(-((np.arange(1, 17)[:, None, None] - place) ** 2)).float()
     found = processor.decode_dense(
-        "normals", logits, size, depth_range="room", focal_length=focal, source="depth"
+        "normals", logits, size, depth_range="room", focal_length=2 * focal, source="depth"
     )["normals"]  # fmt: skip
     assert found.shape == (64, 64, 3) and torch.allclose(found.norm(dim=-1), torch.ones(size))
     angles = torch.rad2deg(torch.acos((found @ torch.from_numpy(direction).float()).clamp(-1, 1)))
@@ -134,7 +134,7 @@ def logits_of(processor, segmentation, instances, things, grid):
         [{"segmentation": segmentation, "id2label": names, "instances": instances, "thing_labels": things}],
         [[1, grid[0] * 2, grid[1] * 2]],
     )
-    labels = [ids[0] for ids in processor.task_label_ids("panoptic", names)]
+    labels = [ids[0] for ids in processor.task_label_ids("panoptic", names, (height, width))]
     rows = encoded["dense_targets"]
     return torch.stack([(rows == token_id).any(dim=1).float() * 30 for token_id in labels]).unflatten(1, grid)
 
@@ -250,3 +250,42 @@ def test_an_answer_ends_with_a_text_that_is_no_token(model, processor):
     stop = next(piece for piece in pieces if piece not in vocabulary)
     answer = model.query(IMAGE, "what?", max_new_tokens=24, stop_at=stop)
     assert stop in answer and whole.startswith(answer) and len(answer) < len(whole)
+
+
+# ---- what is read once, and what is refused ----
+
+
+def test_several_objects_of_an_image_share_its_encoding(model):
+    seen = []
+    hook = model.model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(args[1] if len(args) > 1 else kwargs["image_grid_thw"])),
+        with_kwargs=True,
+    )
+    try:
+        found = model.predict_dense(IMAGE, task="referring", text=["wall", "floor", "red ball"], batch_size=2)
+    finally:
+        hook.remove()
+    assert len(found) == 3 and seen[0] == 1
+
+
+def test_maps_by_hand_are_those_of_the_model(model, processor):
+    options = {"labels": ID2LABEL, "thing_labels": [2]}
+    whole = model.predict_dense(IMAGE, task="panoptic", return_logits=True, **options)
+    height, width = whole.logits.shape[1:]
+    assert len(processor.task_label_ids("panoptic", ID2LABEL, (8 * height, 8 * width))) == len(whole.logits)
+    by_hand = processor.decode_dense("panoptic", whole.logits, (32, 48), **options)
+    assert torch.equal(by_hand["segmentation"], whole.segmentation)
+    with pytest.raises(ValueError, match="`logits` must have a row"):
+        processor.decode_dense("panoptic", whole.logits[1:], (32, 48), **options)
+    with pytest.raises(ValueError, match="`thing_labels` is needed"):
+        processor.decode_dense("panoptic", whole.logits, (32, 48), ID2LABEL)
+
+
+def test_nothing_but_the_background_is_no_segment(model):
+    found = model.predict_dense(IMAGE, task="panoptic", labels=["<OTHERS>"], thing_labels=[])
+    assert found.segments_info == [] and set(found.segmentation.unique().tolist()) == {-1}
+
+
+def test_a_source_is_for_normals(model):
+    with pytest.raises(ValueError, match="`source` can be given with the task 'normals'"):
+        model.predict_dense(IMAGE, task="depth", source="depth")
