@@ -40,7 +40,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .compat_densemllm import ENCODES_IMAGES_FIRST, cache_argument, either_cache, get_cache, select_positions
 from .configuration_densemllm import DenseMLLMConfig, check_prompt_length
-from .loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
+from .loss_densemllm import IGNORED, fused_cross_entropy, fused_ntp_m_loss
 from .prediction_densemllm import DensePredictionMixin
 from .released_densemllm import RELEASED_KEYS
 from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel
@@ -549,11 +549,11 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
     def _text_loss(self, hidden_states, labels, is_image, shift_labels, num_items_in_batch) -> torch.Tensor:
         """The next-token loss of text alone; `is_image` are the positions of image placeholders."""
         if shift_labels is None:
-            shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
         is_image = F.pad(is_image.to(shift_labels.device)[:, 1:], (0, 1))
         is_image = is_image | (shift_labels == self.config.image_token_id)
-        shift_labels = shift_labels.masked_fill(is_image, -100)
+        shift_labels = shift_labels.masked_fill(is_image, IGNORED)
         return fused_cross_entropy(
             hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), num_items_in_batch
         )

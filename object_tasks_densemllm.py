@@ -138,6 +138,7 @@ class OpenSet(SegmentMap, Foreground):
     options = ("labels", "threshold")
     needs = ("labels",)
     has_logits = False
+    has_objects = True
     question = "Detect every objects that belongs to the following categories: {text}"
     answer_options = {"max_new_tokens": 1024}
 
@@ -184,9 +185,6 @@ class OpenSet(SegmentMap, Foreground):
             "segmentation": segmentation, "scores": scores, "segments_info": rows, "labels": request.labels,
             "logits": None,
         }  # fmt: skip
-
-    def _highest_number(self, maps: Any) -> int:
-        return int(maps.segmentation.max())
 
 
 __all__ = ["Foreground", "OpenSet"]

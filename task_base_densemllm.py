@@ -14,6 +14,7 @@
 """What a dense task is: the interface of the classes in `tasks_densemllm`, and what is asked of an image."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -98,7 +99,7 @@ class TaskProcessor(Protocol):
     def scale_token_ids(self, scale: TokenScale, count: int | None = None) -> list[int]: ...
 
 
-class DenseTask:
+class DenseTask(ABC):
     """A dense task. One instance of each class stands in [`TASKS`].
 
     Attributes:
@@ -131,10 +132,10 @@ class DenseTask:
 
     # ---- what it needs ----
 
-    def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
+    def check(self, request: DenseRequest, processor: TaskProcessor) -> None:  # noqa: B027 - most tasks need nothing
         """Raise a `ValueError` for what can't be asked of any image; before anything is computed."""
 
-    def check_image(self, request: DenseRequest, processor: TaskProcessor) -> None:
+    def check_image(self, request: DenseRequest, processor: TaskProcessor) -> None:  # noqa: B027 - most tasks need nothing
         """Raise a `ValueError` for what can't be asked of one image; before anything is computed."""
 
     def prompt(self, request: DenseRequest, processor: TaskProcessor) -> str:
@@ -147,7 +148,7 @@ class DenseTask:
 
     def take_answer(self, answer: str, request: DenseRequest) -> None:
         """Put what the model answered to [`ask`] into the request, whose `resized_size` is known."""
-        raise NotImplementedError
+        raise TypeError(f"the task {self.name!r} asks nothing in words")
 
     def crops(self, request: DenseRequest, processor: TaskProcessor) -> list[Corners] | None:
         """The boxes to look at by themselves, once all is known; `None`: the whole image is read."""
@@ -173,10 +174,11 @@ class DenseTask:
 
     # ---- labels, targets, maps ----
 
+    @abstractmethod
     def label_ids(self, request: DenseRequest, processor: TaskProcessor) -> list[list[int]]:
         """The vocabulary ids of each label whose logits are read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(
         self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str,
         size: tuple[int, int],
@@ -193,8 +195,8 @@ class DenseTask:
         Raises:
             ValueError: the annotation can't be used.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         """Label logits of one image to the fields of `DenseMaps` (paper, section on decoding).
 
@@ -207,29 +209,28 @@ class DenseTask:
             the fields by name, `scores` among them; maps are of the size that the request says, on the device of
             `logits`.
         """
-        raise NotImplementedError
 
     def compose(self, crops: Iterable[CropMaps], request: DenseRequest) -> dict[str, Any]:
         """Fields of the whole image from those of its crops, which are read one after another."""
-        raise NotImplementedError
+        raise TypeError(f"the task {self.name!r} reads the whole image, and no crops of it")
 
     # ---- how its map is shown ----
 
+    @abstractmethod
     def draw(self, maps: Any, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
         """An image of its map; see `DensePrediction.to_pil`."""
-        raise NotImplementedError
 
     def is_drawn(self, values: np.ndarray) -> np.ndarray:
         """Where a map is laid over an image: `bool`, of the same shape."""
         return np.ones(values.shape[:2], dtype=bool)
 
+    @abstractmethod
     def to_numbers(self, maps: Any) -> np.ndarray:
         """Its map as `uint8` or `uint16`, for a PNG."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, maps: Any) -> str:
         """What its map has, in one line."""
-        raise NotImplementedError
 
     def _read_map(self, annotation: Mapping[str, Any], where: str) -> np.ndarray:
         values = np.asarray(annotation[self.column])
@@ -239,7 +240,13 @@ class DenseTask:
 
 
 class SegmentMap:
-    """How a map of segments, `segmentation` of `DenseMaps`, is shown: what tasks that fill it share."""
+    """How a map of segments, `segmentation` of `DenseMaps`, is shown: what tasks that fill it share.
+
+    Attributes:
+        has_objects: whether the map's values are the `id`s of objects, and not the keys of names.
+    """
+
+    has_objects: ClassVar[bool] = False
 
     def draw(self, maps: Any, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
         names = {row["id"]: row["label"] for row in maps.segments_info or []}
@@ -251,18 +258,24 @@ class SegmentMap:
 
     def to_numbers(self, maps: Any) -> np.ndarray:
         values = maps.segmentation.numpy()
-        # 255, or 65535, is none of them.
-        kind = np.uint8 if self._highest_number(maps) < 255 else np.uint16
+        # Of the names and not of what is there, where it can be: the files of several images are of one kind.
+        highest = int(values.max()) if self.has_objects else max(maps.labels or {}, default=0)
+        kind = np.uint8 if highest < 255 else np.uint16  # 255, or 65535, is none of them
         return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
-
-    def _highest_number(self, maps: Any) -> int:
-        # Of the names and not of what is there: the files of several images are of one kind.
-        return max(maps.labels or {}, default=0)
 
     def describe(self, maps: Any) -> str:
         count = maps.segmentation.numel()
         rows = sorted(maps.segments_info, key=lambda row: -row["area"])
         return ", ".join(f"{row['label']} {100 * row['area'] / count:.1f} %" for row in rows) or "none of them"
+
+
+def needed_token_ids(scale: TokenScale, processor: TaskProcessor, needed_by: str) -> list[int]:
+    """The vocabulary ids of a scale's tokens; a `ValueError` says what they are `needed_by` where there are none."""
+    ids = processor.scale_token_ids(scale)
+    if not ids:
+        first = scale.template.format(scale.first)
+        raise ValueError(f"{needed_by} needs a tokenizer with `{first}`...: `add_dense_tokens` adds them")
+    return ids
 
 
 def bin_targets(bins: np.ndarray, label_ids: list[list[int]]) -> Targets:

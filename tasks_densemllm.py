@@ -44,7 +44,15 @@ from .object_tasks_densemllm import Foreground, OpenSet
 from .records_densemllm import Record
 from .refinement_densemllm import refine_crf_argmax
 from .targets_densemllm import IGNORE_INDEX, Targets, check_ignore_index, present_values
-from .task_base_densemllm import DenseRequest, DenseTask, SegmentMap, TaskProcessor, ThingLabels, bin_targets
+from .task_base_densemllm import (
+    DenseRequest,
+    DenseTask,
+    SegmentMap,
+    TaskProcessor,
+    ThingLabels,
+    bin_targets,
+    needed_token_ids,
+)
 from .tokens_densemllm import (
     BACKGROUND_LABEL,
     DEPTH_SCALE,
@@ -165,20 +173,20 @@ class Classes(SegmentMap, DenseTask):
         return (self.question, f"The target categories include {refs}.") if refs else None
 
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
+        fields = self._decode_map(logits, request, processor)
+        return {**fields, "segments_info": class_segments(fields["segmentation"], fields["scores"], fields["labels"])}
+
+    def _decode_map(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
+        """The fields of [`decode`] but for the rows."""
         names = request.labels or {}
         if not names:
             nothing = torch.full(request.size, -1, dtype=torch.long)
-            return {"segmentation": nothing, "segments_info": [], "labels": {}, "scores": empty_map(request.size)}
+            return {"segmentation": nothing, "scores": empty_map(request.size), "labels": {}}
         segmentation, scores, rest = self._read_classes(logits, names, request, processor)
         if request.threshold is not None:
             is_weak = (scores < request.threshold) & (segmentation != rest)
             segmentation = segmentation.masked_fill(is_weak, -1)
-        return {
-            "segmentation": segmentation,
-            "scores": scores,
-            "segments_info": class_segments(segmentation, scores, names),
-            "labels": names,
-        }
+        return {"segmentation": segmentation, "scores": scores, "labels": names}
 
     def _read_classes(
         self, logits: torch.Tensor, names: dict[int, str], request: DenseRequest, processor: TaskProcessor
@@ -218,6 +226,7 @@ class Panoptic(Classes):
     options = (*Classes.options, "thing_labels")
     scales = (X_SCALE, Y_SCALE)
     origin = "token"
+    has_objects = True
     max_bins = 64  # of a coordinate: places are found between them
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
@@ -279,7 +288,7 @@ class Panoptic(Classes):
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         n_x, n_y = map(len, self._coordinate_ids(processor, request.resized_size))
         class_logits, x_logits, y_logits = logits.split([len(logits) - n_x - n_y, n_x, n_y])
-        fields = super().decode(class_logits, request, processor)
+        fields = self._decode_map(class_logits, request, processor)
         names = {key: name for key, name in fields["labels"].items() if name != BACKGROUND_LABEL}
         if not names:  # all of it is the background
             return {**fields, "segmentation": torch.full_like(fields["segmentation"], -1), "segments_info": []}
@@ -299,19 +308,11 @@ class Panoptic(Classes):
         """The tokens of the bins of x and of y, in an image that the model gets in a size `(height, width)`."""
         found = []
         for scale, edge in zip(self.scales, (0, 0) if size is None else size[::-1], strict=True):
-            ids = processor.scale_token_ids(scale)
-            if not ids:
-                raise ValueError(
-                    f"the task {self.name!r} needs a tokenizer with `{scale.template.format(scale.first)}`...: "
-                    "`add_dense_tokens` adds them"
-                )
+            ids = needed_token_ids(scale, processor, f"the task {self.name!r}")
             edge = edge or len(ids)
             count = min(self.max_bins, len(ids), edge)
             found.append([ids[number] for number in coordinate_numbers(count, len(ids), edge)])
         return found[0], found[1]
-
-    def _highest_number(self, maps: Any) -> int:
-        return int(maps.segmentation.max())
 
 
 def thing_keys(thing_labels: ThingLabels, id2label: dict[int, str]) -> list[int]:
@@ -425,8 +426,8 @@ class Normals(DenseTask):
         return self.sources[0] if processor.scale_token_ids(self.scales[0]) else self.sources[1]
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
-        if self.source(request, processor) == self.sources[0] and not processor.scale_token_ids(self.scales[0]):
-            raise ValueError("`source` 'tokens' needs a tokenizer with `<normal_1>`...: `add_dense_tokens` adds them")
+        if self.source(request, processor) == self.sources[0]:
+            needed_token_ids(self.scales[0], processor, "`source` 'tokens'")
 
     def check_image(self, request: DenseRequest, processor: TaskProcessor) -> None:
         if self.source(request, processor) == self.sources[1] and request.focal_length is None:
@@ -444,9 +445,7 @@ class Normals(DenseTask):
         self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, candidates: str,
         size: tuple[int, int],
     ) -> list[Targets]:  # fmt: skip
-        ids = processor.scale_token_ids(self.scales[0])
-        if not ids:
-            raise ValueError(f"{where} needs a tokenizer with `<normal_1>`...: `add_dense_tokens` adds them")
+        ids = needed_token_ids(self.scales[0], processor, where)
         try:
             bins = normals_to_bins(np.asarray(annotation[self.column]), len(ids))
         except (TypeError, ValueError) as error:
@@ -499,7 +498,7 @@ def depth_label_ids(processor: TaskProcessor) -> list[list[int]]:
 
 def class_segments(segmentation: torch.Tensor, scores: torch.Tensor, names: dict[int, str]) -> list[dict]:
     """A row for each class of a map of keys; see `segments_info` of [`DenseMaps`]."""
-    keys = torch.tensor(sorted(names), device="cpu")
+    keys = torch.tensor(sorted(names), dtype=torch.long, device="cpu")
     areas = torch.zeros(len(keys), dtype=torch.long, device=keys.device)
     sums = torch.zeros(len(keys), dtype=torch.double, device="cpu")
     # In parts: sorting a map, or its scores in float64, takes several times its memory; and on the CPU: megapixels of

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers_densemllm import (
+    MPII_KEYPOINTS,
     parse_counting,
     parse_detection,
     parse_grounding,
@@ -100,10 +101,6 @@ def _without_names(parse: Callable[[str, tuple[int, int], tuple[int, int]], dict
     return lambda answer, image_size, resized_size, names: parse(answer, image_size, resized_size)
 
 
-MPII_JOINTS = (
-    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax", "upper_neck",
-    "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist",
-)  # fmt: skip
 # Word for word those of the released checkpoint (Youtu-VL report, arXiv 2601.19798, appendix A.1, and its authors'
 # demo), but for that of a pose of one thing, which is not published; `prompt` of `predict` takes another one.
 POSE_QUESTION = (
@@ -113,7 +110,7 @@ POSE_QUESTION = (
     "their 16 keypoints using <kpt>...</kpt> tags. The bounding box is defined by <x_x1><y_y1><x_x2><y_y2> tags, and "
     "each keypoint is defined by <x_...><y_...><v_...> tags, where x, y are coordinates and v is visibility. The "
     "joints must be in this specific order: "
-    + ", ".join(f"({number}) {joint}" for number, joint in enumerate(MPII_JOINTS))
+    + ", ".join(f"({number}) {joint.replace(' ', '_')}" for number, joint in enumerate(MPII_KEYPOINTS))
     + ". Please output all detected persons with their bounding boxes and keypoints."
 )
 CLASS_QUESTION = (

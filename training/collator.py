@@ -24,6 +24,7 @@ import torch
 
 from ..chat_densemllm import read_parts
 from ..crops_densemllm import Corners, crop_box
+from ..loss_densemllm import IGNORED
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index
 from ..task_base_densemllm import DenseRequest, DenseTask
@@ -81,7 +82,7 @@ class DenseCollator:
         inputs = processor(images=list(images), text=[texts[0] for texts in conversations])
         ids, labels = [], []
         for prompt_ids, (_, *texts) in zip(inputs["input_ids"], conversations, strict=True):
-            row, learned = list(prompt_ids), [-100] * len(prompt_ids)
+            row, learned = list(prompt_ids), [IGNORED] * len(prompt_ids)
             for turn, text in enumerate(texts):
                 # Each piece apart, as in generation, where a prompt is tokenised before there is an answer.
                 piece = processor.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
@@ -89,7 +90,7 @@ class DenseCollator:
                 if is_answer and piece and processor.tokenizer.eos_token_id is not None:
                     piece = piece + [processor.tokenizer.eos_token_id]
                 row += piece
-                learned += piece if is_answer else [-100] * len(piece)
+                learned += piece if is_answer else [IGNORED] * len(piece)
             ids.append(torch.tensor(row))
             labels.append(torch.tensor(learned))
         pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=processor.tokenizer.padding_side)
@@ -97,7 +98,7 @@ class DenseCollator:
         return {
             "input_ids": pad(ids, padding_value=processor.tokenizer.pad_token_id or 0),
             "attention_mask": pad([torch.ones_like(row) for row in ids], padding_value=0),
-            "labels": pad(labels, padding_value=-100),
+            "labels": pad(labels, padding_value=IGNORED),
             "pixel_values": torch.as_tensor(np.asarray(inputs["pixel_values"])),
             "image_grid_thw": grid,
             **processor.encode_annotations(list(annotations), grid, self.candidates, self.min_label_share),
