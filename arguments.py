@@ -19,8 +19,9 @@ from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFo
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
+
+from .files import read_json_or_yaml
 
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -60,9 +61,8 @@ def parse_with_file(parser: HfArgumentParser, arguments: list[str] | None = None
 
 def _read_file(name: str) -> Any:
     try:
-        text = Path(name).read_text(encoding="utf-8-sig")
-        return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        return read_json_or_yaml(name)
+    except ValueError as error:
         kind = Path(name).suffix[1:]
         raise ValueError(f"{name} is not a configuration file in {kind}, it can't be read: {error}") from error
 

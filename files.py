@@ -14,6 +14,7 @@
 """Files of commands and scripts: inputs are never written over, outputs are whole, errors name what they are of."""
 
 import argparse
+import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -21,12 +22,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 OVERWRITE_HELP = "replace files that are there already; inputs are never written over"
 # What commands say in one line on stderr instead of a traceback: of arguments and files, and of a device whose memory
 # is too small or that lacks an operation (`RuntimeError`).
 USER_ERRORS = (ValueError, TypeError, OSError, OverflowError, RuntimeError, MemoryError)
 MAX_SAID = 600  # characters; transformers lists all model types that it knows
+
+
+def read_json_or_yaml(path: str | os.PathLike) -> Any:
+    """What is in a JSON file, `.json`, or else in a YAML file; UTF-8, with a byte order mark or without.
+
+    Raises:
+        OSError: the file is not there.
+        ValueError: it has something else.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_outputs(

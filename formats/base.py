@@ -140,4 +140,21 @@ def find_file(root: str | Path, names: Sequence[str], where: str) -> Path:
     raise ValueError(f"{where}: {root} must have the file {' or '.join(names)}")
 
 
-__all__ = ["Facts", "Format", "FormatSamples", "check_split", "find_file", "find_folder"]
+def load_mat(path: str | Path) -> dict[str, Any]:
+    """The variables of a MATLAB file before version 7.3.
+
+    Raises:
+        ImportError: scipy isn't installed.
+        ValueError: the file has something else.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError(f"{path} needs scipy: `pip install densemllm[datasets]`") from error
+    try:
+        return loadmat(path)
+    except Exception as error:  # of a damaged file, whatever its bytes lead to
+        raise ValueError(f"{path} must be a MATLAB file before version 7.3: {error}") from error
+
+
+__all__ = ["Facts", "Format", "FormatSamples", "check_split", "find_file", "find_folder", "load_mat"]

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from .base import Facts, Format, FormatSamples
+from .base import Facts, Format, FormatSamples, load_mat
 
 
 MASKS = ("mask_invalid", "mask_transp")
@@ -107,11 +107,7 @@ def _read_calibration(path: Path) -> float:
 
 
 def _read_mat(path: str, wanted: frozenset[str]) -> dict:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError(f"{path} needs scipy: `pip install densemllm[datasets]`") from error
-    data = loadmat(path).get("data")
+    data = load_mat(path).get("data")
     names = () if data is None else data.dtype.names or ()
     lacking = [name for name in ("rgb", "depth", "calib", *MASKS) if name not in names]
     if lacking:

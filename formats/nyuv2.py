@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from .base import Facts, Format, FormatSamples, find_file
+from .base import Facts, Format, FormatSamples, find_file, load_mat
 
 
 LABELED, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
@@ -123,11 +123,7 @@ def _open_hdf5(path: Path):
 
 
 def _rows_of_split(path: Path, split: str) -> list[int]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError(f"{path} needs scipy: `pip install densemllm[datasets]`") from error
-    found = loadmat(path)
+    found = load_mat(path)
     name = f"{split}Ndxs"
     if name not in found:
         raise ValueError(f"nyuv2: {path} must have the variable {name!r}, it has {sorted(found)}")

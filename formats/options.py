@@ -13,7 +13,6 @@
 # limitations under the License.
 """What a user says of any data set: which columns its samples are read from, and which of its class ids mean what."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +22,10 @@ from typing import Any, Self
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import yaml
 from datasets import Image, IterableDataset
 from transformers.utils import logging
 
+from ..files import read_json_or_yaml
 from ..object_tasks_densemllm import Foreground
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index
 from ..tasks_densemllm import Classes, Depth
@@ -176,10 +175,9 @@ def read_label_map(value: "str | Path | Mapping | None") -> dict[int, int | str 
         return {}
     given = value
     if isinstance(value, (str, Path)) and (Path(value).suffix.lower() in (".json", ".yaml", ".yml")):
-        text = Path(value).read_text(encoding="utf-8-sig")
         try:
-            value = json.loads(text) if Path(given).suffix.lower() == ".json" else yaml.safe_load(text)
-        except (ValueError, yaml.YAMLError) as error:
+            value = read_json_or_yaml(value)
+        except ValueError as error:
             raise ValueError(f"`label_map` {given} can't be read: {error}") from error
     elif isinstance(value, (str, Path)):
         pairs = [part.partition("=") for part in str(value).split(",")]

@@ -13,7 +13,6 @@
 # limitations under the License.
 """A folder of one's own: images, and beside them class maps, depth and other maps of the same names."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import yaml
 from datasets import Dataset
 
+from ..files import read_json_or_yaml
 from ..tasks_densemllm import Classes, Depth
 from ..training.maps import LOSSY_FORMATS
 from ..training.samples import MAPS
@@ -48,6 +47,7 @@ SPLITS = {
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
+NO_CLASS = ("ignore", "void", "unlabeled", "border")  # names of what isn't annotated
 COLOR = re.compile(r"(\d{1,3})\s*[\s,;]\s*(\d{1,3})\s*[\s,;]\s*(\d{1,3})")
 
 
@@ -204,10 +204,10 @@ def load_label_colors(
     for key, written in entries:
         key = int(key) if isinstance(key, int) or str(key).strip().isdecimal() else str(key).strip()
         if isinstance(key, str):
-            if key in ids or id2label is None and key.lower() not in ("ignore", "void", "unlabeled", "border"):
+            if key in ids or id2label is None and key.lower() not in NO_CLASS:
                 names[key] = ids.setdefault(key, len(ids))
                 key = ids[key]
-            elif key.lower() in ("ignore", "void", "unlabeled", "border"):
+            elif key.lower() in NO_CLASS:
                 key = ignore_index
             else:
                 raise ValueError(f"`label_colors` {named} has the name {key!r}, which `id2label` lacks")
@@ -234,17 +234,16 @@ def _colors_of(written: Any, named: str) -> list[int]:
 
 
 def _read_colors(path: Path) -> list[tuple[Any, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
         try:
-            table = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-        except (ValueError, yaml.YAMLError) as error:
+            table = read_json_or_yaml(path)
+        except ValueError as error:
             raise ValueError(f"`label_colors` {path} can't be read: {error}") from error
         if not isinstance(table, dict):
             raise ValueError(f"`label_colors` {path} must have colours by class, got {type(table).__name__}")
         return list(table.items())
     entries = []
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = COLOR.search(line) if not re.match(r"\s*\d+\D+\d+\D+\d+\D+\d+\s*$", line) else None

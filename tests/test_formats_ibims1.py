@@ -83,3 +83,10 @@ def test_a_struct_of_other_fields(tmp_path):
     savemat(tmp_path / "corridor_01.mat", {"data": {"rgb": np.zeros((2, 3, 3), np.uint8)}})
     with pytest.raises(ValueError, match=r"must have the struct 'data' with 'depth', it has \['rgb'\]"):
         load_samples(f"ibims1:{tmp_path}", "test")[0]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    pytest.importorskip("scipy.io")
+    (tmp_path / "corridor_01.mat").write_bytes(b"\x00" * 200)
+    with pytest.raises(ValueError, match=r"corridor_01.mat must be a MATLAB file before version 7.3"):
+        load_samples(f"ibims1:{tmp_path}", "test")[0]

@@ -184,11 +184,15 @@ def _open_files(values: dict, facts: RowFacts) -> dict:
                 most = IMAGE_PROCESSOR.max_image_pixels if name == "image" else None
                 value = open_file(value, where, name, most)
             except (ValueError, OSError) as error:
-                facts.found.append(("unreadable" if isinstance(error, (CorruptFileError, OSError)) else "unusable",
-                                    str(error)))  # fmt: skip
+                facts.found.append(_found_by(error))
                 continue
         opened[name] = value
     return opened
+
+
+def _found_by(error: Exception) -> tuple[str, str]:
+    """What an error of opening a file is: of a damaged file, or of one that holds something else."""
+    return "unreadable" if isinstance(error, (CorruptFileError, OSError)) else "unusable", str(error)
 
 
 def _read_maps(opened: dict, facts: RowFacts) -> dict | None:
@@ -199,8 +203,7 @@ def _read_maps(opened: dict, facts: RowFacts) -> dict | None:
     try:
         sample = upright_sample({"image": opened["image"]}, where, IMAGE_PROCESSOR)
     except (ValueError, TypeError, OSError) as error:
-        facts.found.append(("unreadable" if isinstance(error, (CorruptFileError, OSError)) else "unusable",
-                            str(error)))  # fmt: skip
+        facts.found.append(_found_by(error))
         return None
     own = exif_orientation(opened["image"])
     for name, value in opened.items():
