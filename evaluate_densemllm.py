@@ -54,7 +54,7 @@ from transformers import HfArgumentParser
 
 from densemllm.arguments import HelpFormatter, parse_with_file
 from densemllm.evaluation import run as evaluation
-from densemllm.evaluation.protocols import EvaluationArguments
+from densemllm.evaluation.arguments import EvaluationArguments
 from densemllm.files import USER_ERRORS, one_line
 
 

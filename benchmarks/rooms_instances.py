@@ -41,8 +41,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm.evaluation.measured import Settings, true_segments
 from densemllm.evaluation.panoptic import PanopticMetrics
-from densemllm.evaluation.protocols import Settings, true_segments
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
 from densemllm.instances_densemllm import connected_components, decode_instances, make_panoptic

@@ -22,8 +22,8 @@ from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX
 from ..training.maps import Samples
 from ..training.samples import upright_sample
+from .measured import ALWAYS, MEASURED, NEVER, MeasuredTask, Settings
 from .metrics import DenseMetrics
-from .protocols import ALWAYS, MEASURED, NEVER, MeasuredTask, Settings
 
 
 if TYPE_CHECKING:

@@ -37,9 +37,8 @@ from huggingface_hub import EvalResult, ModelCard
 from ..configuration_densemllm import __version__
 from ..drawing_densemllm import colorize_depth, label_colors, normals_to_colors
 from ..targets_densemllm import index_values
-from .metrics import METRICS, DenseMetrics, SegmentationMetrics
-from .panoptic import Segments, coco_instances, save_coco_panoptic, segments_of_coco
-from .protocols import (
+from .arguments import EvaluationArguments
+from .measured import (
     CLASS_LIST,
     DEPTH,
     INSTANCES,
@@ -48,11 +47,12 @@ from .protocols import (
     PANOPTIC,
     REFERRING,
     SEGMENTATION,
-    EvaluationArguments,
     MeasuredTask,
     Settings,
     segment_ids,
 )
+from .metrics import METRICS, DenseMetrics, SegmentationMetrics
+from .panoptic import Segments, coco_instances, save_coco_panoptic, segments_of_coco
 from .state import COCO_IMAGES, COCO_INSTANCES, COCO_PANOPTIC, write_atomically
 
 

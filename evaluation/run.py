@@ -39,9 +39,10 @@ from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import check_ignore_index
 from ..training.datasets import warn_of_labels
 from ..training.samples import draw_expression, read_sample
+from .arguments import EvaluationArguments
+from .measured import MEASURED, Settings
 from .metrics import DenseMetrics
 from .predict import predict_batch
-from .protocols import MEASURED, EvaluationArguments, Settings
 from .report import draw_sheet, load_card, make_results, segments_record, update_card, write_coco, write_results
 from .state import State, check_coco_folder, check_output_dir, data_digest, make_fingerprint, model_digest
 

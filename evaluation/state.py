@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from ..configuration_densemllm import __version__
 from ..files import check_outputs, whole_file
 from ..processing_densemllm import DenseMLLMProcessor
-from .protocols import EvaluationArguments
+from .arguments import EvaluationArguments
 
 
 if TYPE_CHECKING:

@@ -30,16 +30,16 @@ from densemllm import add_dense_tokens, evaluate_densemllm
 from densemllm.answers_densemllm import decode_rle
 from densemllm.evaluate_densemllm import main
 from densemllm.evaluation import run as evaluation
-from densemllm.evaluation.panoptic import InstanceMetrics
-from densemllm.evaluation.predict import evaluate_dense, predict_batch
-from densemllm.evaluation.protocols import (
+from densemllm.evaluation.arguments import EvaluationArguments
+from densemllm.evaluation.measured import (
     INSTANCES,
     MEASURED,
     PANOPTIC,
-    EvaluationArguments,
     Settings,
     true_segments,
 )
+from densemllm.evaluation.panoptic import InstanceMetrics
+from densemllm.evaluation.predict import evaluate_dense, predict_batch
 from densemllm.evaluation.state import State
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 

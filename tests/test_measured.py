@@ -20,9 +20,10 @@ import pytest
 from datasets import Dataset
 
 from densemllm.evaluate_densemllm import main
+from densemllm.evaluation.arguments import EvaluationArguments
+from densemllm.evaluation.measured import MEASURED, MeasuredTask, Settings
 from densemllm.evaluation.metrics import GREATER_IS_BETTER, METRIC_NAMES, METRICS, ClassListMetrics
 from densemllm.evaluation.predict import predict_batch
-from densemllm.evaluation.protocols import MEASURED, EvaluationArguments, MeasuredTask, Settings
 from densemllm.evaluation.report import PANELS
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 
