@@ -14,6 +14,8 @@
 """Images that the model has read: from any source to the hidden states of their vision tokens."""
 
 import contextlib
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -44,6 +46,7 @@ from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
 from .loading_densemllm import CheckpointFiles
 from .processing_densemllm import DenseMLLMProcessor
 from .records_densemllm import Record
+from .tiles_densemllm import TiledMap, Tiling, check_tiling
 
 
 logger = logging.get_logger(__name__)
@@ -169,21 +172,24 @@ class ImageEncodingMixin:
     def encode_image(
         self, images: AnyImage, prompt: str = ..., processor: DenseMLLMProcessor | None = ..., batch_size: int = ...,
         use_cache: bool = ..., focal_length: FocalLengths | None = ..., depth_range: str | None = ...,
-        on_error: Literal["raise"] = ..., **images_kwargs: Any,
+        on_error: Literal["raise"] = ..., tile: int | tuple[int, int] | None = ..., tile_overlap: int | None = ...,
+        **images_kwargs: Any,
     ) -> EncodedImage: ...  # fmt: skip
 
     @overload
     def encode_image(
         self, images: Sequence[AnyImage], prompt: str = ..., processor: DenseMLLMProcessor | None = ...,
         batch_size: int = ..., use_cache: bool = ..., focal_length: FocalLengths | None = ...,
-        depth_range: str | None = ..., on_error: Literal["raise"] = ..., **images_kwargs: Any,
+        depth_range: str | None = ..., on_error: Literal["raise"] = ..., tile: int | tuple[int, int] | None = ...,
+        tile_overlap: int | None = ..., **images_kwargs: Any,
     ) -> list[EncodedImage]: ...  # fmt: skip
 
     @overload
     def encode_image(
         self, images: AnyImage | Sequence[AnyImage], prompt: str = ..., processor: DenseMLLMProcessor | None = ...,
         batch_size: int = ..., use_cache: bool = ..., focal_length: FocalLengths | None = ...,
-        depth_range: str | None = ..., on_error: str = ..., **images_kwargs: Any,
+        depth_range: str | None = ..., on_error: str = ..., tile: int | tuple[int, int] | None = ...,
+        tile_overlap: int | None = ..., **images_kwargs: Any,
     ) -> EncodedImage | list[EncodedImage | None] | None: ...  # fmt: skip
 
     @torch.no_grad()
@@ -197,6 +203,8 @@ class ImageEncodingMixin:
         focal_length: FocalLengths | None = None,
         depth_range: str | None = None,
         on_error: str = "raise",
+        tile: int | tuple[int, int] | None = None,
+        tile_overlap: int | None = None,
         **images_kwargs: Any,
     ) -> EncodedImage | list[EncodedImage] | list[EncodedImage | None] | None:
         """Read images once, to predict and ask often.
@@ -209,7 +217,8 @@ class ImageEncodingMixin:
             processor: found from the checkpoint where left out.
             batch_size: images a forward pass.
             use_cache: keep the key-value cache, which [`query`] and class lists start from.
-            focal_length, depth_range, on_error: as for [`predict_dense`].
+            focal_length, depth_range, on_error, tile, tile_overlap: as for [`predict_dense`]. What was read in tiles
+                has no key-value cache; a question about it reads the features of all tiles as one image.
             images_kwargs: for the image processor (`scale`, `max_num_patches`...).
 
         Returns:
@@ -222,6 +231,7 @@ class ImageEncodingMixin:
         prompt, use_cache = check_text("prompt", prompt), check_flag("use_cache", use_cache)
         batch_size = check_count("batch_size", batch_size)
         images_kwargs = check_images_kwargs(images_kwargs, processor)
+        tiling = self._check_tiling(tile, tile_overlap, processor, images_kwargs)
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         images, focal_lengths = find_focal_lengths(
@@ -230,13 +240,18 @@ class ImageEncodingMixin:
         per_image_kwargs = [with_focal_scale(images_kwargs, processor, focal, depth_range) for focal in focal_lengths]
         loaded, places = load_images(images, processor, single, on_error, images_kwargs)
         per_image_kwargs = [per_image_kwargs[place] for place in places]
-        encoded = self._encode(loaded, prompt, processor, batch_size, use_cache, per_image_kwargs)
+        encoded = self._encode(loaded, prompt, processor, batch_size, use_cache, per_image_kwargs, tiling)
         return at_places(encoded, places, len(images), single)
 
-    def _encode(self, images, prompt, processor, batch_size, use_cache, per_image_kwargs) -> list[EncodedImage]:
+    def _encode(
+        self, images, prompt, processor, batch_size, use_cache, per_image_kwargs, tiling=None
+    ) -> list[EncodedImage]:  # fmt: skip
         """[`encode_image`] of images with `per_image_kwargs`, one dict an image."""
         encoded = []
-        self._check_prompt_lengths(images, prompt, "", processor, per_image_kwargs)
+        self._check_prompt_lengths(images, prompt, "", processor, per_image_kwargs, tiling)
+        if tiling is not None:
+            rows = zip(images, per_image_kwargs, strict=True)
+            return [self._encode_tiles(image, prompt, processor, kwargs, tiling) for image, kwargs in rows]
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             inputs = [  # their size was checked when they were loaded; a crop is larger than what it is of
@@ -255,6 +270,50 @@ class ImageEncodingMixin:
             grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
             encoded += self._prefill_images(batch, features, grids, prompt, processor, use_cache)
         return encoded
+
+    def _encode_tiles(self, image, prompt, processor, images_kwargs, tiling: Tiling) -> EncodedImage:
+        """[`encode_image`] of one image, a tile after another: the model never has more than one of them."""
+        merge_size = self.config.spatial_merge_size
+        # The cap on patches is that of a tile, which was checked.
+        sizes = {"max_image_pixels": image.width * image.height, "max_num_patches": sys.maxsize}
+        inputs = processor.image_processor(image, return_tensors="pt", **{**images_kwargs, **sizes})
+        grid = tuple(edge // merge_size for edge in inputs["image_grid_thw"][0, 1:].tolist())
+        height, width = tiling.shown_of(grid)
+        blocks = inputs["pixel_values"].unflatten(0, (*grid, merge_size**2))
+        tile_grid = torch.tensor([[1, height * merge_size, width * merge_size]], device=self._input_device)
+        hidden_states, image_features = TiledMap(tiling, grid), TiledMap(tiling, grid)
+        for window in tiling.windows(grid):
+            pixel_values = blocks[window].flatten(0, 2).to(self._input_device)
+            features = self.model.get_image_features(pixel_values, tile_grid, return_dict=True).pooler_output
+            tile = self._prefill_images([image], features, [(height, width)], prompt, processor, False)[0]
+            hidden_states.add(window, tile.hidden_states)
+            image_features.add(window, features[0])
+        head, _ = self._prompt_ids(processor, prompt, "")
+        tokens = head.new_full((math.prod(grid),), self.config.image_token_id)
+        return EncodedImage(
+            hidden_states=hidden_states.mean(tile.hidden_states.dtype),
+            image_features=image_features.mean(features[0].dtype),
+            grid=grid,
+            image=image,
+            prompt=prompt,
+            input_ids=torch.cat([head, tokens])[None],
+        )
+
+    def _check_tiling(
+        self, tile: Any, tile_overlap: int | None, processor: DenseMLLMProcessor, images_kwargs: dict
+    ) -> Tiling | None:
+        """The tiles that a call asks for, each no larger than an image may be."""
+        merge_size = self.config.spatial_merge_size
+        tiling = check_tiling(tile, tile_overlap, self.config.vision_config.patch_size * merge_size)
+        most = images_kwargs.get("max_num_patches", processor.image_processor.max_num_patches)
+        if tiling is not None and math.prod(tiling.tile) * merge_size**2 > most:
+            raise ValueError(
+                f"`tile` must have at most `max_num_patches` = {most} patches, got {shown(tile)}, which has "
+                f"{math.prod(tiling.tile) * merge_size**2}"
+            )
+        if tiling is not None and not images_kwargs.get("do_resize", processor.image_processor.do_resize):
+            raise ValueError("`tile` needs `do_resize`: the image is resized before it is cut")
+        return tiling
 
     def _prefill_images(self, images, features, grids, prompt, processor, use_cache) -> list[EncodedImage]:
         """Run the language model over prompt and vision tokens of each image, images of like length together."""
@@ -288,8 +347,9 @@ class ImageEncodingMixin:
                 )
         return encoded
 
-    def _check_prompt_lengths(self, images, prompt, question, processor, per_image_kwargs) -> None:
-        """`ValueError` for an image whose tokens, with the text around it, are more than there are positions."""
+    def _check_prompt_lengths(self, images, prompt, question, processor, per_image_kwargs, tiling=None) -> None:
+        """`ValueError` for an image, or a tile of it, whose tokens, with the text around it, are more than there are
+        positions."""
         if self.config.num_positions is None or not images:
             return
         head, tail = self._prompt_ids(processor, prompt, question)
@@ -297,10 +357,13 @@ class ImageEncodingMixin:
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
         for image, kwargs in zip(images, per_image_kwargs, strict=True):
             kwargs = {name: value for name, value in kwargs.items() if value is not None}
+            if tiling is not None:
+                kwargs["max_num_patches"] = sys.maxsize
             height, width = image.height, image.width
             if kwargs.get("do_resize", processor.image_processor.do_resize):
                 height, width = processor.image_processor.get_resized_size(height, width, kwargs)
-            check_prompt_length(around + (height // cell) * (width // cell), self.config)
+            grid = (height // cell, width // cell)
+            check_prompt_length(around + math.prod(grid if tiling is None else tiling.shown_of(grid)), self.config)
 
     def _prompt_ids(self, processor, prompt: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The chat prompt's ids before and after the vision tokens."""
@@ -363,13 +426,13 @@ class ImageEncodingMixin:
             return logits.new_zeros(len(logits), len(label_ids)).index_add_(1, label, logits) / counts.T
 
     def _encode_entries(
-        self, entries, prompt, use_cache, per_image_kwargs, processor, batch_size
+        self, entries, prompt, use_cache, per_image_kwargs, processor, batch_size, tiling=None
     ) -> list[EncodedImage]:  # fmt: skip
         """Encode images with `per_image_kwargs`, one dict an entry. Encoded ones are taken as they are; for another
         prompt, it starts from their vision tokens."""
         fresh = [place for place, entry in enumerate(entries) if not isinstance(entry, EncodedImage)]
         images, kwargs = ([values[place] for place in fresh] for values in (entries, per_image_kwargs))
-        fresh = iter(self._encode(images, prompt, processor, batch_size, use_cache, kwargs))
+        fresh = iter(self._encode(images, prompt, processor, batch_size, use_cache, kwargs, tiling))
         encoded = []
         for entry in entries:
             if not isinstance(entry, EncodedImage):

@@ -59,6 +59,7 @@ from .processing_densemllm import DenseMLLMProcessor
 from .questions_densemllm import QuestionMixin
 from .task_base_densemllm import DenseRequest, DenseTask, Labels, ThingLabels
 from .tasks_densemllm import DEFAULT_TASK, MAP_TASKS, DenseMaps, get_task, tasks_with
+from .tiles_densemllm import Tiling
 from .tokens_densemllm import BACKGROUND_LABEL
 
 
@@ -145,6 +146,7 @@ class _View:
         prompt: the text before the image.
         question: what the model is asked about the image first, for what the request lacks.
         encoded: the image as the model read it; `None` where only crops of it are looked at.
+        asked: the same for the question.
         answer: to the question.
         fields: of [`DenseMaps`], once they are there.
     """
@@ -156,6 +158,7 @@ class _View:
     prompt: str
     question: str | None
     encoded: EncodedImage | None = None
+    asked: EncodedImage | None = None
     answer: str | None = None
     fields: dict[str, Any] | None = None
 
@@ -171,7 +174,8 @@ class DensePredictionMixin(QuestionMixin):
         threshold: float | None = ..., depth_range: str | None = ..., focal_length: FocalLengths | None = ...,
         target_sizes: Sizes | None = ..., refine: str | None = ..., return_logits: bool = ...,
         processor: DenseMLLMProcessor | None = ..., batch_size: int = ..., on_error: Literal["raise"] = ...,
-        labels_from_answer: bool = ..., source: str | None = ..., **images_kwargs: Any,
+        labels_from_answer: bool = ..., source: str | None = ..., thing_labels: ThingLabels | None = ...,
+        tile: int | tuple[int, int] | None = ..., tile_overlap: int | None = ..., **images_kwargs: Any,
     ) -> DensePrediction: ...  # fmt: skip
 
     @overload  # several objects of one image
@@ -181,7 +185,8 @@ class DensePredictionMixin(QuestionMixin):
         threshold: float | None = ..., depth_range: str | None = ..., focal_length: FocalLengths | None = ...,
         target_sizes: Sizes | None = ..., refine: str | None = ..., return_logits: bool = ...,
         processor: DenseMLLMProcessor | None = ..., batch_size: int = ..., on_error: Literal["raise"] = ...,
-        labels_from_answer: bool = ..., source: str | None = ..., **images_kwargs: Any,
+        labels_from_answer: bool = ..., source: str | None = ..., thing_labels: ThingLabels | None = ...,
+        tile: int | tuple[int, int] | None = ..., tile_overlap: int | None = ..., **images_kwargs: Any,
     ) -> list[DensePrediction]: ...  # fmt: skip
 
     @overload
@@ -193,7 +198,7 @@ class DensePredictionMixin(QuestionMixin):
         return_logits: bool = ..., processor: DenseMLLMProcessor | None = ..., batch_size: int = ...,
         on_error: Literal["raise"] = ...,
         labels_from_answer: bool = ..., source: str | None = ..., thing_labels: ThingLabels | None = ...,
-        **images_kwargs: Any,
+        tile: int | tuple[int, int] | None = ..., tile_overlap: int | None = ..., **images_kwargs: Any,
     ) -> list[DensePrediction]: ...  # fmt: skip
 
     @overload
@@ -205,7 +210,7 @@ class DensePredictionMixin(QuestionMixin):
         refine: str | None = ..., return_logits: bool = ..., processor: DenseMLLMProcessor | None = ...,
         batch_size: int = ..., on_error: str = ...,
         labels_from_answer: bool = ..., source: str | None = ..., thing_labels: ThingLabels | None = ...,
-        **images_kwargs: Any,
+        tile: int | tuple[int, int] | None = ..., tile_overlap: int | None = ..., **images_kwargs: Any,
     ) -> DensePrediction | list[DensePrediction] | list[DensePrediction | None] | None: ...  # fmt: skip
 
     @torch.no_grad()
@@ -229,6 +234,8 @@ class DensePredictionMixin(QuestionMixin):
         labels_from_answer: bool = False,
         source: str | None = None,
         thing_labels: ThingLabels | None = None,
+        tile: int | tuple[int, int] | None = None,
+        tile_overlap: int | None = None,
         **images_kwargs: Any,
     ) -> DensePrediction | list[DensePrediction] | list[DensePrediction | None] | None:
         """Dense maps from the vision tokens' logits: the columns of the label tokens, and an argmax. No head.
@@ -267,6 +274,12 @@ class DensePredictionMixin(QuestionMixin):
                 `focal_length`; tokens where left out and the tokenizer has them.
             thing_labels: names, or keys of `labels`, of the classes whose objects are told apart in a panoptic map;
                 those of `config.thing_labels` where left out.
+            tile: edge, or `(height, width)`, in pixels of the image as the model gets it, of tiles that are read one
+                after another, for images of more patches than memory or the model has room for: `max_num_patches` is
+                then that of a tile. Logits are averaged where tiles overlap. What is asked in words first (classes
+                that are left out, boxes) is asked of the image as a whole, without `scale`.
+            tile_overlap: pixels, at least, that neighbouring tiles share; an eighth of the shorter edge where left
+                out.
             images_kwargs: for the image processor (`scale`, `max_num_patches`...).
 
         Returns:
@@ -284,6 +297,7 @@ class DensePredictionMixin(QuestionMixin):
         )  # fmt: skip
         batch_size = check_count("batch_size", batch_size)
         images_kwargs = check_images_kwargs(images_kwargs, processor)
+        tiling = self._check_tiling(tile, tile_overlap, processor, images_kwargs)
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         objects = _count_objects(text, box) if single and _takes_objects(tasks) else None
@@ -310,12 +324,12 @@ class DensePredictionMixin(QuestionMixin):
         per_image_kwargs = [per_image_kwargs[place] for place in places]
         rows = zip(entries, requests, per_image_kwargs, strict=True)
         views = [[_view(one, *row, processor) for one in tasks] for row in rows]
-        self._check_lengths([view for of_image in views for view in of_image], processor)
+        self._check_lengths([view for of_image in views for view in of_image], processor, tiling)
         predictions = []
         read = [(id(of_image[0].entry), *(view.prompt for view in of_image)) for of_image in views]
         for part in _parts(read, batch_size):
             together = [view for of_image in views[part] for view in of_image]
-            self._encode_views(together, processor, batch_size)
+            self._encode_views(together, processor, batch_size, tiling)
             self._ask_views(together, processor)
             self._read_views(together, processor, batch_size, images_kwargs)
             for of_image in views[part]:
@@ -323,7 +337,7 @@ class DensePredictionMixin(QuestionMixin):
                 of_image.clear()  # and with them what the model kept of the image
         return at_places(predictions, places, len(asked), single)
 
-    def _check_lengths(self, views: list[_View], processor: DenseMLLMProcessor) -> None:
+    def _check_lengths(self, views: list[_View], processor: DenseMLLMProcessor, tiling: Tiling | None) -> None:
         """Refuse images with more tokens than the language model has positions, before any is read."""
         for prompt in {view.prompt: None for view in views}:
             fresh = [
@@ -331,10 +345,12 @@ class DensePredictionMixin(QuestionMixin):
                 if view.prompt == prompt and not isinstance(view.entry, EncodedImage) and _reads_image(view, processor)
             ]  # fmt: skip
             kwargs = [view.images_kwargs for view in fresh]
-            self._check_prompt_lengths([view.entry for view in fresh], prompt, "", processor, kwargs)
+            self._check_prompt_lengths([view.entry for view in fresh], prompt, "", processor, kwargs, tiling)
 
-    def _encode_views(self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int) -> None:
-        """Read each image once for each text before it."""
+    def _encode_views(
+        self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int, tiling: Tiling | None
+    ) -> None:
+        """Read each image once for each text before it; what is in tiles, and asked about, once more as a whole."""
         by_prompt: dict[str, dict[tuple[int, int], list[_View]]] = {}
         for view in views:
             if _reads_image(view, processor):
@@ -342,21 +358,26 @@ class DensePredictionMixin(QuestionMixin):
                 same.setdefault((id(view.entry), id(view.images_kwargs)), []).append(view)
         for prompt, same in by_prompt.items():
             firsts = [group[0] for group in same.values()]
-            asks = any(view.question is not None for group in same.values() for view in group)
-            encoded = self._encode_entries(
-                [view.entry for view in firsts], prompt, asks, [view.images_kwargs for view in firsts], processor,
-                batch_size,
-            )  # fmt: skip
-            for group, image in zip(same.values(), encoded, strict=True):
+            together = [view for group in same.values() for view in group]
+            asks = any(view.question is not None for view in together)
+            is_cut = tiling is not None and any(_reads_whole(view, processor) for view in together)
+            entries, kwargs = [view.entry for view in firsts], [view.images_kwargs for view in firsts]
+            as_asked = whole = None
+            if tiling is None or is_cut:
+                whole = self._encode_entries(entries, prompt, asks, kwargs, processor, batch_size, tiling)
+            if tiling is not None and asks:
+                as_asked = self._encode_entries(entries, prompt, True, [{}] * len(entries), processor, batch_size)
+            for place, group in enumerate(same.values()):
                 for view in group:
-                    view.encoded = image
+                    view.encoded = (whole or as_asked)[place]
+                    view.asked = (as_asked or whole)[place]
 
     def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor) -> None:
         """Ask the model for what was left out: names of classes, boxes."""
         for view in views:
             if view.question is not None:
-                view.answer = self.query(view.encoded, view.question, processor, **view.task.answer_options)
-                view.request.resized_size = self._resized_size(view.encoded)
+                view.answer = self.query(view.asked, view.question, processor, **view.task.answer_options)
+                view.request.resized_size = self._resized_size(view.asked)
                 view.task.take_answer(view.answer, view.request)
 
     def _read_views(
