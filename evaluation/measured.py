@@ -114,6 +114,9 @@ class MeasuredTask:
         arguments: samples and settings to what `predict_dense` needs to know beside images, sizes and cameras.
         question: asked in words instead of `predict_dense`.
         answer_options: arguments of `query` for it.
+        ask: of the model, samples, settings and the options of `predict_dense` that all tasks share (`processor`,
+            `batch_size`, those of the image processor) to a prediction of each sample, where neither `task` alone nor
+            `question` says how the model is asked.
         needs_labels: whether classes are compared, so that their names are needed.
         needs_camera: settings to whether the prediction needs the image's `focal_length`.
         check: processor and settings; raises a `ValueError` where the two don't fit.
@@ -136,6 +139,7 @@ class MeasuredTask:
     arguments: Callable[[list[dict], Settings], dict] = _no_arguments
     question: str | None = None
     answer_options: dict[str, Any] = field(default_factory=dict)
+    ask: Callable[[Any, list[dict], Settings, dict[str, Any]], list] | None = None
     needs_labels: bool = False
     needs_camera: Callable[[Settings], bool] = _never
     check: Callable[[DenseMLLMProcessor, Settings], object] = _no_check
@@ -165,7 +169,7 @@ class MeasuredTask:
     def shares_pass(self, other: "MeasuredTask") -> bool:
         """Whether one call of `predict_dense` does both: what looks at crops, or fills the same map with something
         else, has one of its own."""
-        if self.task is None or other.task is None or self.task.on_crops or other.task.on_crops:
+        if any(own.task is None or own.ask is not None or own.task.on_crops for own in (self, other)):
             return False
         return self.task is other.task or self.task.map_field != other.task.map_field
 

@@ -123,6 +123,8 @@ def _ask(
     options: dict,
 ) -> list:
     """What the model says of each sample: maps, or the answer to a question."""
+    if tasks[0].ask is not None:
+        return tasks[0].ask(model, samples, settings, options)
     images = [sample["image"] for sample in samples]
     cameras = {
         "focal_length": [sample.get("focal_length") for sample in samples],
