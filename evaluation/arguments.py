@@ -16,6 +16,7 @@
 import math
 import os
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from transformers.hf_argparser import HfArg
 
@@ -23,8 +24,17 @@ from ..answers_densemllm import normalize_name
 from ..formats.options import read_ignore_index
 from ..targets_densemllm import IGNORE_INDEX
 from ..tasks_densemllm import Normals
+from ..tiles_densemllm import check_tiling
 from .measured import INSTANCES, MEASURED, PANOPTIC, Settings
 from .metrics import DenseMetrics
+from .protocols import PROTOCOLS, data_of, get_protocol
+
+
+# Options that a protocol may say, and what they are where it doesn't.
+DEFAULTS = {
+    "split": "validation", "crop": "none", "depth_average": "images", "depth_align": "none", "mirror": False,
+    "shuffle_labels": False,
+}  # fmt: skip
 
 
 @dataclass
@@ -37,9 +47,13 @@ class EvaluationArguments:
 
     model: str = HfArg(aliases=["--model_name_or_path"], help="folder or Hub name of a DenseMLLM checkpoint")
     data: str = HfArg(aliases=["--dataset"], help="data set, see `load_samples`")
-    task: list[str] = HfArg(help=f"one or several of {', '.join(MEASURED)}")
+    protocol: str | None = HfArg(
+        default=None,
+        help=f"a published evaluation, which says what the options below leave out: {', '.join(PROTOCOLS)}",
+    )
+    task: list[str] | None = HfArg(default=None, help=f"one or several of {', '.join(MEASURED)}")
     output_dir: str = HfArg(default="out/evaluation", help="folder of the results, and of the state to go on from")
-    split: str = HfArg(default="validation", help="split of the data, where it has any")
+    split: str | None = HfArg(default=None, help="split of the data, where it has any; validation where left out")
     limit: int | None = HfArg(default=None, help="evaluate on so many samples, the first ones")
     batch_size: int = HfArg(default=8, help="images a forward pass, in each process")
     id2label: str | None = HfArg(
@@ -63,18 +77,34 @@ class EvaluationArguments:
     depth_range: str | None = HfArg(default=None, help="row of the config's `depth_ranges`; its default row")
     min_depth: float | None = HfArg(default=None, help="only depth beyond so many metres counts")
     max_depth: float | None = HfArg(default=None, help="only depth below so many metres counts (NYUv2: 10, KITTI: 80)")
-    crop: str = HfArg(
-        default="none", help="part of the image where depth counts: none, eigen and garg (KITTI), or nyu"
+    crop: str | None = HfArg(
+        default=None, help="part of the image where depth counts: none, eigen and garg (KITTI), or nyu"
     )
-    depth_average: str = HfArg(
-        default="pixels", help="pixels: all valid pixels weigh the same; images: all images, as is the custom on NYUv2"
+    depth_average: str | None = HfArg(
+        default=None, help="images: all images weigh the same, as in the literature; pixels: all valid pixels"
     )
-    depth_align: str = HfArg(
-        default="none", help="median: scale each predicted depth map so that its median is that of the reference"
+    depth_align: str | None = HfArg(
+        default=None, help="median: scale each predicted depth map so that its median is that of the reference"
     )
+    mirror: bool | None = HfArg(default=None, help="average the depth of an image and of its mirror image")
     scale: float | None = HfArg(default=None, help="factor on the images' size for a finer grid (the paper: ADE20K 4)")
     max_num_patches: int | None = HfArg(default=None, help="patches of an image at most; the processor's own number")
+    tile: list[int] | None = HfArg(
+        default=None,
+        help="read images in tiles: their edge, or height and width, in pixels after `scale`",
+    )
+    tile_overlap: int | None = HfArg(default=None, help="pixels that tiles share; an eighth of the shorter edge")
     refine: str | None = HfArg(default=None, help="crf: refine segmentations")
+    extra_labels: list[str] | None = HfArg(
+        default=None, help="names of classes that compete though nothing is annotated with them, joined by commas"
+    )
+    shuffle_labels: bool | None = HfArg(
+        default=None, help="names in an order of its own for each image, where the model is asked about them in words"
+    )
+    label_prompts: list[str] | None = HfArg(
+        default=None, help="what it is asked then, with {text} for the names; one is drawn for each image"
+    )
+    seed: int = HfArg(default=0, help="of what is drawn for each image")
     thing_labels: list[str] | None = HfArg(
         default=None,
         help="names or ids of classes whose objects are told apart, joined by commas; the config's `thing_labels`",
@@ -100,6 +130,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self) -> None:
+        self._fill_in()
         self.task = [self.task] if isinstance(self.task, str) else list(self.task)
         unknown = set(self.task) - set(MEASURED)
         if not self.task or unknown or len(set(self.task)) < len(self.task):
@@ -123,7 +154,34 @@ class EvaluationArguments:
             raise ValueError(f"`update_card` needs a `model` that is a local folder, got {self.model!r}")
         if self.save_coco is not None and self.segments_task is None:
             raise ValueError(f"`save_coco` needs a `task` of {[PANOPTIC.name, INSTANCES.name]}, got {self.task}")
+        if self.mirror and all(MEASURED[task].average is None for task in self.task):
+            averaged = [name for name, task in MEASURED.items() if task.average is not None]
+            raise ValueError(f"`mirror` needs a `task` of {averaged}, got {self.task}")
+        check_tiling(self.tile, self.tile_overlap, 1)
+        if any(prompt.count("{text}") != 1 for prompt in self.label_prompts or []):
+            raise ValueError(f"`label_prompts` must have {{text}} once each, got {self.label_prompts}")
         self.make_metrics(self.settings(None))  # names what of cap, crop, average and align can't be used
+
+    def _fill_in(self) -> None:
+        """Say what is left out: as the protocol has it, or else by default."""
+        if self.protocol is None and self.task is None:
+            raise ValueError(f"`task` is needed where no `protocol` says it: one or several of {sorted(MEASURED)}")
+        if self.protocol is not None:
+            protocol = get_protocol(self.protocol)
+            self.data = data_of(protocol, self.data)
+            for name, value in protocol.settings.items():
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
+        for name, value in DEFAULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.tile is not None and len(self.tile) == 1:
+            self.tile = [*self.tile, *self.tile]
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What each option is where neither the user nor a protocol says something."""
+        return {entry.name: DEFAULTS.get(entry.name, entry.default) for entry in fields(cls)}
 
     def settings(self, id2label: dict[int, str] | None) -> Settings:
         """What of the options says how samples are read and compared.
@@ -134,7 +192,12 @@ class EvaluationArguments:
         options = asdict(self)
         if not isinstance(self.ignore_index, int):  # before the data was opened
             options["ignore_index"] = (read_ignore_index(self.ignore_index) or (IGNORE_INDEX,))[0]
+        if self.extra_labels is not None:
+            options["extra_labels"] = tuple(_split_names(self.extra_labels, {}))
+        if self.label_prompts is not None:
+            options["label_prompts"] = tuple(self.label_prompts)
         names = {entry.name for entry in fields(Settings)} & set(options) - {"id2label", "thing_labels"}
+        names -= {name for name in ("extra_labels", "label_prompts") if options[name] is None}
         things = None if self.thing_labels is None else tuple(_split_names(self.thing_labels, id2label or {}))
         return Settings(id2label, thing_labels=things, **{name: options[name] for name in names})
 

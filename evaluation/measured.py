@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..answers_densemllm import normalize_name, parse_refs
 from ..configuration_densemllm import DenseMLLMConfig
@@ -25,7 +26,7 @@ from ..object_tasks_densemllm import Foreground
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX, index_values, present_values
 from ..task_base_densemllm import DenseRequest, DenseTask
-from ..tasks_densemllm import TASKS, Classes, Depth, Normals, Panoptic
+from ..tasks_densemllm import TASKS, Classes, DenseMaps, Depth, Normals, Panoptic
 from ..tokens_densemllm import BACKGROUND_LABEL
 from ..training.maps import read_mask, read_metres, read_normals
 from .metrics import (
@@ -60,6 +61,14 @@ class Settings:
         normals_source: `"tokens"` or `"depth"`, as `source` of `predict_dense`; [`MeasuredTask.prepare`] decides where
             left out.
         min_depth, max_depth, crop, depth_average, depth_align: as for [`DepthMetrics`].
+        mirror: average the depth of an image with that of its mirror image, as ZoeDepth's evaluation does.
+        extra_labels: names of classes that compete although no image is annotated with them: what is predicted as one
+            is a miss.
+        shuffle_labels: whether names stand in an order of their own for each image, where the model is asked about
+            them in words.
+        label_prompts: what it is asked then, with `{text}` where the names belong; one of them is drawn for each
+            image.
+        seed: of what is drawn for an image, beside its place in the data.
     """
 
     id2label: dict[int, str] | None = None
@@ -74,8 +83,23 @@ class Settings:
     min_depth: float | None = None
     max_depth: float | None = None
     crop: str = "none"
-    depth_average: str = "pixels"
+    depth_average: str = "images"
     depth_align: str = "none"
+    mirror: bool = False
+    extra_labels: tuple[str, ...] = ()
+    shuffle_labels: bool = False
+    label_prompts: tuple[str, ...] = (Classes.list_question + Classes.no_background,)
+    seed: int = 0
+
+    @property
+    def candidates(self) -> dict[int, str]:
+        """The classes that compete for pixels: those of `id2label`, and `extra_labels` with ids above these."""
+        first = max(self.id2label, default=-1) + 1
+        return self.id2label | dict(enumerate(self.extra_labels, first))
+
+    def only_known(self, segmentation: torch.Tensor) -> torch.Tensor:
+        """Predicted ids, with -1, none of the classes, where it is one of `extra_labels`."""
+        return segmentation.masked_fill(segmentation > max(self.id2label), -1) if self.extra_labels else segmentation
 
     def ignored(self, sample: dict) -> int:
         """The value of pixels of a sample that are not annotated."""
@@ -110,7 +134,7 @@ class MeasuredTask:
         make_metrics: settings to the accumulator of the task's metrics.
         score: key of the metric by which images are compared with each other.
         reference: sample and settings to what is true, as the metrics take it; `None`: nothing is known.
-        prediction: of a [`DensePrediction`], or of the answer to `question`, to what the metrics take.
+        prediction: of a [`DensePrediction`], or of the answer to `question`, and settings to what the metrics take.
         arguments: samples and settings to what `predict_dense` needs to know beside images, sizes and cameras.
         question: asked in words instead of `predict_dense`.
         answer_options: arguments of `query` for it.
@@ -124,8 +148,11 @@ class MeasuredTask:
             left open; raises a `ValueError` where it can't be known.
         in_training: whether a training measures it: `"always"` where samples are annotated; `"where possible"`, where
             `prepare` finds all that it needs; or `"never"`.
+        average: of the predictions of an image and of its mirror image to their mean, where the task has one.
         options: options of an evaluation that change this task's results, with their defaults: a card names those
             that differ.
+        facts: more that a card says of its results.
+        label_prefix: of what tables call its results for each class, where another task has the same.
         score_name: what `score` is called where it is that of one image; as tables call it where left out.
     """
 
@@ -135,7 +162,7 @@ class MeasuredTask:
     make_metrics: Callable[[Settings], DenseMetrics]
     score: str
     reference: Callable[[dict, Settings], Any]
-    prediction: Callable[[Any], Any]
+    prediction: Callable[[Any, Settings], Any]
     arguments: Callable[[list[dict], Settings], dict] = _no_arguments
     question: str | None = None
     answer_options: dict[str, Any] = field(default_factory=dict)
@@ -145,7 +172,10 @@ class MeasuredTask:
     check: Callable[[DenseMLLMProcessor, Settings], object] = _no_check
     prepare: Callable[[Settings, DenseMLLMConfig, DenseMLLMProcessor], Settings] = _as_they_are
     in_training: str = ALWAYS
+    average: Callable[[Any, Any], Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    label_prefix: str = ""
     score_name: str | None = None
 
     def __post_init__(self) -> None:
@@ -176,7 +206,7 @@ class MeasuredTask:
 
 def _check_labels(processor: DenseMLLMProcessor, settings: Settings) -> None:
     if settings.id2label is not None:
-        processor.label_token_ids(settings.id2label)
+        processor.label_token_ids(settings.candidates)
 
 
 def _make_segmentation_metrics(settings: Settings) -> SegmentationMetrics:
@@ -189,6 +219,11 @@ def _make_depth_metrics(settings: Settings) -> DepthMetrics:
     return DepthMetrics(
         settings.min_depth, settings.max_depth, settings.crop, settings.depth_average, settings.depth_align
     )
+
+
+def _average_depth(prediction: DenseMaps, mirrored: DenseMaps) -> DenseMaps:
+    depth = (prediction.predicted_depth + mirrored.predicted_depth.flip(-1)) / 2
+    return replace(prediction, predicted_depth=depth)
 
 
 def _true_metres(sample: dict, settings: Settings) -> Any:
@@ -204,6 +239,41 @@ def _true_names(sample: dict, settings: Settings) -> list[str] | None:
         return None
     names = [settings.names.get(key, BACKGROUND_LABEL) for key in present]
     return [name for name in names if name != BACKGROUND_LABEL]
+
+
+def _list_question(names: list[str], row: int, settings: Settings) -> str:
+    """What the model is asked about the names of classes: drawn for each row of the data, the same in every run."""
+    rng = np.random.default_rng((settings.seed, row))
+    prompt = settings.label_prompts[rng.integers(len(settings.label_prompts))]
+    order = rng.permutation(len(names)) if settings.shuffle_labels else range(len(names))
+    return prompt.replace("{text}", ", ".join(names[place] for place in order))
+
+
+def _ask_for_labels(model: Any, samples: list[dict], settings: Settings, options: dict[str, Any]) -> list[DenseMaps]:
+    """Segmentations in which only those classes compete that the model names when it gets the list of all."""
+    processor = options["processor"]
+    names = processor.normalize_labels(settings.candidates)
+    cameras = {
+        "focal_length": [sample.get("focal_length") for sample in samples], "depth_range": settings.depth_range,
+    }  # fmt: skip
+    encodings = model.encode_image([sample["image"] for sample in samples], **cameras, **options)
+    asked = encodings
+    if options.get("tile") is not None:  # what is asked in words is asked of the whole image, as in `predict_dense`
+        asked = model.encode_image([sample["image"] for sample in samples], processor=processor)
+    questions = [_list_question(list(names.values()), sample.get("row", 0), settings) for sample in samples]
+    answers = model.query(asked, questions, processor, **Classes.answer_options)
+    predictions = []
+    for sample, encoded, answer in zip(samples, encodings, answers, strict=True):
+        seen, size = set(parse_refs(answer)), sample[Classes.column].shape[:2]
+        kept = {key: name for key, name in names.items() if name in seen}
+        if kept:
+            prediction = model.predict_dense(
+                encoded, TASKS[Classes.name].name, kept, target_sizes=size, refine=settings.refine, processor=processor
+            )
+        else:
+            prediction = DenseMaps(segmentation=torch.full(size, -1), labels={}, segments_info=[])
+        predictions.append(prediction)
+    return predictions
 
 
 def _prepare_normals(settings: Settings, config: DenseMLLMConfig, processor: DenseMLLMProcessor) -> Settings:
@@ -277,7 +347,7 @@ def true_segments(sample: dict, settings: Settings) -> Segments | None:
     return values, rows
 
 
-def _found_segments(prediction: Any) -> Segments:
+def _found_segments(prediction: Any, settings: Settings) -> Segments:
     return prediction.segmentation, prediction.segments_info
 
 
@@ -291,11 +361,11 @@ SEGMENTATION = MeasuredTask(
     make_metrics=_make_segmentation_metrics,
     score="mean_iou",
     reference=lambda sample, settings: sample[Classes.column],
-    prediction=lambda prediction: prediction.segmentation,
-    arguments=lambda samples, settings: {"labels": settings.id2label, "refine": settings.refine},
+    prediction=lambda prediction, settings: settings.only_known(prediction.segmentation),
+    arguments=lambda samples, settings: {"labels": settings.candidates, "refine": settings.refine},
     needs_labels=True,
     check=_check_labels,
-    options={"refine": None},
+    options={"refine": None, "extra_labels": None},
 )
 DEPTH = MeasuredTask(
     task=TASKS[Depth.name],
@@ -303,9 +373,17 @@ DEPTH = MeasuredTask(
     make_metrics=_make_depth_metrics,
     score="delta1",
     reference=_true_metres,
-    prediction=lambda prediction: prediction.predicted_depth,
+    prediction=lambda prediction, settings: prediction.predicted_depth,
     check=lambda processor, settings: processor.get_depth_range(settings.depth_range),
-    options={"min_depth": None, "max_depth": None, "crop": "none", "depth_average": "pixels", "depth_align": "none"},
+    average=_average_depth,
+    options={
+        "min_depth": None,
+        "max_depth": None,
+        "crop": "none",
+        "depth_average": "images",
+        "depth_align": "none",
+        "mirror": False,
+    },
 )
 REFERRING = MeasuredTask(
     task=TASKS[Foreground.name],
@@ -313,7 +391,7 @@ REFERRING = MeasuredTask(
     make_metrics=lambda settings: ReferringMetrics(),
     score="giou",
     reference=lambda sample, settings: read_mask(sample[Foreground.column], settings.ignored(sample)),
-    prediction=lambda prediction: prediction.mask,
+    prediction=lambda prediction, settings: prediction.mask,
     arguments=lambda samples, settings: {"text": [sample["expression"] for sample in samples]},
     score_name="IoU",
 )
@@ -323,7 +401,7 @@ CLASS_LIST = MeasuredTask(
     make_metrics=lambda settings: ClassListMetrics(),
     score="f1",
     reference=_true_names,
-    prediction=parse_refs,
+    prediction=lambda answer, settings: parse_refs(answer),
     question=Classes.question,
     answer_options=Classes.answer_options,
     needs_labels=True,
@@ -336,7 +414,7 @@ NORMALS = MeasuredTask(
     make_metrics=lambda settings: NormalsMetrics(),
     score="under_11_25",
     reference=lambda sample, settings: read_normals(sample[Normals.column], f"column `{Normals.column}`"),
-    prediction=lambda prediction: prediction.normals,
+    prediction=lambda prediction, settings: prediction.normals,
     arguments=lambda samples, settings: {"source": settings.normals_source},
     needs_camera=lambda settings: settings.normals_source == Normals.sources[1],
     prepare=_prepare_normals,
@@ -360,11 +438,24 @@ PANOPTIC = MeasuredTask(
 INSTANCES = replace(
     PANOPTIC, name=Panoptic.column, make_metrics=_make_instance_metrics, score="mask_ap", in_training=NEVER
 )
-MEASURED = {task.name: task for task in (SEGMENTATION, DEPTH, REFERRING, CLASS_LIST, NORMALS, PANOPTIC, INSTANCES)}
+# The published segmentation figures are most likely of this reading: which of the classes compete, the model says.
+ANSWERED = replace(
+    SEGMENTATION,
+    name="answered_labels",
+    ask=_ask_for_labels,
+    in_training=NEVER,
+    options=SEGMENTATION.options | {"shuffle_labels": False, "label_prompts": None, "seed": 0},
+    facts={"labels": "answered"},
+    label_prefix="answered_",
+)
+MEASURED = {
+    task.name: task for task in (SEGMENTATION, ANSWERED, DEPTH, REFERRING, CLASS_LIST, NORMALS, PANOPTIC, INSTANCES)
+}
 
 
 __all__ = [
     "ALWAYS",
+    "ANSWERED",
     "CLASS_LIST",
     "DEPTH",
     "INSTANCES",

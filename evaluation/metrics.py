@@ -234,7 +234,7 @@ class SegmentationMetrics(DenseMetrics):
 
 
 class DepthMetrics(DenseMetrics):
-    """Depth metrics over the valid pixels of a data set: the share with max(d / d*, d* / d) below 1.25, 1.25^2 and
+    """Depth metrics over the valid pixels of images: the share with max(d / d*, d* / d) below 1.25, 1.25^2 and
     1.25^3, AbsRel, the mean of |d - d*| / d*, RMSE, the root of the mean squared difference in metres, and SILog.
 
     SILog is 100 sqrt(mean(e^2) - mean(e)^2) with e = ln d - ln d* over the pixels of an image, averaged over the
@@ -245,8 +245,8 @@ class DepthMetrics(DenseMetrics):
         min_depth, max_depth: only reference pixels between the two, in metres, count, and predictions are clamped to
             them; no limit where left out.
         crop: a name in `CROPS`: the part of the image that counts.
-        average: `"pixels"`: every valid pixel of the data set weighs the same; `"images"`: every image with a valid
-            pixel does, as is the custom on NYUv2 (RMSE is then the mean of the images' roots).
+        average: `"images"`: every image with a valid pixel weighs the same, as in the literature (RMSE is then the
+            mean of the images' roots); `"pixels"`: every valid pixel of the data set does.
         align: `"median"` multiplies each image's prediction by the ratio of the medians over its valid pixels, before
             any clamping, for predictions whose scale means nothing (Zhou et al. 2017, arXiv 1704.07813, section 4.1).
     """
@@ -256,7 +256,7 @@ class DepthMetrics(DenseMetrics):
         min_depth: float | None = None,
         max_depth: float | None = None,
         crop: str = "none",
-        average: str = "pixels",
+        average: str = "images",
         align: str = "none",
     ):
         low, high = 0.0 if min_depth is None else min_depth, math.inf if max_depth is None else max_depth

@@ -16,6 +16,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import PIL.ImageOps
 from tqdm.auto import tqdm
 
 from ..processing_densemllm import DenseMLLMProcessor
@@ -66,14 +67,32 @@ def predict_batch(
     Raises:
         ValueError: a task that is not measured, or for which the model lacks something.
     """
-    unknown = set(tasks) - set(MEASURED)
-    if unknown:
-        raise ValueError(f"`tasks` must be of {sorted(MEASURED)}, got {sorted(unknown)}")
     names = processor.normalize_labels(id2label) if id2label else {}
     things = None if thing_labels is None else tuple(thing_labels)
     settings = Settings(
         id2label, names, ignore_index, depth_scale, depth_range, refine, things, normals_source=normals_source
     )
+    return predict_samples(model, processor, samples, tasks, settings, batch_size, **images_kwargs)
+
+
+def predict_samples(
+    model: "DenseMLLMForConditionalGeneration",
+    processor: DenseMLLMProcessor,
+    samples: list[dict],
+    tasks: Sequence[str],
+    settings: Settings,
+    batch_size: int = 8,
+    **images_kwargs: Any,
+) -> list[tuple[int, str, Any, Any]]:
+    """[`predict_batch`] with all that an evaluation may say.
+
+    Args:
+        settings: with `names` where there are classes.
+        images_kwargs: `tile` and `tile_overlap` of `predict_dense`, too.
+    """
+    unknown = set(tasks) - set(MEASURED)
+    if unknown:
+        raise ValueError(f"`tasks` must be of {sorted(MEASURED)}, got {sorted(unknown)}")
     for name in tasks:
         settings = MEASURED[name].prepare(settings, model.config, processor)
     options = {"processor": processor, "batch_size": batch_size, **images_kwargs}
@@ -86,9 +105,21 @@ def predict_batch(
         asked = [MEASURED[name] for name in shared]
         group = [samples[position] for position in positions]
         predictions = _ask(model, group, asked, settings, options)
+        if settings.mirror and any(task.average is not None for task in asked):
+            mirrored = [{**sample, "image": PIL.ImageOps.mirror(sample["image"])} for sample in group]
+            others = _ask(model, mirrored, asked, settings, options)
+            predictions = [_average(asked, *pair) for pair in zip(predictions, others, strict=True)]
         for position, sample, prediction in zip(positions, group, predictions, strict=True):
             results += [(position, *pair) for pair in _compare(sample, prediction, asked, settings)]
     return results
+
+
+def _average(tasks: list[MeasuredTask], prediction: Any, mirrored: Any) -> Any:
+    """A prediction with the fields of those tasks averaged that can be."""
+    for task in tasks:
+        if task.average is not None:
+            prediction = task.average(prediction, mirrored)
+    return prediction
 
 
 def _group(samples: list[dict], tasks: Sequence[str], settings: Settings) -> dict[tuple[str, ...], list[int]]:
@@ -134,7 +165,7 @@ def _ask(
     if question is not None:
         processor = options["processor"]
         encodings = model.encode_image(images, **cameras, **options)
-        return [model.query(encoded, question, processor, **tasks[0].answer_options) for encoded in encodings]
+        return model.query(encodings, question, processor, **tasks[0].answer_options)
     arguments = {name: value for task in tasks for name, value in task.arguments(samples, settings).items()}
     return model.predict_dense(
         images,
@@ -150,7 +181,7 @@ def _compare(
     sample: dict, prediction: Any, tasks: list[MeasuredTask], settings: Settings
 ) -> list[tuple[str, Any, Any]]:
     """Task, prediction and reference, of those tasks whose truth is known."""
-    pairs = [(task.name, task.prediction(prediction), task.reference(sample, settings)) for task in tasks]
+    pairs = [(task.name, task.prediction(prediction, settings), task.reference(sample, settings)) for task in tasks]
     return [pair for pair in pairs if pair[2] is not None]
 
 
@@ -228,4 +259,4 @@ def _training_metrics(
     return {task.name: task.make_metrics(settings) for task in kept}
 
 
-__all__ = ["evaluate_dense", "predict_batch"]
+__all__ = ["evaluate_dense", "predict_batch", "predict_samples"]

@@ -39,6 +39,7 @@ from ..drawing_densemllm import colorize_depth, label_colors, normals_to_colors
 from ..targets_densemllm import index_values
 from .arguments import EvaluationArguments
 from .measured import (
+    ANSWERED,
     CLASS_LIST,
     DEPTH,
     INSTANCES,
@@ -53,6 +54,7 @@ from .measured import (
 )
 from .metrics import METRICS, DenseMetrics, SegmentationMetrics
 from .panoptic import Segments, coco_instances, save_coco_panoptic, segments_of_coco
+from .protocols import describe_protocol
 from .state import COCO_IMAGES, COCO_INSTANCES, COCO_PANOPTIC, write_atomically
 
 
@@ -63,7 +65,10 @@ GREY = "#666666"
 LABEL_METRICS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "pq": "PQ", "sq": "SQ", "rq": "RQ", "mask_ap": "mask AP",
 }  # fmt: skip
-CARD_OPTIONS = {"limit": None, "scale": None, "max_num_patches": None, "depth_range": None}
+CARD_OPTIONS = {
+    "protocol": None, "limit": None, "scale": None, "max_num_patches": None, "depth_range": None, "tile": None,
+    "tile_overlap": None,
+}  # fmt: skip
 
 
 # ---- images ----
@@ -318,6 +323,7 @@ def _shade(color: list[int], number: int) -> list[int]:
 # legend: colour (or `None`) and text of each line.
 PANELS = {
     SEGMENTATION.name: _segmentation_panels,
+    ANSWERED.name: _segmentation_panels,
     DEPTH.name: _depth_panels,
     REFERRING.name: _referring_panels,
     CLASS_LIST.name: _class_list_panels,
@@ -424,7 +430,7 @@ def make_results(
     for task, metric in metrics.items():
         values = metric.compute()
         results["metrics"][task] = {name: value for name, value in values.items() if not isinstance(value, list)}
-        _add_label_columns(label_rows, metric, values)
+        _add_label_columns(label_rows, metric, values, MEASURED[task].label_prefix)
     if label_rows:
         results["per_label"] = [
             {"id": key, "label": name, **label_rows[key]}
@@ -434,14 +440,14 @@ def make_results(
     return _plain(results)
 
 
-def _add_label_columns(rows: dict[int, dict], metric: DenseMetrics, values: dict) -> None:
-    """Add what a metric computes for each class to the rows of the classes, by their ids."""
+def _add_label_columns(rows: dict[int, dict], metric: DenseMetrics, values: dict, prefix: str) -> None:
+    """Add what a metric computes for each class to the rows of the classes, by their ids, with a `prefix` to names."""
     columns = {name: values[f"per_label_{name}"] for name in LABEL_METRICS if f"per_label_{name}" in values}
-    if isinstance(metric, SegmentationMetrics):
+    if isinstance(metric, SegmentationMetrics) and not prefix:
         columns["pixels"] = metric.confusion.sum(dim=1).tolist()
     for name, column in columns.items():
         for key, value in zip(metric.label_ids, column, strict=True):
-            rows.setdefault(key, {})[name] = value
+            rows.setdefault(key, {})[prefix + name] = value
 
 
 def _plain(value):
@@ -466,15 +472,24 @@ def to_markdown(results: dict) -> str:
     lines = [
         f"# {cell(results['model'])} on {cell(results['data'])}, {cell(results['options']['split'])}\n",
         f"{results['samples']} samples, {results['seconds']:.0f} seconds of prediction.\n",
-        "| task | metric | value | images |\n|---|---|---|---|",
     ]
+    published = results.get("protocol", {}).get("published", {})
+    if "protocol" in results:
+        lines.append(describe_protocol(results["protocol"]) + "\n")
+    extra = " published (4B) |" if published else ""
+    lines.append(f"| task | metric | value |{extra} images |\n|---|---|---|{'---|' if extra else ''}---|")
     for task, values in results["metrics"].items():
-        lines += [
-            f"| {task} | {METRICS[name].name} | {_text(value)} | {results['images'][task]} |"
-            for name, value in values.items()
-        ]
+        for name, value in values.items():
+            figure = f" {published.get(name, '-')} |" if published else ""
+            lines.append(f"| {task} | {METRICS[name].name} | {_text(value)} |{figure} {results['images'][task]} |")
     if "per_label" in results:
-        titles = {**LABEL_METRICS, "pixels": "pixels of the reference"}
+        prefixes = dict.fromkeys(task.label_prefix for task in MEASURED.values())
+        titles = {
+            prefix + key: f"{prefix}{name}".replace("_", " ")
+            for prefix in prefixes
+            for key, name in LABEL_METRICS.items()
+        }
+        titles["pixels"] = "pixels of the reference"
         names = [name for name in titles if any(name in row for row in results["per_label"])]
         lines += ["\n| class | " + " | ".join(titles[name] for name in names) + " |\n|---|" + "---|" * len(names)]
         for row in results["per_label"]:
@@ -503,8 +518,8 @@ def write_results(
         id2label: class id to name.
         cases: the best, median and worst images, if any.
     """
-    for metric in metrics.values():
-        if isinstance(metric, SegmentationMetrics):
+    for task, metric in metrics.items():
+        if isinstance(metric, SegmentationMetrics) and not MEASURED[task].label_prefix:
             names = [name for _, name in sorted(id2label.items())]
             write_atomically(folder / "confusion.png", _png(draw_confusion(metric.confusion.numpy(), names)))
     if cases is not None:
@@ -574,6 +589,7 @@ def update_card(folder: str, results: dict) -> None:
     for task, values in results["metrics"].items():
         shaped = CARD_OPTIONS | MEASURED[task].options
         shaped = {key: options[key] for key, default in shaped.items() if options[key] != default}
+        shaped |= MEASURED[task].facts
         for metric, value in values.items():
             if value is None:
                 continue

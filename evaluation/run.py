@@ -42,7 +42,8 @@ from ..training.samples import draw_expression, read_sample
 from .arguments import EvaluationArguments
 from .measured import MEASURED, Settings
 from .metrics import DenseMetrics
-from .predict import predict_batch
+from .predict import predict_samples
+from .protocols import compare_protocol, describe_protocol
 from .report import draw_sheet, load_card, make_results, segments_record, update_card, write_coco, write_results
 from .state import State, check_coco_folder, check_output_dir, data_digest, make_fingerprint, model_digest
 
@@ -89,7 +90,9 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         device: where the model runs.
         state: what is done already, beside which the results are written.
     """
+    asked = args
     data, id2label, args = open_data(args)
+    comparison = compare_protocol(asked, len(data))
     settings = args.settings(id2label)
     fingerprint = make_fingerprint(args, data, id2label, device)
     if args.update_card:
@@ -99,6 +102,8 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         check_coco_folder(args, state)
         fingerprint["data_digest"] = data_digest(data)
         state.check(fingerprint)
+    if comparison is not None and process.is_main_process:
+        print(describe_protocol(comparison))
     processor, settings = open_processor(args, settings)
     check_cameras(args, data, settings)
     model = load_model(args, device)
@@ -115,6 +120,8 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
 
     seconds = sum(piece["seconds"] for piece in pieces)
     results = make_results(args, len(data), metrics, scores, id2label, process.num_processes, seconds)
+    if comparison is not None:
+        results["protocol"] = comparison
     if process.is_main_process:
         sheet = draw_sheet(args.task, args.cases, predict, read, id2label, scores)
         folder = state.folder.parent
@@ -182,9 +189,9 @@ def find_columns(args: EvaluationArguments, there: list[str]) -> list[str]:
 def read_row(data: datasets.Dataset, settings: Settings, row: int) -> dict:
     """The sample of a row, with one of its expressions, the same in every run, where it has several."""
     sample = read_sample(data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index)
-    if "expression" in sample:
-        return sample
-    return draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
+    if "expression" not in sample:
+        sample = draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
+    return {**sample, "row": row, "depth_scale": 1.0}  # it is in metres now
 
 
 def open_processor(args: EvaluationArguments, settings: Settings) -> tuple[DenseMLLMProcessor, Settings]:
@@ -253,20 +260,12 @@ def make_predict(
     processor: DenseMLLMProcessor,
     settings: Settings,
 ) -> Callable[..., list[tuple[int, str, Any, Any]]]:
-    """[`predict_batch`] of samples, tasks and batch size."""
-    images_kwargs = {"scale": args.scale, "max_num_patches": args.max_num_patches}
-    return partial(
-        predict_batch,
-        model,
-        processor,
-        id2label=settings.id2label,
-        depth_range=settings.depth_range,
-        refine=settings.refine,
-        ignore_index=settings.ignore_index,
-        thing_labels=settings.thing_labels,
-        normals_source=settings.normals_source,
-        **{name: value for name, value in images_kwargs.items() if value is not None},
-    )
+    """[`predict_samples`] of samples, tasks and batch size."""
+    names = ("scale", "max_num_patches", "tile", "tile_overlap")
+    images_kwargs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if settings.id2label:
+        settings = replace(settings, names=processor.normalize_labels(settings.id2label))
+    return partial(predict_samples, model, processor, settings=settings, **images_kwargs)
 
 
 def evaluate_pending(
@@ -281,7 +280,7 @@ def evaluate_pending(
     """Evaluate batches and save them piece by piece.
 
     Args:
-        predict: [`predict_batch`] of samples, tasks and batch size.
+        predict: [`predict_samples`] of samples, tasks and batch size.
         read: sample of a row.
         count: of all samples.
         todo: numbers of the batches: number n has the samples from n * `batch_size`.

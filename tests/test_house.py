@@ -32,8 +32,8 @@ formats.class_maps formats.ade20k formats.cityscapes formats.pascal
 formats.ddad formats.ibims1 formats.kitti formats.nyuv2
 formats.labels formats.options formats.own_folders formats.registry formats.folders
 training.check training.check_sheet training.check_command
-evaluation.metrics evaluation.panoptic evaluation.measured evaluation.arguments evaluation.predict evaluation.state
-evaluation.report
+evaluation.metrics evaluation.panoptic evaluation.measured evaluation.protocols evaluation.arguments
+evaluation.predict evaluation.state evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer
 convert_youtu_vl_to_densemllm train_hf evaluate_densemllm cli __main__
@@ -53,7 +53,7 @@ NO_TASKS = {
     "evaluation.state": {"panoptic"},  # the name of a folder
     "pipeline_densemllm": {"depth", "panoptic"},  # a key, and a subtask, of transformers' pipelines
     **dict.fromkeys(("formats.ddad", "formats.ibims1", "formats.kitti", "formats.nyuv2"), {"depth"}),  # a column
-    "evaluation.measured": {"class_list"},  # measured only: a question that `predict_dense` doesn't know
+    "evaluation.measured": {"class_list", "answered_labels"},  # measured only: `predict_dense` doesn't know them
 }
 
 
