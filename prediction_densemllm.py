@@ -57,6 +57,7 @@ from .image_encoding_densemllm import (
 from .image_processing_densemllm import DenseMLLMImageProcessor
 from .processing_densemllm import DenseMLLMProcessor
 from .questions_densemllm import QuestionMixin
+from .streams_densemllm import takes_iterators
 from .task_base_densemllm import DenseRequest, DenseTask, Labels, ThingLabels
 from .tasks_densemllm import DEFAULT_TASK, MAP_TASKS, DenseMaps, get_task, tasks_with
 from .tiles_densemllm import Tiling
@@ -213,6 +214,19 @@ class DensePredictionMixin(QuestionMixin):
         tile: int | tuple[int, int] | None = ..., tile_overlap: int | None = ..., **images_kwargs: Any,
     ) -> DensePrediction | list[DensePrediction] | list[DensePrediction | None] | None: ...  # fmt: skip
 
+    @overload
+    def predict_dense(
+        self, images: Iterator[ImageOrEncoded], task: str | tuple[str, ...] = ..., labels: Labels | None = ...,
+        text: str | None = ..., *, on_error: Literal["raise"] = ..., **kwargs: Any,
+    ) -> Iterator[DensePrediction]: ...  # fmt: skip
+
+    @overload
+    def predict_dense(
+        self, images: Iterator[ImageOrEncoded], task: str | tuple[str, ...] = ..., labels: Labels | None = ...,
+        text: str | None = ..., *, on_error: str = ..., **kwargs: Any,
+    ) -> Iterator[DensePrediction | None]: ...  # fmt: skip
+
+    @takes_iterators
     @torch.no_grad()
     def predict_dense(
         self,
@@ -242,7 +256,9 @@ class DensePredictionMixin(QuestionMixin):
 
         Args:
             images: a PIL image, a path, a numpy array `uint8 [height, width, 3]`, a torch tensor `[3, height, width]`
-                (`uint8`, or floating point in [0, 1]), an [`EncodedImage`], or a list of these.
+                (`uint8`, or floating point in [0, 1]), an [`EncodedImage`], or a list of these; or an iterator, of any
+                length, which is drawn from by a thread, a batch ahead of the model. What is said of each image by
+                itself (`text`, `box`, `focal_length`, `target_sizes`) is then one value for all.
             task: `"segmentation"`, `"panoptic"` (objects of `thing_labels` each by itself), `"depth"`, `"normals"`,
                 `"referring"`, `"open_set"` (the model detects the boxes of each class and segments what is in them:
                 `segmentation` then has an id for each object), or a tuple of the first four that fill different maps,
@@ -283,7 +299,7 @@ class DensePredictionMixin(QuestionMixin):
             images_kwargs: for the image processor (`scale`, `max_num_patches`...).
 
         Returns:
-            one [`DensePrediction`], or a list for a list; maps are on the CPU.
+            one [`DensePrediction`], or a list for a list, or a generator for an iterator; maps are on the CPU.
 
         Raises:
             ValueError, TypeError: an argument that can't be used, named; before anything is computed.

@@ -21,7 +21,7 @@ TRAVELLING = """
 compat checks records refinement answers loss image_loading exif released drawing loading generation tokens chat
 targets decoding crops configuration image_processing image_processing_torchvision depth instances normals
 task_base object_tasks tasks text_tasks processing
-tiles image_encoding questions prediction pipeline parts vision modeling auto_models
+tiles image_encoding questions streams prediction pipeline parts vision modeling auto_models
 """.split()
 # and those that don't.
 OTHERS = """
