@@ -17,6 +17,7 @@ r"""DenseMLLM from the command line.
     densemllm predict photo.jpg --model MODEL --labels floor,wall,chair --out classes.png
     densemllm predict photo.jpg --model MODEL --task referring --text "the red chair" --out chair.png
     densemllm predict *.jpg --model MODEL --task depth --format raw --out depth/
+    densemllm predict FOLDER --model MODEL --task segmentation depth --out maps/      (a data set, see below)
     densemllm segment photo.jpg --model MODEL --out classes.png     (predict --task segmentation)
     densemllm depth photo.jpg --model MODEL --out depth.npy         (predict --task depth)
     densemllm predict photo.jpg --model MODEL --task panoptic --thing_labels chair,table --out objects.png
@@ -39,6 +40,15 @@ What is written is up to the name of `--out`, and to `--format`; it has the imag
                          float32 [height, width, 3] (x to the right, y up, z to the camera)
     .json                classes, objects or the mask as COCO run lengths, with names and scores
 
+IMAGE may also be one folder, file of rows (.parquet, .jsonl...), NAME:PATH or name on the Hub: all of its images are
+predicted, in batches, by as many processes as `torchrun` or `accelerate launch` start; a run that was stopped goes on
+where it was, and an image that can't be read is listed and left out. --out is a folder then, with
+
+    --format png         TASK/NAME.png, numbers as of `raw`, of one or several tasks
+    --format npz         NAME.npz, an array a map
+    --format coco        coco.json: images, categories and annotations
+    --format parquet     part-*.parquet: names, and the PNG of each task
+
 An input is never written over, and a file that is there already only with --overwrite.
 
 A class number is the name's place in --labels, from 0, or its number in a JSON object of --labels or in the
@@ -52,6 +62,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -59,9 +70,12 @@ import torch
 from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, __version__
+from densemllm.data_prediction import FORMATS, IMAGE_SUFFIXES, SUMMARY, PredictionJob, predict_dataset
 from densemllm.environment import describe_environment
+from densemllm.evaluation.run import start_process
 from densemllm.exif_densemllm import EXIF
 from densemllm.files import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line, reading, whole_file
+from densemllm.formats.folders import FILE_KINDS
 from densemllm.image_loading_densemllm import open_image
 from densemllm.object_tasks_densemllm import Foreground
 from densemllm.task_base_densemllm import DenseTask
@@ -74,6 +88,7 @@ MAX_NUMBER = 65534  # of a class in 16 bits, where 65535 is none
 SHORT_COMMANDS = {"segment": Classes.name, Depth.name: Depth.name}
 # Arguments of `predict_dense` that change how an image is read, whatever the task, where both are given.
 CAMERA_OPTIONS = ("depth_range", "focal_length")
+IMAGE_FORMS = ("picture", "overlay", "raw")
 MASK_FIELDS = (Classes.map_field, Foreground.map_field)  # what run lengths can say
 
 
@@ -99,14 +114,22 @@ def _shared_options() -> argparse.ArgumentParser:
 def _map_options() -> argparse.ArgumentParser:
     """Options of the commands that write maps."""
     dense = argparse.ArgumentParser(add_help=False)
-    dense.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    dense.add_argument("images", nargs="+", metavar="IMAGE", help="image files; or one data set, see below")
     dense.add_argument(
         "--out", required=True, type=Path, help="file to write; a folder for several images, with a file for each"
     )
     dense.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     dense.add_argument("--suffix", default=".png", choices=SUFFIXES, help="of the files in a folder")
     dense.add_argument(
-        "--format", choices=("picture", "overlay", "raw"), default="picture", help="of PNG and JPEG files; see below"
+        "--format", choices=(*IMAGE_FORMS, *FORMATS),
+        help="of PNG and JPEG files: picture (where left out), overlay or raw; of a data set: png (where left out), "
+        "npz, coco or parquet; see below",
+    )  # fmt: skip
+    dense.add_argument("--split", default="train", help="of a data set that has any")
+    dense.add_argument("--column", help="of a data set that has its images in one of several columns")
+    dense.add_argument("--batch_size", type=int, default=8, help="images of a data set a forward pass")
+    dense.add_argument(
+        "--save_every", type=int, default=64, help="images of a data set between two pieces of the state"
     )
     dense.add_argument(
         "--labels",
@@ -147,11 +170,11 @@ def make_parser() -> argparse.ArgumentParser:
     }  # fmt: skip
     predict = commands.add_parser("predict", **maps, help="a dense map of each image")
     predict.add_argument(
-        "--task", choices=list(TASKS), default=DEFAULT_TASK,
+        "--task", choices=list(TASKS), default=[DEFAULT_TASK], nargs="+",
         help="; ".join(f"{name}: {task.about}" for name, task in TASKS.items()),
     )  # fmt: skip
     for command, name in SHORT_COMMANDS.items():
-        commands.add_parser(command, **maps, help=f"predict --task {name}").set_defaults(task=name)
+        commands.add_parser(command, **maps, help=f"predict --task {name}").set_defaults(task=[name])
     ask = commands.add_parser("ask", parents=[shared], help="a question about an image")
     ask.add_argument("images", nargs=1, metavar="IMAGE", help="image file")
     ask.add_argument("question", metavar="QUESTION")
@@ -241,17 +264,19 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise a `ValueError` for an option that is nothing to the task, or that lacks."""
-    task = TASKS[args.task]
+    """Raise a `ValueError` for an option that is nothing to the tasks, or that lacks."""
+    tasks, named = [TASKS[name] for name in args.task], " ".join(args.task)
+    taken = {name for task in tasks for name in task.options}
     others = {name for other in TASKS.values() for name in other.options if name in args} - set(CAMERA_OPTIONS)
     for name in sorted(others):
-        if getattr(args, name) not in (None, False) and name not in task.options:
-            raise ValueError(f"--{name} is for --task {' and '.join(tasks_with(name))}, not for {args.task}")
-    if args.depth_range is not None and "depth_range" not in task.options and args.focal_length is None:
-        raise ValueError(f"--depth_range says something to --task {args.task} with --focal_length only")
-    needed = [name for name in task.needs if name in args]
-    if needed and not any(getattr(args, name) for name in needed):
-        raise ValueError(f"--task {args.task} needs --{' or --'.join(needed)}")
+        if getattr(args, name) not in (None, False) and name not in taken:
+            raise ValueError(f"--{name} is for --task {' and '.join(tasks_with(name))}, not for {named}")
+    if args.depth_range is not None and "depth_range" not in taken and args.focal_length is None:
+        raise ValueError(f"--depth_range says something to --task {named} with --focal_length only")
+    for task in tasks:
+        needed = [name for name in task.needs if name in args]
+        if needed and not any(getattr(args, name) for name in needed):
+            raise ValueError(f"--task {task.name} needs --{' or --'.join(needed)}")
 
 
 def find_outputs(args: argparse.Namespace) -> list[Path]:
@@ -283,8 +308,8 @@ def check_form(args: argparse.Namespace, suffix: str) -> None:
         raise ValueError("--format raw needs .png or .npy: JPEG changes numbers")
     if args.format == "overlay" and suffix in (".npy", ".json"):
         raise ValueError(f"--format overlay is for images, not for {suffix}")
-    if suffix == ".json" and TASKS[args.task].map_field not in MASK_FIELDS:
-        raise ValueError(f"--out .json is for classes and masks; {args.task} is written as .npy or .png")
+    if suffix == ".json" and TASKS[args.task[0]].map_field not in MASK_FIELDS:
+        raise ValueError(f"--out .json is for classes and masks; {args.task[0]} is written as .npy or .png")
 
 
 def check_arguments(args: argparse.Namespace) -> list[Path]:
@@ -315,28 +340,79 @@ def load_model(args: argparse.Namespace) -> DenseMLLMForConditionalGeneration:
     return model.eval().to(args.device)
 
 
+def is_data_set(args: argparse.Namespace) -> bool:
+    """Whether IMAGE is a data set, and not image files."""
+    if len(args.images) > 1:
+        return False
+    path = Path(args.images[0])
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES
+    return path.is_dir() or path.suffix.lower() in FILE_KINDS or not (path.is_file() or is_image)
+
+
 def predict(args: argparse.Namespace) -> None:
     """Write a map of each image."""
-    task = TASKS[args.task]
+    if is_data_set(args):
+        return predict_data(args)
+    if len(args.task) > 1:
+        raise ValueError(f"--task must be one for image files, and may be several for a data set, got {args.task}")
+    args.format = args.format or IMAGE_FORMS[0]
+    if args.format not in IMAGE_FORMS:
+        raise ValueError(f"--format {args.format} is for a data set; of image files it is {', '.join(IMAGE_FORMS)}")
+    task = TASKS[args.task[0]]
     paths = check_arguments(args)
-    labels = None if args.labels is None else parse_labels(args.labels)
-    things = None if args.thing_labels is None else parse_labels(args.thing_labels, "--thing_labels")
     check_images(args.images)
-    model = load_model(args)
-    if labels is None and "labels" in task.options:
-        labels = model.config.label_names
-    if args.format == "raw" and isinstance(labels, dict) and max(labels, default=0) > MAX_NUMBER:
-        raise ValueError(f"--format raw is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json")
-    names = {"text", "scale", *CAMERA_OPTIONS, *(name for name in task.options if name in args)}
-    options = {name: getattr(args, name) for name in sorted(names)} | {"labels": labels, "thing_labels": things}
-    options = {name: value for name, value in options.items() if value is not None}
-    pairs = list(zip(args.images, paths, strict=True))
-    for name, path in tqdm(pairs, desc=args.task, disable=len(pairs) == 1):
+    model, options = open_model(args)
+    for name, path in tqdm(list(zip(args.images, paths, strict=True)), desc=task.name, disable=len(paths) == 1):
         image = model.get_processor().image_processor.load_picture(name)
         # What is loaded has no EXIF data.
-        prediction = model.predict_dense(name if args.focal_length == EXIF else image, task=args.task, **options)
+        prediction = model.predict_dense(name if args.focal_length == EXIF else image, task=task.name, **options)
         write_prediction(prediction, task, image, path, args.format, args.overwrite)
         tqdm.write(f"{path}: {task.describe(prediction)}")
+
+
+def open_model(args: argparse.Namespace) -> tuple[DenseMLLMForConditionalGeneration, dict[str, Any]]:
+    """The model, and what `predict_dense` is told for all images alike."""
+    labels = None if args.labels is None else parse_labels(args.labels)
+    things = None if args.thing_labels is None else parse_labels(args.thing_labels, "--thing_labels")
+    model = load_model(args)
+    tasks = [TASKS[name] for name in args.task]
+    if labels is None and any("labels" in task.options for task in tasks):
+        labels = model.config.label_names
+    is_png = args.format not in ("picture", "overlay", "npz", "coco")
+    if is_png and isinstance(labels, dict) and max(labels, default=0) > MAX_NUMBER:
+        raise ValueError(
+            f"--format {args.format} is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json"
+        )
+    taken = {name for task in tasks for name in task.options if name in args}
+    names = {"text", "scale", *CAMERA_OPTIONS, *taken}
+    options = {name: getattr(args, name) for name in sorted(names)} | {"labels": labels, "thing_labels": things}
+    return model, {name: value for name, value in options.items() if value is not None}
+
+
+def predict_data(args: argparse.Namespace) -> None:
+    """Write the maps of all images of a data set."""
+    check_numbers(args)
+    check_options(args)
+    args.format = args.format or FORMATS[0]
+    if args.format in IMAGE_FORMS:
+        raise ValueError(f"--format {args.format} is for image files; of a data set it is {', '.join(FORMATS)}")
+    if args.out.is_file():
+        raise ValueError(f"--out must be a folder for a data set, got the file {args.out}")
+    job = PredictionJob(
+        args.images[0], args.out, tuple(args.task), args.format, args.split, args.column, args.batch_size,
+        args.save_every, overwrite=args.overwrite,
+    )  # fmt: skip
+    process, device = start_process(args)
+    args.device = str(device)
+    model, job.options = open_model(args)
+    found = predict_dataset(model, job)
+    if process.is_main_process:
+        rate = found["images"] / max(found["seconds"], 1e-9)
+        print(
+            f"{args.out}: {found['images']} images in {found['seconds']:.1f} s, {rate:.2f} images/s"
+            + (f"; {found['skipped']} could not be read, see {SUMMARY}" if found["skipped"] else "")
+        )
+    process.wait_for_everyone()
 
 
 def ask(args: argparse.Namespace) -> None:

@@ -103,11 +103,13 @@ class State:
     Args:
         folder: of the state; the results are beside it.
         overwrite: forget what is there.
+        outputs: names of the results, which go with it then.
     """
 
-    def __init__(self, folder: Path, overwrite: bool):
+    def __init__(self, folder: Path, overwrite: bool, outputs: tuple[str, ...] = OUTPUTS):
         self.folder = folder
         self.overwrite = overwrite
+        self.outputs = outputs
         self.lock = FileLock(folder / ".lock")
 
     def __enter__(self) -> "State":
@@ -158,16 +160,27 @@ class State:
                 f"another evaluation is running in {self.folder.parent}: wait for it, or take another `output_dir`"
             ) from error
         if self.overwrite:  # the files of an evaluation, and nothing else that may be beside them
-            for path in [*self.folder.glob("piece-*.json"), *(self.folder.parent / name for name in OUTPUTS)]:
+            for path in [*self.folder.glob("piece-*.json"), *(self.folder.parent / name for name in self.outputs)]:
                 path.unlink(missing_ok=True)
         for path in self.folder.glob(".*.tmp*"):  # of a run that was killed
             path.unlink()
         write_atomically(self.folder / "run.json", json.dumps(fingerprint, indent=2).encode())
+        return self.pieces()
+
+    def pieces(self) -> list[dict]:
+        """All pieces that are there."""
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("piece-*.json"))]
+
+    def has(self, batch: int) -> bool:
+        """Whether there is a piece that begins with a batch."""
+        return self._path(batch).is_file()
+
+    def _path(self, batch: int) -> Path:
+        return self.folder / f"piece-{batch:08d}.json"
 
     def save(self, piece: dict) -> None:
         """Write a piece. Its first batch names it: no batch is done twice."""
-        write_atomically(self.folder / f"piece-{piece['batches'][0]:08d}.json", json.dumps(piece).encode())
+        write_atomically(self._path(piece["batches"][0]), json.dumps(piece).encode())
 
 
 def check_output_dir(args: EvaluationArguments, state: State) -> None:

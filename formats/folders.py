@@ -79,6 +79,19 @@ def load_samples(
     return data
 
 
+def open_rows(name: str, split: str) -> Dataset | FormatSamples:
+    """A split of a data set as [`load_samples`] opens it, whatever columns it has; images aren't decoded.
+
+    Raises:
+        ValueError: a split that the data lacks.
+    """
+    data = _open(name, split, False, True, {})
+    for column, feature in (data.features or {}).items():
+        if isinstance(feature, Image):
+            data = data.cast_column(column, Image(decode=False))
+    return data
+
+
 def _is_text(features: Mapping[str, Any] | None, name: str) -> bool:
     return getattr((features or {}).get(name), "dtype", None) in ("string", "large_string")
 
@@ -213,4 +226,4 @@ def _cache_of(folder: Path) -> str | None:
     return str(Path(config.HF_DATASETS_CACHE) / f"densemllm-{Hasher.hash(state)}")
 
 
-__all__ = ["load_samples"]
+__all__ = ["load_samples", "open_rows"]

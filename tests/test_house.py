@@ -36,7 +36,7 @@ evaluation.metrics evaluation.panoptic evaluation.measured evaluation.protocols 
 evaluation.predict evaluation.state evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer
-convert_youtu_vl_to_densemllm train_hf evaluate_densemllm cli __main__
+convert_youtu_vl_to_densemllm train_hf evaluate_densemllm data_prediction cli __main__
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.
@@ -48,6 +48,7 @@ NO_TASKS = {
     "instances_densemllm": {"segmentation"},  # the name of an argument, in messages
     "normals_densemllm": {"depth", "normals"},  # likewise
     "prediction_densemllm": {"segmentation"},  # COCO's key for run lengths
+    "data_prediction": {"segmentation"},  # likewise
     "evaluation.panoptic": {"segmentation"},  # likewise
     "evaluation.report": {"segmentation"},  # likewise
     "evaluation.state": {"panoptic"},  # the name of a folder
