@@ -47,11 +47,11 @@ class EvaluationArguments:
 
     model: str = HfArg(aliases=["--model_name_or_path"], help="folder or Hub name of a DenseMLLM checkpoint")
     data: str = HfArg(aliases=["--dataset"], help="data set, see `load_samples`")
+    task: list[str] | None = HfArg(default=None, help=f"one or several of {', '.join(MEASURED)}")
     protocol: str | None = HfArg(
         default=None,
         help=f"a published evaluation, which says what the options below leave out: {', '.join(PROTOCOLS)}",
     )
-    task: list[str] | None = HfArg(default=None, help=f"one or several of {', '.join(MEASURED)}")
     output_dir: str = HfArg(default="out/evaluation", help="folder of the results, and of the state to go on from")
     split: str | None = HfArg(default=None, help="split of the data, where it has any; validation where left out")
     limit: int | None = HfArg(default=None, help="evaluate on so many samples, the first ones")

@@ -13,6 +13,7 @@
 # limitations under the License.
 """One step of training in one or several processes: what changes is written to a file. Run by `test_training.py`."""
 
+import os
 import sys
 import tempfile
 
@@ -28,6 +29,7 @@ from densemllm.training.trainer import DenseTrainer
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 
 
+DEVICE = os.environ.get("DENSEMLLM_TEST_DEVICE") or "cpu"
 ALL_NEGATIVES = 10**6  # so that there is no near-tie at the last one, which other batches could break the other way
 
 
@@ -48,12 +50,14 @@ def trainer_step(processor, samples):
 
 def sharded_gradients(processor, samples):
     """Every layer and the rest sharded over the processes, each of which has its part of the samples."""
-    model = make_model(processor, ntp_m_top_k=ALL_NEGATIVES).train()
+    model = make_model(processor, ntp_m_top_k=ALL_NEGATIVES).to(DEVICE).train()
     processes = rank = 0
     if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo" if DEVICE == "cpu" else "nccl")
         processes, rank = dist.get_world_size(), dist.get_rank()
-        mesh = init_device_mesh("cpu", (processes,))
+        if DEVICE != "cpu":
+            torch.cuda.set_device(rank)
+        mesh = init_device_mesh(DEVICE, (processes,))
         for layer in [*model.model.vision_tower.encoder.layers, *model.model.language_model.layers]:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -64,8 +68,10 @@ def sharded_gradients(processor, samples):
         "num_dense_items_in_batch": supervised_tokens(whole["dense_targets"], whole["dense_candidates"]).sum(),
     }
     own = collator(samples[rank::processes]) if processes else whole
+    inputs = {**own, **counts}
+    inputs = {key: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     # Gradients are averaged over the processes, the losses are already divided by the global counts.
-    (model(**own, **counts).loss * max(processes, 1)).backward()
+    (model(**inputs).loss * max(processes, 1)).backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return {name: grad.full_tensor() if processes else grad for name, grad in gradients.items()}
 

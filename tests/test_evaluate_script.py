@@ -132,7 +132,7 @@ def test_all_tasks_and_all_files(made, options, capsys):
 
 
 def test_an_interrupted_run_goes_on_with_the_same_numbers(options, whole, monkeypatch):
-    save, predict, asked = State.save, evaluation.predict_batch, []
+    save, predict, asked = State.save, evaluation.predict_samples, []
 
     def interrupted(self, piece):
         if len(list(self.folder.glob("piece-*.json"))) == 2:
@@ -145,7 +145,7 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(options, whole, monkey
     assert not (Path(options["output_dir"]) / "results.json").exists()
     monkeypatch.setattr(State, "save", save)
     monkeypatch.setattr(
-        evaluation, "predict_batch", lambda *args, **kwargs: asked.append(args) or predict(*args, **kwargs)
+        evaluation, "predict_samples", lambda *args, **kwargs: asked.append(args) or predict(*args, **kwargs)
     )
     run(options)
     assert len(asked) == 2  # of four batches, the two that were not saved

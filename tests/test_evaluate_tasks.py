@@ -39,7 +39,7 @@ from densemllm.evaluation.measured import (
     true_segments,
 )
 from densemllm.evaluation.panoptic import InstanceMetrics
-from densemllm.evaluation.predict import evaluate_dense, predict_batch
+from densemllm.evaluation.predict import evaluate_dense, predict_batch, predict_samples
 from densemllm.evaluation.state import State
 from tiny import ID2LABEL, make_model, make_processor, make_samples
 
@@ -252,9 +252,9 @@ def test_what_has_to_be_installed_is_said_before_anything_is_done(monkeypatch):
 
 
 def almost_right(*args, **kwargs):
-    """As `predict_batch`, but the predictions are the references, with objects that are cut or not found."""
+    """As `predict_samples`, but the predictions are the references, with objects that are cut or not found."""
     results = []
-    for position, task, _, reference in predict_batch(*args, **kwargs):
+    for position, task, _, reference in predict_samples(*args, **kwargs):
         found, values = [], reference[0].copy()
         for row in reference[1]:
             inside, place = np.flatnonzero(values == row["id"]), values.size + row["id"]
@@ -284,7 +284,7 @@ def test_panoptic_maps_and_instances_end_to_end(options, tmp_path):
 
 
 def test_a_resumed_evaluation_has_the_same_ap_and_files(options, model, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "predict_batch", almost_right)
+    monkeypatch.setattr(evaluation, "predict_samples", almost_right)
     options = options | {"save_coco": tmp_path / "coco"}
     whole = main(words(options))["metrics"]
     assert 0.1 < whole["instances"]["mask_ap"] < 0.9 and 0.1 < whole["panoptic"]["pq"] < 0.95

@@ -251,7 +251,7 @@ def test_crops_are_the_customary_pixels(crop, size, place):
     metrics = DepthMetrics(crop=crop, average="pixels")
     metrics.add(torch.full(size, 2.0), torch.full(size, 2.0))
     assert metrics.totals[2] == (bottom - top) * (right - left)
-    inside = DepthMetrics(crop=crop)
+    inside = DepthMetrics(crop=crop, average="pixels")
     inside.add(torch.full(size, 2.0), reference)
     assert torch.equal(inside.totals, metrics.totals)
 
@@ -288,7 +288,7 @@ def test_a_factor_is_nothing_where_medians_are_aligned(seed, factor):
 
 def test_images_can_weigh_the_same():
     images = [(torch.tensor([[2.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, 1.0]])), (torch.ones(1, 1), torch.ones(1, 1))]
-    pixels, each = DepthMetrics(), DepthMetrics(average="images")
+    pixels, each = DepthMetrics(average="pixels"), DepthMetrics()
     for metrics in (pixels, each):
         for pair in [*images, (torch.ones(1, 1), torch.zeros(1, 1))]:  # the last has no valid pixel
             metrics.add(*pair)

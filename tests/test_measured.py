@@ -66,7 +66,7 @@ def test_a_new_task_is_one_row_and_one_panel(tmp_path, monkeypatch):
         make_metrics=lambda settings: ClassListMetrics(),
         score="f1",
         reference=lambda sample, settings: [str(len(np.unique(sample["segmentation"])))],
-        prediction=str.split,
+        prediction=lambda answer, settings: answer.split(),
         question="How many classes are there?",
         needs_labels=True,
     )

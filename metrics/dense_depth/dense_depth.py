@@ -25,7 +25,7 @@ Args:
     references: metres `[height, width]`; values that are not finite and above 0 don't count.
     min_depth, max_depth: limits of the references that count, in metres; predictions are clamped to them.
     crop: "none", "eigen", "garg" or "nyu": the part of the image that counts.
-    average: "pixels" or "images": what weighs the same.
+    average: "images" or "pixels": what weighs the same.
     align: "none", or "median": each image is scaled so that its median is that of the reference.
 Returns:
     `delta1`, `delta2`, `delta3`, `abs_rel`, `rmse` (metres) and `silog` (percent).
@@ -43,7 +43,7 @@ class DenseDepth(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions, references, min_depth=None, max_depth=None, crop="none", average="pixels", align="none"
+        self, predictions, references, min_depth=None, max_depth=None, crop="none", average="images", align="none"
     ):
         metrics = DepthMetrics(min_depth, max_depth, crop, average, align)
         for prediction, reference in zip(predictions, references, strict=True):
