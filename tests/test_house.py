@@ -33,7 +33,7 @@ formats.ddad formats.ibims1 formats.kitti formats.nyuv2
 formats.labels formats.options formats.own_folders formats.registry formats.folders
 training.check training.check_sheet training.check_command
 evaluation.metrics evaluation.panoptic evaluation.measured evaluation.arguments evaluation.predict evaluation.state
-evaluation.report
+evaluation.panels evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer
 convert_youtu_vl_to_densemllm train_hf evaluate_densemllm cli __main__
