@@ -82,6 +82,11 @@ class EvaluationArguments:
     normals_source: str | None = HfArg(
         default=None, help="tokens or depth; left out: tokens of normals where the model has them"
     )
+    detection_scales: list[float] = HfArg(
+        default_factory=lambda: [1.0],
+        help="factors on the images' size at which objects are detected, whose boxes are put together (the report of "
+        "the released checkpoint: 1 2 3 4)",
+    )
     device: str | None = HfArg(
         default=None, help="cpu, cuda, cuda:1...; with several processes cpu, or each its own where left out"
     )

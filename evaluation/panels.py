@@ -22,10 +22,28 @@ import PIL.ImageFont
 
 from ..drawing_densemllm import colorize_depth, label_colors, normals_to_colors
 from ..targets_densemllm import index_values
-from .measured import CLASS_LIST, DEPTH, INSTANCES, NORMALS, PANOPTIC, REFERRING, SEGMENTATION
+from .measured import (
+    BOXES,
+    CLASS_LIST,
+    COUNTS,
+    DEPTH,
+    INSTANCES,
+    NORMALS,
+    PANOPTIC,
+    POSES,
+    REFERRED_BOX,
+    REFERRING,
+    SEGMENTATION,
+)
+from .text_metrics import HEAD_SHARE
 
 
-GREY = "#666666"
+GREY, RIGHT, WRONG = "#666666", "#1e7b3a", "#c0392b"
+# Pairs of MPII's joints that are drawn as joined.
+LIMBS = (
+    (0, 1), (1, 2), (2, 6), (3, 6), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9), (10, 11), (11, 12), (12, 7), (7, 13),
+    (13, 14), (14, 15),
+)  # fmt: skip
 
 
 def make_font(size: int) -> PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont:
@@ -78,17 +96,22 @@ def _referring_panels(case, image, id2label):
         inside = (np.asarray(mask) > 0)[..., None]
         mixed = np.where(inside, 0.4 * pixels + 0.6 * np.array(color), 0.45 * pixels)
         panels.append(PIL.Image.fromarray(mixed.round().astype(np.uint8)))
+    return panels, _text_lines(f'"{case["expression"]}"')
+
+
+def _text_lines(text: str) -> list[tuple[None, str]]:
+    """A text as lines of a legend."""
     lines, font = [""], make_font(12)
-    for word in f'"{case["expression"]}"'.split():
+    for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         lines = [*lines[:-1], longer] if font.getlength(longer) <= 160 else [*lines, word]
-    return panels, [(None, line) for line in lines if line]
+    return [(None, line) for line in lines if line]
 
 
 def _class_list_panels(case, image, id2label):
     given, true = case["prediction"], case["reference"]
     panels, font = [], make_font(12)
-    for names, others, wrong in ((true, given, "#999999"), (given, true, "#c0392b")):
+    for names, others, wrong in ((true, given, "#999999"), (given, true, WRONG)):
         panel = PIL.Image.new("RGB", image.size, "#f4f4f4")
         draw = PIL.ImageDraw.Draw(panel)
         per_column = max(1, (image.height - 8) // 16)
@@ -97,11 +120,11 @@ def _class_list_panels(case, image, id2label):
             shown[2 * per_column - 1 :] = [f"and {len(shown) - 2 * per_column + 1} more"]
         for line, name in enumerate(shown):
             column, row = divmod(line, per_column)
-            color = "#1e7b3a" if name in others else wrong
+            color = RIGHT if name in others else wrong
             text = shorten(name, font, image.width // 2 - 10)
             draw.text((6 + column * (image.width // 2), 4 + 16 * row), text, fill=color, font=font)
         panels.append(panel)
-    return panels, [("#1e7b3a", "named and there"), ("#999999", "there, not named"), ("#c0392b", "named, not there")]
+    return panels, [(RIGHT, "named and there"), ("#999999", "there, not named"), (WRONG, "named, not there")]
 
 
 def _normals_panels(case, image, id2label):
@@ -147,6 +170,72 @@ def _shade(color: list[int], number: int) -> list[int]:
     return [round(channel + (target - channel) * share) for channel in color]
 
 
+def _counting_panels(case, image, id2label):
+    true, given = case["reference"], case["prediction"]
+    panels, font = [], make_font(48)
+    for number, color in ((true, "black"), (given, RIGHT if given == true else WRONG)):
+        panel = PIL.Image.new("RGB", image.size, "#f4f4f4")
+        text = "-" if number is None else str(number)
+        text = shorten(text, font, image.width - 8)
+        PIL.ImageDraw.Draw(panel).text((image.width // 2, image.height // 2), text, fill=color, font=font, anchor="mm")
+        panels.append(panel)
+    return panels, _text_lines(case["question"] or "")
+
+
+def _draw_boxes(case, image, boxes, colors) -> PIL.Image.Image:
+    """A copy of the image as it is drawn with boxes, whose places are those of the image itself."""
+    panel = image.copy()
+    draw, (across, down) = PIL.ImageDraw.Draw(panel), _factors(case, image)
+    for (x0, y0, x1, y1), color in zip(boxes, colors, strict=True):
+        draw.rectangle([x0 * across, y0 * down, x1 * across, y1 * down], outline=color, width=2)
+    return panel
+
+
+def _factors(case, image) -> tuple[float, float]:
+    return image.width / case["image"].width, image.height / case["image"].height
+
+
+def _detection_panels(case, image, id2label):
+    keys = sorted(id2label)
+    color_of = dict(zip(keys, map(tuple, label_colors(len(keys)).tolist()), strict=True))
+    panels, there = [], {}
+    for name in ("reference", "prediction"):
+        labels = np.asarray(case[name]["labels"]).tolist()
+        panels.append(_draw_boxes(case, image, np.asarray(case[name]["boxes"]).tolist(), map(color_of.get, labels)))
+        there |= dict.fromkeys(labels)
+    return panels, [(color_of[key], id2label[key]) for key in there]
+
+
+def _grounding_panels(case, image, id2label):
+    boxes = [[] if case[name] is None else [case[name]] for name in ("reference", "prediction")]
+    colors = ((60, 200, 90), (235, 90, 60))  # as those of masks
+    panels = [_draw_boxes(case, image, own, [color] * len(own)) for own, color in zip(boxes, colors, strict=True)]
+    return panels, _text_lines(f'"{case["expression"]}"')
+
+
+def _pose_panels(case, image, id2label):
+    """Joints and what joins them: those of the prediction that are right, or not, as the metric has it."""
+    person, found = case["reference"], case["prediction"]
+    true = np.asarray(person["keypoints"], dtype=np.float64)
+    panels, factors = [], np.array(_factors(case, image))
+    for joints in (true, found):
+        panel = image.copy()
+        panels.append(panel)
+        if joints is None:
+            continue
+        draw, points = PIL.ImageDraw.Draw(panel), [tuple(point) for point in (joints[:, :2] * factors).tolist()]
+        is_right = np.linalg.norm(joints[:, :2] - true[:, :2], axis=1) <= HEAD_SHARE * person["head_size"]
+        drawn = [place for place in range(len(true)) if true[place, 2] > 0 or joints is found]
+        for start, end in LIMBS:
+            if {start, end} <= set(drawn):
+                draw.line([points[start], points[end]], fill="white", width=1)
+        for place in drawn:
+            color = GREY if true[place, 2] == 0 else RIGHT if is_right[place] else WRONG
+            (x, y), radius = points[place], 3
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
+    return panels, [(RIGHT, "joint, or a right one"), (WRONG, "wrong joint"), (GREY, "not annotated")]
+
+
 # Of each task: case, the image as it is drawn and class id to name to the images of reference and prediction, and the
 # legend: colour (or `None`) and text of each line.
 PANELS = {
@@ -157,6 +246,10 @@ PANELS = {
     NORMALS.name: _normals_panels,
     PANOPTIC.name: _segment_panels,
     INSTANCES.name: partial(_segment_panels, things_only=True),
+    COUNTS.name: _counting_panels,
+    BOXES.name: _detection_panels,
+    POSES.name: _pose_panels,
+    REFERRED_BOX.name: _grounding_panels,
 }
 
 

@@ -46,6 +46,7 @@ MAX_DRAWN_CLASSES = 150
 # What the metrics compute for each class, by the ending of its key `per_label_...`.
 LABEL_METRICS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "pq": "PQ", "sq": "SQ", "rq": "RQ", "mask_ap": "mask AP",
+    "box_ap": "box AP",
 }  # fmt: skip
 CARD_OPTIONS = {"limit": None, "scale": None, "max_num_patches": None, "depth_range": None}
 
@@ -149,8 +150,8 @@ def draw_cases(task: str, cases: list[dict], id2label: dict[int, str] | None) ->
 
     Args:
         task: name of the task.
-        cases: `title`, `image` (RGB), `prediction`, `reference` (as the task's metrics take them) and
-            `expression` (or `None`).
+        cases: `title`, `image` (RGB), `prediction`, `reference` (as the task's metrics take them), `expression` and
+            `question` (or `None`).
         id2label: class id to name.
     """
     height, header, legend_width, gap = 168, 24, 190, 8
@@ -190,6 +191,7 @@ def _make_case(task: MeasuredTask, name: str, score: float, index: int, predict,
         "prediction": prediction,
         "reference": reference,
         "expression": sample.get("expression"),
+        "question": sample.get("question"),
     }
 
 

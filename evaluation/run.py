@@ -181,7 +181,8 @@ def find_columns(args: EvaluationArguments, there: list[str]) -> list[str]:
 
 def read_row(data: datasets.Dataset, settings: Settings, row: int) -> dict:
     """The sample of a row, with one of its expressions, the same in every run, where it has several."""
-    sample = read_sample(data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index)
+    sample = read_sample(data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index,
+                         measured=True)  # fmt: skip
     if "expression" in sample:
         return sample
     return draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
@@ -265,6 +266,7 @@ def make_predict(
         ignore_index=settings.ignore_index,
         thing_labels=settings.thing_labels,
         normals_source=settings.normals_source,
+        detection_scales=settings.detection_scales,
         **{name: value for name, value in images_kwargs.items() if value is not None},
     )
 
