@@ -45,13 +45,14 @@ POSE_LENGTH = 1024  # a person has some 90; a crop may show several
 
 def _encode(
     model: "DenseMLLMForConditionalGeneration",
-    images: list[PIL.Image.Image],
-    samples: list[dict],
+    image: PIL.Image.Image,
+    sample: dict,
     settings: "Settings",
     options: dict[str, Any],
-) -> "list[EncodedImage]":
-    cameras = [sample.get("focal_length") for sample in samples]
-    return model.encode_image(images, focal_length=cameras, depth_range=settings.depth_range, **options)
+) -> "EncodedImage":
+    """One image at a time: answers are written one by one, and the caches of a batch of enlarged ones would add up."""
+    camera = {"focal_length": sample.get("focal_length"), "depth_range": settings.depth_range}
+    return model.encode_image(image, **camera, **options)
 
 
 # ---- counting ----
@@ -62,16 +63,15 @@ def ask_counts(
 ) -> list[int | None]:
     """The number in the answer to each sample's `question`, after which the published wording is put; `None` where
     there is none."""
-    encodings = _encode(model, [sample["image"] for sample in samples], samples, settings, options)
     return [
         model.predict(
-            encoded,
+            _encode(model, sample["image"], sample, settings, options),
             COUNTING,
             prompt=f"{sample['question'].strip()} {COUNT_INSTRUCTION}",
             processor=options["processor"],
             max_new_tokens=COUNT_LENGTH,
         )["count"]
-        for encoded, sample in zip(encodings, samples, strict=True)
+        for sample in samples
     ]
 
 
@@ -99,17 +99,19 @@ def ask_boxes(
         without boxes of a class that overlap a greater one with an IoU above 0.7, and without names that are no
         class's.
     """
-    images = [sample["image"] for sample in samples]
     key_of = {normalize_name(name): key for key, name in settings.names.items()}
-    found: list[list[tuple[list[float], int]]] = [[] for _ in samples]
-    for scale in check_scales(settings.detection_scales):
-        scaled = options if scale == 1 else options | {"scale": options.get("scale", 1.0) * scale}
-        encodings = _encode(model, images, samples, settings, scaled)
-        for own, encoded in zip(found, encodings, strict=True):
+    scales = check_scales(settings.detection_scales)
+    results = []
+    for sample in samples:
+        image, found = sample["image"], []
+        for scale in scales:
+            scaled = options if scale == 1 else options | {"scale": options.get("scale", 1.0) * scale}
+            encoded = _encode(model, image, sample, settings, scaled)
             answer = model.predict(encoded, DETECTION, processor=options["processor"], **OpenSet.answer_options)
             pairs = zip(answer["boxes"].tolist(), answer["labels"], strict=True)
-            own += [(box, key_of[name]) for box, name in pairs if name in key_of]
-    return [_rank(own, image.width * image.height) for own, image in zip(found, images, strict=True)]
+            found += [(box, key_of[name]) for box, name in pairs if name in key_of]
+        results.append(_rank(found, image.width * image.height))
+    return results
 
 
 def _rank(found: list[tuple[list[float], int]], pixels: int) -> dict[str, np.ndarray]:
@@ -159,12 +161,15 @@ def ask_box(
     model: "DenseMLLMForConditionalGeneration", samples: list[dict], settings: "Settings", options: dict[str, Any]
 ) -> list[list[float] | None]:
     """The first box of the answer to each sample's `expression`, (x0, y0, x1, y1) in pixels; `None` without one."""
-    encodings = _encode(model, [sample["image"] for sample in samples], samples, settings, options)
     boxes = [
         model.predict(
-            encoded, GROUNDING, sample["expression"], processor=options["processor"], **Foreground.answer_options
+            _encode(model, sample["image"], sample, settings, options),
+            GROUNDING,
+            sample["expression"],
+            processor=options["processor"],
+            **Foreground.answer_options,
         )["boxes"].tolist()
-        for encoded, sample in zip(encodings, samples, strict=True)
+        for sample in samples
     ]
     return [own[0] if own else None for own in boxes]
 
@@ -211,11 +216,11 @@ def ask_pose(
         visible, of the person whose box's centre is nearest to that of the given box; of those as near, the largest.
         `None` where the answer has nobody.
     """
-    boxes = [true_person(sample, settings)["box"] for sample in samples]
-    places = [person_place(box, sample["image"].size) for box, sample in zip(boxes, samples, strict=True)]
-    crops = [sample["image"].crop(place) for place, sample in zip(places, samples, strict=True)]
     results: list[np.ndarray | None] = []
-    for encoded, place, box in zip(_encode(model, crops, samples, settings, options), places, boxes, strict=True):
+    for sample in samples:
+        box = true_person(sample, settings)["box"]
+        place = person_place(box, sample["image"].size)
+        encoded = _encode(model, sample["image"].crop(place), sample, settings, options)
         answer = model.predict(encoded, POSE, processor=options["processor"], max_new_tokens=POSE_LENGTH)
         chosen = _nearest(answer["boxes"].numpy().astype(np.float64) + (place[:2] * 2), box)
         joints = answer["keypoints"].numpy().astype(np.float64) + (*place[:2], 0)

@@ -14,6 +14,7 @@
 """The evaluation of what a model answers in words: counts, boxes, referred boxes and poses, to the end."""
 
 import json
+import sys
 
 import numpy as np
 import PIL.Image
@@ -298,6 +299,13 @@ def test_scales_that_cannot_be_used_are_named(model, processor, scales):
         EvaluationArguments("m", "d", "detection", detection_scales=scales)
     with pytest.raises(ValueError, match="`detection_scales` must be numbers greater than 0, at least one"):
         predict_batch(model, processor, annotated(), ["detection"], ID2LABEL, detection_scales=scales)
+
+
+def test_what_has_to_be_installed_is_said_before_anything_is_done(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(ValueError, match="`task`: the AP of boxes needs pycocotools"):
+        EvaluationArguments("m", "d", "detection")
+    EvaluationArguments("m", "d", "pose")
 
 
 def test_what_lacks_is_named(options, model, processor, made, tmp_path):
