@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from densemllm.formats import folders
 from densemllm.training import samples
+from densemllm.training.datasets import DenseDataset, DenseSource
 from densemllm.training.samples import Augmentation, Column, read_sample
 from tiny import ID2LABEL, make_image
 
@@ -170,6 +171,12 @@ def test_what_an_evaluation_compares_with_is_checked(column, value, words):
     assert set(read_sample(row, "row 3", ID2LABEL)) == {
         "image"
     }  # a data set to learn from may have other things there
+
+
+def test_training_leaves_out_what_nothing_is_learned_from():
+    rows = [{"image": make_image(6, 9), "segmentation": np.zeros((6, 9), int), "answer": "yes", "objects": 3}]
+    sample = DenseDataset(DenseSource(rows, id2label=ID2LABEL))[0]
+    assert "segmentation" in sample and not {"answer", "objects"} & set(sample)
 
 
 def test_a_person_is_read():
