@@ -96,8 +96,8 @@ def ask_boxes(
     Returns:
         for each sample `boxes` `float64 [n, 4]`, (x0, y0, x1, y1) in pixels of the image, `labels` `int64 [n]`, the
         class ids that the names are of, and `scores` `float64 [n]`, the box's share of the image, the greatest first;
-        without boxes of a class that overlap a greater one with an IoU above 0.7, and without names that are no
-        class's.
+        without boxes of a class that overlap a greater one with an IoU above 0.7, and without things whose
+        name is not that of a class.
     """
     key_of = {normalize_name(name): key for key, name in settings.names.items()}
     scales = check_scales(settings.detection_scales)

@@ -39,7 +39,7 @@ def open_mpii(path: str, split: str, images: str | None = None) -> FormatSamples
     and `pos_gt_src` [16, 2, people]; the images in `images/`. A person is a sample.
 
     `box` of a `person` is the square of 200 pixels a unit of `scale` around `center`, which is put 15 pixels a unit
-    lower, as all methods do; `keypoints` are `pos_gt_src`, or `joints` of the JSON file where that lacks, counted from
+    lower, as is the custom; `keypoints` are `pos_gt_src`, or `joints` of the JSON file where that lacks, counted from
     0; `head_size` is 0.6 times the diagonal of the head's box.
 
     Args:
@@ -55,9 +55,9 @@ def open_mpii(path: str, split: str, images: str | None = None) -> FormatSamples
     check_split(split, SPLITS, where)
     folder = find_folder(path, FOLDERS, where)
     people_file, heads_file = (find_file(folder, names, where) for names in (PEOPLE_FILES, HEAD_FILES))
-    pictures = find_folder(path, ("images",), where) if images is None else Path(images)
-    if not pictures.is_dir():
-        raise ValueError(f"{where}: the folder of the images, {pictures}, isn't there")
+    image_folder = find_folder(path, ("images",), where) if images is None else Path(images)
+    if not image_folder.is_dir():
+        raise ValueError(f"{where}: the folder of the images, {image_folder}, isn't there")
     try:
         people = json.loads(people_file.read_bytes())
     except ValueError as error:
@@ -68,7 +68,7 @@ def open_mpii(path: str, split: str, images: str | None = None) -> FormatSamples
     rows = []
     for place, person in enumerate(people):
         try:
-            image, box = str(pictures / person["image"]), _person_box(person["center"], person["scale"])
+            image, box = str(image_folder / person["image"]), _person_box(person["center"], person["scale"])
             points = np.asarray(person["joints"] if joints is None else joints[..., place], dtype=np.float64)
             points = np.nan_to_num(points.reshape(len(MPII_KEYPOINTS), 2), nan=0) - FIRST_PIXEL  # NaN: not annotated
         except (KeyError, TypeError, ValueError) as error:
@@ -102,7 +102,7 @@ def _read_heads(file: Path, count: int, where: str) -> tuple[np.ndarray, np.ndar
         if values is None and name == "pos_gt_src":
             continue
         # MATLAB drops a last axis of 1.
-        if values is None or values.size != np.prod(shape) or values.shape[:1] != shape[:1]:
+        if values is None or values.shape not in ((shape,) if count > 1 else (shape, shape[:-1])):
             got = "no such variable" if values is None else f"{values.shape}"
             raise ValueError(f"{where}: {file} must have `{name}` {list(shape)}, a last entry a person, got {got}")
         found[name] = np.asarray(values, dtype=np.float64).reshape(shape)

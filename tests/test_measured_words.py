@@ -347,7 +347,7 @@ def test_tallyqa_to_the_end(options, tmp_path, monkeypatch):
     make_image(16, 24).save(tmp_path / "tallyqa/VG_100K/1.jpg")
     options = options | {"data": f"tallyqa:{tmp_path / 'tallyqa'}", "task": "counting"}
     results = main(words(options | {"split": "test"}))
-    # "none" is no number: wrong for 0 and for 2, of which it is as far away as 0 is.
+    # "none" is not a number: wrong for 0 and for 2, of which it is as far away as 0 is.
     assert results["metrics"]["counting"] == {
         "counting_accuracy": pytest.approx(1 / 3), "counting_rmse": pytest.approx((4 / 3) ** 0.5),
     }  # fmt: skip

@@ -63,7 +63,7 @@ def test_counts():
 
 
 @pytest.mark.parametrize("pair", [(1.0, 1), (-1, 1), (True, 1), (1, None), ("1", 1)])
-def test_what_is_no_count_is_refused(pair):
+def test_other_things_than_counts_are_refused(pair):
     with pytest.raises(ValueError, match="must be an integer of at least 0"):
         CountingMetrics().count(*pair)
 
