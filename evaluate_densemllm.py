@@ -28,6 +28,11 @@ Tasks, and the columns of DATA that they need (see `training/samples.py`):
     panoptic      `segmentation`,       PQ, SQ and RQ of all classes, of things and of stuff; things are those that
                   `instances`           `--thing_labels` names, or the model's config
     instances     as panoptic           mask AP, AP50 and AP75 of the things, by pycocotools
+    detection     `objects`             box AP, AP50 and AP75, by pycocotools, of what the model names when asked for
+                                        all objects, at the sizes of `--detection_scales`
+    grounding     as referring          share of boxes with IoU 0.5 or more with that of the mask
+    pose          `person`              PCKh@0.5 of the person in a box, which is cut out
+    counting      `question`, `answer`  share of right numbers, and RMSE
 
 In the output folder:
     results.json   metrics, counts, options, versions, seconds

@@ -113,15 +113,18 @@ POSE_QUESTION = (
     + ", ".join(f"({number}) {joint.replace(' ', '_')}" for number, joint in enumerate(MPII_KEYPOINTS))
     + ". Please output all detected persons with their bounding boxes and keypoints."
 )
+COUNT_INSTRUCTION = "Output the final answer as a single number."
 CLASS_QUESTION = (
     "What is the category of the primary object in this image? Answer the question with a single word or phrase."
 )
+# Names of tasks that an evaluation measures.
+DETECTION, GROUNDING, POSE, COUNTING = "detection", "grounding", "pose", "counting"
 TEXT_TASKS = {
-    "detection": TextTask(
+    DETECTION: TextTask(
         OpenSet.question, "Detect all objects in the provided image.",
         _without_names(parse_detection),
     ),
-    "grounding": TextTask(
+    GROUNDING: TextTask(
         Foreground.question, None,
         _without_names(parse_grounding),
     ),
@@ -129,12 +132,12 @@ TEXT_TASKS = {
         'Can you segment "{text}" in this image?', None,
         _without_names(parse_polygons),
     ),
-    "pose": TextTask(
+    POSE: TextTask(
         "Detect the pose of {text} in this image.", POSE_QUESTION,
         _without_names(parse_pose),
     ),
-    "counting": TextTask(
-        "How many {text} are there in the image? Output the final answer as a single number.", None,
+    COUNTING: TextTask(
+        f"How many {{text}} are there in the image? {COUNT_INSTRUCTION}", None,
         _without_names(parse_counting),
     ),
     "classification": TextTask(
@@ -152,4 +155,15 @@ def get_text_task(name: str) -> TextTask:
     return TEXT_TASKS[name]
 
 
-__all__ = ["DETECT_THEN_COUNT", "TEXT_TASKS", "TextTask", "find_class", "get_text_task"]
+__all__ = [
+    "COUNTING",
+    "COUNT_INSTRUCTION",
+    "DETECTION",
+    "DETECT_THEN_COUNT",
+    "GROUNDING",
+    "POSE",
+    "TEXT_TASKS",
+    "TextTask",
+    "find_class",
+    "get_text_task",
+]

@@ -33,7 +33,7 @@ from .protocols import PROTOCOLS, data_of, get_protocol
 # Options that a protocol may say, and what they are where it doesn't.
 DEFAULTS = {
     "split": "validation", "crop": "none", "depth_average": "images", "depth_align": "none", "mirror": False,
-    "shuffle_labels": False,
+    "shuffle_labels": False, "detection_scales": [1.0],
 }  # fmt: skip
 
 
@@ -111,6 +111,11 @@ class EvaluationArguments:
     )
     normals_source: str | None = HfArg(
         default=None, help="tokens or depth; left out: tokens of normals where the model has them"
+    )
+    detection_scales: list[float] | None = HfArg(
+        default=None,
+        help="factors on the images' size at which objects are detected, whose boxes are put together (the report of "
+        "the released checkpoint: 1 2 3 4)",
     )
     device: str | None = HfArg(
         default=None, help="cpu, cuda, cuda:1...; with several processes cpu, or each its own where left out"

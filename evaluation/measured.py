@@ -13,7 +13,7 @@
 # limitations under the License.
 """What is measured how: the tasks of an evaluation in one table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,8 +27,19 @@ from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX, index_values, present_values
 from ..task_base_densemllm import DenseRequest, DenseTask
 from ..tasks_densemllm import TASKS, Classes, DenseMaps, Depth, Normals, Panoptic
+from ..text_tasks_densemllm import COUNTING, DETECTION, GROUNDING, POSE
 from ..tokens_densemllm import BACKGROUND_LABEL
 from ..training.maps import read_mask, read_metres, read_normals
+from .measured_words import (
+    ask_box,
+    ask_boxes,
+    ask_counts,
+    ask_pose,
+    check_scales,
+    true_box,
+    true_boxes,
+    true_person,
+)
 from .metrics import (
     METRICS,
     ClassListMetrics,
@@ -39,6 +50,7 @@ from .metrics import (
     SegmentationMetrics,
 )
 from .panoptic import InstanceMetrics, PanopticMetrics, Segments
+from .text_metrics import CountingMetrics, DetectionMetrics, GroundingMetrics, PoseMetrics
 
 
 ALWAYS, WHERE_POSSIBLE, NEVER = "always", "where possible", "never"
@@ -69,6 +81,7 @@ class Settings:
         label_prompts: what it is asked then, with `{text}` where the names belong; one of them is drawn for each
             image.
         seed: of what is drawn for an image, beside its place in the data.
+        detection_scales: factors on the image's size at which objects are detected, whose boxes are put together.
     """
 
     id2label: dict[int, str] | None = None
@@ -101,6 +114,8 @@ class Settings:
         """Predicted ids, with -1, none of the classes, where it is one of `extra_labels`."""
         return segmentation.masked_fill(segmentation > max(self.id2label), -1) if self.extra_labels else segmentation
 
+    detection_scales: Sequence[float] = (1.0,)
+
     def ignored(self, sample: dict) -> int:
         """The value of pixels of a sample that are not annotated."""
         return sample.get("ignore_index", self.ignore_index)
@@ -108,6 +123,10 @@ class Settings:
 
 def _no_arguments(samples: list[dict], settings: Settings) -> dict:
     return {}
+
+
+def _what_came(prediction: Any, settings: Settings) -> Any:
+    return prediction
 
 
 def _no_check(processor: DenseMLLMProcessor, settings: Settings) -> None:
@@ -312,6 +331,21 @@ def _make_instance_metrics(settings: Settings) -> InstanceMetrics:
         raise ValueError(f"`task`: {error}") from error
 
 
+def _make_detection_metrics(settings: Settings) -> DetectionMetrics:
+    check_scales(settings.detection_scales)
+    try:
+        return DetectionMetrics(segment_ids(settings))
+    except ImportError as error:
+        raise ValueError(f"`task`: {error}") from error
+
+
+def _prepare_detection(settings: Settings, config: DenseMLLMConfig, processor: DenseMLLMProcessor) -> Settings:
+    if not settings.id2label:
+        raise ValueError("`id2label` is needed to detect objects: a dict from class id to name")
+    check_scales(settings.detection_scales)
+    return replace(settings, names=processor.normalize_labels(settings.id2label))
+
+
 def true_segments(sample: dict, settings: Settings) -> Segments | None:
     """The segments of a sample: each object of a thing, by its class and number, and each other class.
 
@@ -448,21 +482,72 @@ ANSWERED = replace(
     facts={"labels": "answered"},
     label_prefix="answered_",
 )
+COUNTS = MeasuredTask(
+    name=COUNTING,
+    columns=(("question", "answer"),),
+    make_metrics=lambda settings: CountingMetrics(),
+    score="counting_accuracy",
+    reference=lambda sample, settings: sample["answer"],
+    prediction=_what_came,
+    ask=ask_counts,
+    in_training=NEVER,
+)
+BOXES = MeasuredTask(
+    name=DETECTION,
+    columns=(("objects",),),
+    make_metrics=_make_detection_metrics,
+    score="box_ap",
+    reference=true_boxes,
+    prediction=_what_came,
+    ask=ask_boxes,
+    needs_labels=True,
+    prepare=_prepare_detection,
+    in_training=NEVER,
+    options={"detection_scales": [1.0]},
+)
+POSES = MeasuredTask(
+    name=POSE,
+    columns=(("person",),),
+    make_metrics=lambda settings: PoseMetrics(),
+    score="pckh",
+    reference=true_person,
+    prediction=_what_came,
+    ask=ask_pose,
+    in_training=NEVER,
+)
+REFERRED_BOX = MeasuredTask(
+    name=GROUNDING,
+    columns=REFERRING.columns,
+    make_metrics=lambda settings: GroundingMetrics(),
+    score="grounding_accuracy",
+    reference=true_box,
+    prediction=_what_came,
+    ask=ask_box,
+    in_training=NEVER,
+)
 MEASURED = {
-    task.name: task for task in (SEGMENTATION, ANSWERED, DEPTH, REFERRING, CLASS_LIST, NORMALS, PANOPTIC, INSTANCES)
-}
+    task.name: task
+    for task in (
+        SEGMENTATION, ANSWERED, DEPTH, REFERRING, CLASS_LIST, NORMALS, PANOPTIC, INSTANCES, COUNTS, BOXES, POSES,
+        REFERRED_BOX,
+    )
+}  # fmt: skip
 
 
 __all__ = [
     "ALWAYS",
     "ANSWERED",
+    "BOXES",
     "CLASS_LIST",
+    "COUNTS",
     "DEPTH",
     "INSTANCES",
     "MEASURED",
     "NEVER",
     "NORMALS",
     "PANOPTIC",
+    "POSES",
+    "REFERRED_BOX",
     "REFERRING",
     "SEGMENTATION",
     "WHERE_POSSIBLE",

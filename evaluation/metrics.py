@@ -93,6 +93,13 @@ METRICS = {
     "mask_ap": Metric("mask AP", "image-segmentation"),
     "mask_ap50": Metric("mask AP50", "image-segmentation"),
     "mask_ap75": Metric("mask AP75", "image-segmentation"),
+    "box_ap": Metric("box AP", "object-detection"),
+    "box_ap50": Metric("box AP50", "object-detection"),
+    "box_ap75": Metric("box AP75", "object-detection"),
+    "pckh": Metric("PCKh@0.5", "keypoint-detection"),
+    "counting_accuracy": Metric("counting accuracy", "visual-question-answering"),
+    "counting_rmse": Metric("counting RMSE", "visual-question-answering", greater_is_better=False),
+    "grounding_accuracy": Metric("grounding accuracy at IoU 0.5", "image-text-to-text"),
 }
 METRIC_NAMES = {key: (metric.hub_task, metric.name) for key, metric in METRICS.items()}
 GREATER_IS_BETTER = {key: metric.greater_is_better for key, metric in METRICS.items()}

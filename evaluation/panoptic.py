@@ -140,10 +140,12 @@ class InstanceMetrics(DenseMetrics):
     """
 
     totals: list
+    name = "mask_ap"  # of what [`compute`] gives
+    iou_type = "segm"  # pycocotools' word for what is compared
 
     def __init__(self, label_ids: Iterable[int]):
         self.label_ids = _check_labels(label_ids)
-        _cocoeval(self.label_ids, 1)  # names what lacks before anything is predicted
+        _cocoeval(self.label_ids, 1, self.iou_type)  # names what lacks before anything is predicted
         self.totals = []
 
     def count(self, prediction: Segments, reference: Segments) -> list[dict]:
@@ -160,11 +162,12 @@ class InstanceMetrics(DenseMetrics):
         found, true = (_instances(0, *read, self.label_ids) for read in both)
         if any("score" not in row for row in found):
             raise ValueError("each row of `prediction` must have a `score`")
-        true = [{"iscrowd": 0, **row} for row in true]
-        evaluation = _cocoeval(self.label_ids, 1)
-        evaluation.cocoGt, evaluation.cocoDt = (
-            _to_coco(rows, self.label_ids, both[0][0].shape) for rows in (true, found)
-        )
+        return self._match(found, [{"iscrowd": 0, **row} for row in true], both[0][0].shape)
+
+    def _match(self, found: list[dict], true: list[dict], size: tuple[int, int]) -> list[dict]:
+        """What [`count`] gives, of COCO's rows of an image of that height and width."""
+        evaluation = _cocoeval(self.label_ids, 1, self.iou_type)
+        evaluation.cocoGt, evaluation.cocoDt = (_to_coco(rows, self.label_ids, size) for rows in (true, found))
         with redirect_stdout(io.StringIO()):
             evaluation.evaluate()
         return [
@@ -203,7 +206,7 @@ class InstanceMetrics(DenseMetrics):
         for row in self.totals if totals is None else totals:
             rows_of[row["label_id"]].append(row)
         images = max(map(len, rows_of.values()))
-        evaluation = _cocoeval(self.label_ids, max(images, 1))
+        evaluation = _cocoeval(self.label_ids, max(images, 1), self.iou_type)
         evaluation._paramsEval = evaluation.params
         evaluation.evalImgs = []  # of each class, its rows as those of images, whichever these are
         for label in evaluation.params.catIds:
@@ -215,10 +218,10 @@ class InstanceMetrics(DenseMetrics):
         precision = torch.from_numpy(np.where(precision < 0, math.nan, precision))
         per_label = dict(zip(evaluation.params.catIds, precision.mean(dim=0).tolist(), strict=True))
         return {
-            "mask_ap": float(precision.nanmean()),
-            "mask_ap50": float(precision[THRESHOLDS.index(0.5)].nanmean()),
-            "mask_ap75": float(precision[THRESHOLDS.index(0.75)].nanmean()),
-            "per_label_mask_ap": [per_label[label] for label in self.label_ids],
+            self.name: float(precision.nanmean()),
+            f"{self.name}50": float(precision[THRESHOLDS.index(0.5)].nanmean()),
+            f"{self.name}75": float(precision[THRESHOLDS.index(0.75)].nanmean()),
+            f"per_label_{self.name}": [per_label[label] for label in self.label_ids],
         }
 
 
@@ -407,8 +410,11 @@ def _bounding_box(mask: np.ndarray) -> list[int]:
 # ---- pycocotools ----
 
 
-def _cocoeval(label_ids: Sequence[int], images: int) -> Any:
+def _cocoeval(label_ids: Sequence[int], images: int, iou_type: str) -> Any:
     """`COCOeval` for these classes and so many images, of any size of object.
+
+    Args:
+        iou_type: "segm" or "bbox".
 
     Raises:
         ImportError: `pycocotools` is not installed.
@@ -416,8 +422,9 @@ def _cocoeval(label_ids: Sequence[int], images: int) -> Any:
     try:
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
-        raise ImportError("the AP of masks needs pycocotools: `pip install pycocotools`") from error
-    evaluation = COCOeval(iouType="segm")
+        what = {"segm": "masks", "bbox": "boxes"}[iou_type]
+        raise ImportError(f"the AP of {what} needs pycocotools: `pip install pycocotools`") from error
+    evaluation = COCOeval(iouType=iou_type)
     evaluation.params.imgIds, evaluation.params.catIds = list(range(images)), sorted(label_ids)
     evaluation.params.iouThrs = np.array(THRESHOLDS)
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]

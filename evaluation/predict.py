@@ -47,6 +47,7 @@ def predict_batch(
     ignore_index: int = IGNORE_INDEX,
     thing_labels: Sequence[str | int] | None = None,
     normals_source: str | None = None,
+    detection_scales: Sequence[float] = (1.0,),
     **images_kwargs: Any,
 ) -> list[tuple[int, str, Any, Any]]:
     """What a model says of a few samples, and what is true, at the annotations' own size.
@@ -60,6 +61,7 @@ def predict_batch(
         depth_scale, ignore_index: see [`DenseSource`], for samples that don't bring their own.
         thing_labels: as for `predict_dense`.
         normals_source: `source` of `predict_dense`.
+        detection_scales: see [`Settings`].
 
     Returns:
         (position in `samples`, task, prediction, reference), the latter two as the task's metrics take them.
@@ -70,8 +72,9 @@ def predict_batch(
     names = processor.normalize_labels(id2label) if id2label else {}
     things = None if thing_labels is None else tuple(thing_labels)
     settings = Settings(
-        id2label, names, ignore_index, depth_scale, depth_range, refine, things, normals_source=normals_source
-    )
+        id2label, names, ignore_index, depth_scale, depth_range, refine, things, normals_source=normals_source,
+        detection_scales=detection_scales,
+    )  # fmt: skip
     return predict_samples(model, processor, samples, tasks, settings, batch_size, **images_kwargs)
 
 

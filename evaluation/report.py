@@ -18,7 +18,6 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,42 +27,27 @@ import datasets
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from ..configuration_densemllm import __version__
-from ..drawing_densemllm import colorize_depth, label_colors, normals_to_colors
-from ..targets_densemllm import index_values
 from .arguments import EvaluationArguments
-from .measured import (
-    ANSWERED,
-    CLASS_LIST,
-    DEPTH,
-    INSTANCES,
-    MEASURED,
-    NORMALS,
-    PANOPTIC,
-    REFERRING,
-    SEGMENTATION,
-    MeasuredTask,
-    Settings,
-    segment_ids,
-)
+from .measured import MEASURED, MeasuredTask, Settings, segment_ids
 from .metrics import METRICS, DenseMetrics, SegmentationMetrics
+from .panels import GREY, PANELS, make_font, shorten
 from .panoptic import Segments, coco_instances, save_coco_panoptic, segments_of_coco
 from .protocols import describe_protocol
 from .state import COCO_IMAGES, COCO_INSTANCES, COCO_PANOPTIC, write_atomically
 
 
 MAX_DRAWN_CLASSES = 150
-GREY = "#666666"
 # Options that a card names with the result of any task, with the defaults that it doesn't.
 # What the metrics compute for each class, by the ending of its key `per_label_...`.
 LABEL_METRICS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "pq": "PQ", "sq": "SQ", "rq": "RQ", "mask_ap": "mask AP",
+    "box_ap": "box AP",
 }  # fmt: skip
 CARD_OPTIONS = {
     "protocol": None, "limit": None, "scale": None, "max_num_patches": None, "depth_range": None, "tile": None,
@@ -72,19 +56,6 @@ CARD_OPTIONS = {
 
 
 # ---- images ----
-
-
-def _font(size: int):
-    return PIL.ImageFont.load_default(size)
-
-
-def _short(text: str, font, width: int) -> str:
-    """`text`, cut off where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
 
 
 def draw_confusion(confusion: np.ndarray, names: list[str]) -> PIL.Image.Image:
@@ -101,8 +72,8 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> PIL.Image.Image:
     columns = np.r_[kept, len(names)] if confusion[:, -1].any() else kept
     count = len(kept)
     cell = 36 if count <= 16 else 22 if count <= 40 else 14
-    font, small, title = _font(11 if cell == 14 else 13), _font(12), _font(14)
-    texts = [_short(name, font, 170) for name in names] + ["(none)"]
+    font, small, title = make_font(11 if cell == 14 else 13), make_font(12), make_font(14)
+    texts = [shorten(name, font, 170) for name in names] + ["(none)"]
     margin = 14 + math.ceil(max(font.getlength(text) for text in texts))
     left, top = 34 + margin, 52 + margin
     width, height = max(left + cell * len(columns) + 96, 420), max(top + cell * count, top + 130) + 16
@@ -183,12 +154,12 @@ def draw_cases(task: str, cases: list[dict], id2label: dict[int, str] | None) ->
 
     Args:
         task: name of the task.
-        cases: `title`, `image` (RGB), `prediction`, `reference` (as the task's metrics take them) and
-            `expression` (or `None`).
+        cases: `title`, `image` (RGB), `prediction`, `reference` (as the task's metrics take them), `expression` and
+            `question` (or `None`).
         id2label: class id to name.
     """
     height, header, legend_width, gap = 168, 24, 190, 8
-    font, title = _font(12), _font(14)
+    font, title = make_font(12), make_font(14)
     widths = [min(round(case["image"].width * height / case["image"].height), 336) for case in cases]
     panel = max(widths)
     size = (3 * (panel + gap) + legend_width + gap, 2 * header + (height + header) * len(cases) + gap)
@@ -210,127 +181,8 @@ def draw_cases(task: str, cases: list[dict], id2label: dict[int, str] | None) ->
             if color is not None:
                 draw.rectangle([x, y + 18 * line + 2, x + 12, y + 18 * line + 14], fill=color, outline=GREY)
             indent = 0 if color is None else 18
-            draw.text((x + indent, y + 18 * line + 1), _short(text, font, legend_width - 24), fill="black", font=font)
+            draw.text((x + indent, y + 18 * line + 1), shorten(text, font, legend_width - 24), fill="black", font=font)
     return sheet
-
-
-def _segmentation_panels(case, image, id2label):
-    maps = [np.asarray(case[name]).astype(np.int64) for name in ("reference", "prediction")]
-    keys = sorted(id2label)
-    places_of = {key: place for place, key in enumerate(keys)}
-    colors = np.zeros((len(keys) + 1, 3), np.uint8)  # ignored, or none of the classes: black
-    colors[:-1] = label_colors(len(keys))
-    panels, counts = [], np.zeros(len(colors), np.int64)
-    for values in maps:
-        present, places = index_values(values)
-        values = np.array([places_of.get(key, len(keys)) for key in present.tolist()])[places]
-        counts += np.bincount(values.ravel(), minlength=len(colors))
-        panels.append(PIL.Image.fromarray(colors[values]).resize(image.size, PIL.Image.Resampling.NEAREST))
-    names = [*(id2label[key] for key in keys), "ignored or none"]
-    there = [place for place in np.argsort(-counts, kind="stable").tolist() if counts[place]]
-    return panels, [(tuple(colors[place].tolist()), names[place]) for place in there]
-
-
-def _depth_panels(case, image, id2label):
-    reference, prediction = np.asarray(case["reference"]), np.asarray(case["prediction"])
-    valid = np.isfinite(reference) & (reference > 0)
-    low, high = (float(end(reference[valid])) for end in (np.min, np.max))
-    colors = [colorize_depth(np.where(valid, reference, high), low, high), colorize_depth(prediction, low, high)]
-    colors[0][~valid] = 0
-    panels = [PIL.Image.fromarray(values).resize(image.size, PIL.Image.Resampling.NEAREST) for values in colors]
-    steps = np.linspace(low, high, 6)
-    ends = colorize_depth(steps[None], low, high)[0].tolist()
-    return panels, [(tuple(color), f"{step:.1f} m") for color, step in zip(ends, steps, strict=True)]
-
-
-def _referring_panels(case, image, id2label):
-    panels, pixels = [], np.asarray(image, dtype=np.float32)
-    for name, color in (("reference", (60, 200, 90)), ("prediction", (235, 90, 60))):
-        mask = PIL.Image.fromarray((np.asarray(case[name]) > 0).astype(np.uint8) * 255).resize(image.size)
-        inside = (np.asarray(mask) > 0)[..., None]
-        mixed = np.where(inside, 0.4 * pixels + 0.6 * np.array(color), 0.45 * pixels)
-        panels.append(PIL.Image.fromarray(mixed.round().astype(np.uint8)))
-    lines, font = [""], _font(12)
-    for word in f'"{case["expression"]}"'.split():
-        longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) <= 160 else [*lines, word]
-    return panels, [(None, line) for line in lines if line]
-
-
-def _class_list_panels(case, image, id2label):
-    given, true = case["prediction"], case["reference"]
-    panels, font = [], _font(12)
-    for names, others, wrong in ((true, given, "#999999"), (given, true, "#c0392b")):
-        panel = PIL.Image.new("RGB", image.size, "#f4f4f4")
-        draw = PIL.ImageDraw.Draw(panel)
-        per_column = max(1, (image.height - 8) // 16)
-        shown = list(names)
-        if len(shown) > 2 * per_column:
-            shown[2 * per_column - 1 :] = [f"and {len(shown) - 2 * per_column + 1} more"]
-        for line, name in enumerate(shown):
-            column, row = divmod(line, per_column)
-            color = "#1e7b3a" if name in others else wrong
-            text = _short(name, font, image.width // 2 - 10)
-            draw.text((6 + column * (image.width // 2), 4 + 16 * row), text, fill=color, font=font)
-        panels.append(panel)
-    return panels, [("#1e7b3a", "named and there"), ("#999999", "there, not named"), ("#c0392b", "named, not there")]
-
-
-def _normals_panels(case, image, id2label):
-    maps = (np.asarray(case[name], dtype=np.float32) for name in ("reference", "prediction"))
-    panels = []
-    for normals in maps:
-        lengths = np.linalg.norm(normals, axis=-1, keepdims=True)
-        known = np.isfinite(lengths) & (lengths > 0)
-        colors = normals_to_colors(np.where(known, normals / np.where(known, lengths, 1), 0)) * known  # else black
-        panels.append(PIL.Image.fromarray(colors.astype(np.uint8)).resize(image.size, PIL.Image.Resampling.NEAREST))
-    axes = {"to the right": (1, 0, 0), "up": (0, 1, 0), "to the camera": (0, 0, 1)}
-    legend = [(tuple(normals_to_colors(np.array(axis, np.float32)).tolist()), name) for name, axis in axes.items()]
-    return panels, [*legend, ((0, 0, 0), "not known")]
-
-
-def _segment_panels(case, image, id2label, things_only=False):
-    """Classes in their colours, the objects of one in shades of it, with dark outlines."""
-    keys = sorted(id2label)
-    color_of = dict(zip(keys, label_colors(len(keys)).tolist(), strict=True))
-    panels, areas = [], dict.fromkeys(keys, 0)
-    for name in ("reference", "prediction"):
-        values, rows = np.asarray(case[name][0]).astype(np.int32), case[name][1]
-        small = np.asarray(PIL.Image.fromarray(values).resize(image.size, PIL.Image.Resampling.NEAREST))
-        panel, counts = np.zeros((*small.shape, 3), np.uint8), dict.fromkeys(keys, 0)
-        for row in rows:
-            inside, key = small == row["id"], row["label_id"]
-            if row["isthing"] or not things_only:
-                panel[inside] = _shade(color_of[key], counts[key] if row["isthing"] else 0)
-                counts[key] += 1
-                areas[key] += int(inside.sum())
-        edges = np.zeros(small.shape, bool)
-        edges[:, 1:] |= small[:, 1:] != small[:, :-1]
-        edges[1:] |= small[1:] != small[:-1]
-        panel[edges] = 0
-        panels.append(PIL.Image.fromarray(panel))
-    there = sorted((key for key in keys if areas[key]), key=lambda key: -areas[key])
-    return panels, [*((tuple(color_of[key]), id2label[key]) for key in there), ((0, 0, 0), "no segment")]
-
-
-def _shade(color: list[int], number: int) -> list[int]:
-    """The colour of a class for its first object, then lighter and darker ones in turn."""
-    target, share = (255, 0)[number % 2], (0.0, 0.45, 0.35, 0.65, 0.55)[number % 5]
-    return [round(channel + (target - channel) * share) for channel in color]
-
-
-# Of each task: case, the image as it is drawn and class id to name to the images of reference and prediction, and the
-# legend: colour (or `None`) and text of each line.
-PANELS = {
-    SEGMENTATION.name: _segmentation_panels,
-    ANSWERED.name: _segmentation_panels,
-    DEPTH.name: _depth_panels,
-    REFERRING.name: _referring_panels,
-    CLASS_LIST.name: _class_list_panels,
-    NORMALS.name: _normals_panels,
-    PANOPTIC.name: _segment_panels,
-    INSTANCES.name: partial(_segment_panels, things_only=True),
-}
 
 
 def _make_case(task: MeasuredTask, name: str, score: float, index: int, predict, read) -> dict:
@@ -343,6 +195,7 @@ def _make_case(task: MeasuredTask, name: str, score: float, index: int, predict,
         "prediction": prediction,
         "reference": reference,
         "expression": sample.get("expression"),
+        "question": sample.get("question"),
     }
 
 

@@ -188,7 +188,9 @@ def find_columns(args: EvaluationArguments, there: list[str]) -> list[str]:
 
 def read_row(data: datasets.Dataset, settings: Settings, row: int) -> dict:
     """The sample of a row, with one of its expressions, the same in every run, where it has several."""
-    sample = read_sample(data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index)
+    sample = read_sample(
+        data[row], f"row {row}", settings.id2label, settings.depth_scale, settings.ignore_index, measured=True
+    )
     if "expression" not in sample:
         sample = draw_expression(sample, np.random.default_rng(row), settings.ignore_index)
     return {**sample, "row": row, "depth_scale": 1.0}  # it is in metres now

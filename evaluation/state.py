@@ -71,7 +71,7 @@ def data_digest(data: datasets.Dataset) -> str:
     digest = hashlib.sha256(repr((len(data), data.features)).encode())
     for row in np.unique(np.linspace(0, len(data) - 1, min(len(data), FINGERPRINT_ROWS)).astype(int)).tolist():
         for column, value in sorted(data[row].items()):
-            if isinstance(value, dict):  # an image
+            if isinstance(value, dict) and "path" in value:  # an image
                 value = value["path"] if value.get("bytes") is None else value["bytes"]
             if isinstance(value, str) and column != "expression" and os.path.isfile(value):
                 stat = os.stat(value)

@@ -87,15 +87,19 @@ def open_coco(path: str, split: str, background: str = "ignore", images: str | N
     Raises:
         ValueError: a file or folder that lacks, or a file with something else.
     """
-    root, short = Path(path), SHORT[check_split(split, SPLITS, f"coco:{path}")]
     where = f"coco:{path}"
+    return _open_objects(*_find_instances(path, split, images, where), background, where)
+
+
+def _find_instances(path: str, split: str, images: str | None, where: str) -> tuple[Path, Path]:
+    """The file of the objects of a split, and the folder of its images."""
+    root, short = Path(path), SHORT[check_split(split, SPLITS, where)]
     file = find_file(
         root,
         [f"{folder}instances_{short}{year}.json" for year in YEARS for folder in ("annotations/", "")],
         where,
     )
-    folder = Path(images) if images else _images_of_split(root, short, file.stem[-4:], where)
-    return _open_objects(file, folder, background, where)
+    return file, Path(images) if images else _images_of_split(root, short, file.stem[-4:], where)
 
 
 def open_coco_json(path: str, split: str, background: str = "ignore", images: str | None = None) -> FormatSamples:
@@ -186,6 +190,46 @@ def paint_order(
     masks = [object_mask(annotation, height, width, where) for annotation in annotations]
     objects = zip(masks, annotations, numbers, strict=True)
     return iter(sorted(objects, key=lambda entry: (not entry[1].get("iscrowd"), -entry[0].sum())))
+
+
+# ---- boxes ----
+
+
+def open_coco_detection(path: str, split: str, images: str | None = None) -> FormatSamples:
+    """COCO's objects as boxes: `objects` of every image, crowds marked, from the files of [`open_coco`]. For an
+    evaluation: nothing is learned from boxes.
+
+    Args:
+        path, split, images: see [`open_coco`].
+
+    Raises:
+        ValueError: a file or folder that lacks, or a file with something else.
+    """
+    where = f"coco_detection:{path}"
+    file, folder = _find_instances(path, split, images, where)
+    if not folder.is_dir():
+        raise ValueError(f"{where}: the folder of the images, {folder}, isn't there")
+    index = index_json(file, where)
+    read = partial(_read_boxes, index, str(folder), where)
+    return FormatSamples(range(len(index.files)), read, ("image", "objects"), Facts(index.id2label))
+
+
+def _read_boxes(index: CocoIndex, images: str, where: str, place: int, wanted: frozenset[str]) -> dict[str, Any]:
+    sample: dict[str, Any] = {"image": str(Path(images) / index.files[place])}
+    if "objects" in wanted:
+        annotations = index.annotations(place)
+        try:
+            sample["objects"] = {
+                "bbox": [annotation["bbox"] for annotation in annotations],
+                "category": [annotation["category_id"] for annotation in annotations],
+                "area": [annotation.get("area") for annotation in annotations],
+                "iscrowd": [annotation.get("iscrowd", 0) for annotation in annotations],
+            }
+        except KeyError as error:
+            raise ValueError(
+                f"{where}: {index.path} has an annotation of {index.files[place]} without {error}"
+            ) from error
+    return sample
 
 
 # ---- panoptic ----
@@ -301,6 +345,7 @@ def _find_images(file: Path, first: str, where: str) -> Path:
 
 FORMATS: dict[str, Format] = {
     "coco": Format(open_coco, SPLITS, "COCO's objects: polygons, run lengths, crowds", ("background", "images")),
+    "coco_detection": Format(open_coco_detection, SPLITS, "COCO's objects as boxes, crowds marked", ("images",)),
     "coco_json": Format(open_coco_json, None, "any JSON file of COCO's kind", ("background", "images")),
     "coco_panoptic": Format(open_coco_panoptic, SPLITS, "COCO's panoptic maps, things and stuff", ("images",)),
     "coco_stuff": Format(open_coco_stuff, SPLITS, "COCO-Stuff's maps of 171 classes", ("names", "images")),
@@ -312,6 +357,7 @@ __all__ = [
     "NEVER_ANNOTATED",
     "STUFF_NAMES",
     "open_coco",
+    "open_coco_detection",
     "open_coco_json",
     "open_coco_panoptic",
     "open_coco_stuff",

@@ -16,7 +16,7 @@
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
@@ -141,6 +141,41 @@ def index_json(path: str | Path, where: str) -> CocoIndex:
     )
 
 
+class JsonList:
+    """The elements of a JSON file that is one list, each read from the file when it is asked for: of an element 12
+    bytes are kept.
+
+    Args:
+        path: of the file, which is read once, piece by piece.
+        where: how messages name the data set.
+        keep: of an element, whether it is one of the list's; all where left out.
+
+    Raises:
+        ValueError: the file has something else.
+    """
+
+    def __init__(self, path: str | Path, where: str, keep: Callable[[Any], bool] | None = None):
+        self.path = str(path)
+        starts, lengths = array("q"), array("i")
+        try:
+            with open(path, "rb") as file:
+                for value, start, length in _list_elements(_Reader(file)):
+                    if keep is None or keep(value):
+                        starts.append(start)
+                        lengths.append(length)
+        except (UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"{where}: {path} must be a JSON list ({error})") from error
+        self.starts, self.lengths = np.array(starts, np.int64), np.array(lengths, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, place: int) -> Any:
+        with open(self.path, "rb") as file:
+            file.seek(int(self.starts[place]))
+            return json.loads(file.read(int(self.lengths[place])))
+
+
 class _Reader:
     """The values of a JSON file, one after the other; of the file no more is in memory than a window.
 
@@ -207,17 +242,23 @@ def _elements(reader: _Reader, names: tuple[str, ...]) -> Iterator[tuple[str, An
         name, _, _ = reader.value()
         reader.take(":")
         if name in names and reader.peek() == "[":
-            reader.take("[")
-            if reader.peek() == "]":
-                reader.take("]")
-            else:
-                while True:
-                    yield name, *reader.value()
-                    if reader.take(",]") == "]":
-                        break
+            for element in _list_elements(reader):
+                yield name, *element
         else:
             reader.value()
         if reader.take(",}") == "}":
+            return
+
+
+def _list_elements(reader: _Reader) -> Iterator[tuple[Any, int, int]]:
+    """The elements of a list: value, first byte, length."""
+    reader.take("[")
+    if reader.peek() == "]":
+        reader.take("]")
+        return
+    while True:
+        yield reader.value()
+        if reader.take(",]") == "]":
             return
 
 
@@ -269,4 +310,4 @@ def number_objects(count: int, ignore_index: int) -> list[int]:
     return [number + (0 < ignore_index <= number) for number in range(1, count + 1)]
 
 
-__all__ = ["CocoIndex", "image_size", "index_json", "number_objects", "object_mask"]
+__all__ = ["CocoIndex", "JsonList", "image_size", "index_json", "number_objects", "object_mask"]

@@ -30,7 +30,7 @@ from ..object_tasks_densemllm import Foreground
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index
 from ..tasks_densemllm import Classes, Depth
 from ..training.maps import LOSSY_FORMATS, exif_orientation, open_file
-from ..training.samples import COLUMNS, MAPS, SCHEMA
+from ..training.samples import COLUMNS, MAPS, SCHEMA, read_objects
 from .base import Facts
 
 
@@ -109,7 +109,8 @@ def _is_plain(features: Mapping[str, Any] | None, name: str) -> bool:
 def complete_column_map(
     column_map: dict[str, str], names: Sequence[str], features: Mapping[str, Any] | None, where: str
 ) -> dict[str, str]:
-    """`column_map`, with the columns that have another known name where a data set can't be learned from without.
+    """`column_map`, with the columns that have another known name where a data set can't be learned from without. One
+    with columns for an evaluation alone stays as it is.
 
     Raises:
         ValueError: a name that the data set lacks, or nothing to learn from; the message says what may be meant.
@@ -131,6 +132,8 @@ def complete_column_map(
     if len(set(certain.values())) == len(certain) and _is_enough({*there, *certain}):
         logger.warning(f"{where}: {', '.join(f'`{name}` is read as `{column}`' for column, name in certain.items())}")
         return column_map | certain
+    if set(meant) <= {"image"} and _is_for_evaluation(there):
+        return column_map
     hint = ",".join(f"{column}={'|'.join(others)}" for column, others in meant.items())
     said = f"; `column_map` says which are meant, such as {hint}" if hint else ""
     raise ValueError(f"{where} has nothing to learn from: its columns are {list(names)}, see {COLUMNS}{said}")
@@ -139,6 +142,10 @@ def complete_column_map(
 def _is_enough(names: Iterable[str]) -> bool:
     names = set(names)
     return "image" in names and any(column.is_learned and name in names for name, column in SCHEMA.items())
+
+
+def _is_for_evaluation(names: set[str]) -> bool:
+    return "image" in names and any(column.is_measured and name in names for name, column in SCHEMA.items())
 
 
 # ---- class ids ----
@@ -378,9 +385,24 @@ def rename_row(row: Mapping[str, Any], column_map: Mapping[str, str]) -> dict[st
 
 
 def _change_row(class_ids: ClassIds, row: dict) -> dict:
-    if row.get(Classes.column) is None:
-        return row
-    return row | {Classes.column: class_ids.read(row[Classes.column])}
+    changed = dict(row)
+    if row.get(Classes.column) is not None:
+        changed[Classes.column] = class_ids.read(row[Classes.column])
+    if row.get("objects") is not None:
+        changed["objects"] = _change_objects(class_ids, row["objects"])
+    return changed
+
+
+def _change_objects(class_ids: ClassIds, value: Any) -> Any:
+    """The objects of a row with their ids changed, without those whose class isn't annotated any more. What can't be
+    read is left to [`read_sample`], which says what is wrong."""
+    try:
+        objects = read_objects(value, "the data set's rows")
+    except ValueError:
+        return value
+    objects["category"] = class_ids(np.array(objects["category"], dtype=np.int64)).tolist()
+    kept = [place for place, label in enumerate(objects["category"]) if label != class_ids.ignore_index]
+    return {name: [values[place] for place in kept] for name, values in objects.items()}
 
 
 def _as_it_is(row: dict) -> dict:

@@ -22,6 +22,7 @@ from .base import Format, FormatSamples, check_split
 # sets is asked for.
 MODULES: dict[str, str] = {
     "coco": "coco",
+    "coco_detection": "coco",
     "coco_json": "coco",
     "coco_panoptic": "coco",
     "coco_stuff": "coco",
@@ -39,7 +40,9 @@ MODULES: dict[str, str] = {
     "ddad": "ddad",
     "ibims1": "ibims1",
     "kitti": "kitti",
+    "mpii": "mpii",
     "nyuv2": "nyuv2",
+    "tallyqa": "tallyqa",
 }
 
 

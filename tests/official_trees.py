@@ -170,6 +170,36 @@ def write_refs(root, name, split_by, splits):
     (folder / f"refs({split_by}).p").write_bytes(pickle.dumps(refs, 2))
 
 
+# ---- words ----
+
+
+def write_coco_detection(root):
+    """Two people in one image, 16x16 and 4x4 pixels."""
+    image = {"id": 139, "file_name": "000000000139.jpg", "height": 32, "width": 48}
+    save_image(root / "val2017" / image["file_name"], 32, 48)
+    boxes = [[8, 8, 16, 16], [40, 0, 4, 4]]
+    annotations = [
+        {"id": number, "image_id": 139, "category_id": 1, "iscrowd": 0, "bbox": box, "area": box[2] * box[3]}
+        for number, box in enumerate(boxes, 1)
+    ]
+    for row in annotations:
+        x, y, width, height = row["bbox"]
+        row["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    content = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    (root / "annotations").mkdir()
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
+
+
+def write_tallyqa(root):
+    """Two questions, whose answers are 1 and 3."""
+    save_image(root / "VG_100K/1.jpg", 32, 48)
+    rows = [
+        {"image": "VG_100K/1.jpg", "question": f"How many {name}?", "answer": answer, "issimple": True}
+        for name, answer in (("dogs", 1), ("cats", 3))
+    ]
+    (root / "test.json").write_text(json.dumps(rows))
+
+
 TREES = {
     "ade20k": write_ade20k,
     "coco_stuff": write_coco_stuff,
@@ -184,4 +214,6 @@ TREES = {
     "refcoco": lambda root: write_refs(root, "refcoco", "unc", ("val", "testA", "testB")),
     "refcoco+": lambda root: write_refs(root, "refcoco+", "unc", ("val", "testA", "testB")),
     "refcocog": lambda root: write_refs(root, "refcocog", "umd", ("val", "test")),
+    "coco_detection": write_coco_detection,
+    "tallyqa": write_tallyqa,
 }

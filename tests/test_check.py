@@ -86,6 +86,11 @@ def test_each_thing_is_found_and_the_check_goes_on(kind, row):
     assert found([good(100), row, good(101)], depth_bins=BINS) == [(kind, 1)]
 
 
+def test_what_nothing_is_learned_from_is_not_looked_at():
+    assert found([good() | {"answer": "yes", "objects": 3}]) == []
+    assert found([{"image": make_image(8, 8), "answer": 3}]) == [("nothing_to_learn", 0)]
+
+
 def test_files_of_maps(tmp_path):
     image = PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     exif = PIL.Image.Exif()

@@ -111,6 +111,8 @@ def test_samples_are_chosen_by_row_and_column():
         (["pixel_values", "label"], {"image": "pixel_values", "segmentation": "label"}),
         (["jpg", "png"], {"image": "jpg", "segmentation": "png"}),
         (["image", "segmentation"], {}),
+        (["image", "objects"], {}),  # for an evaluation
+        (["image", "objects", "label"], {"segmentation": "label"}),  # to learn from
     ],
 )
 def test_columns_of_known_names_are_taken(names, expected):
@@ -120,6 +122,8 @@ def test_columns_of_known_names_are_taken(names, expected):
 def test_columns_that_may_be_meant_are_named():
     with pytest.raises(ValueError, match=r"such as segmentation=annotation\|labels"):
         complete_column_map({}, ["image", "annotation", "labels"], None, "here")
+    with pytest.raises(ValueError, match=r"such as segmentation=annotation\|labels"):
+        complete_column_map({}, ["image", "objects", "annotation", "labels"], None, "here")
     with pytest.raises(ValueError, match=r"`column_map` must name columns of here, \['a'\], got 'photo'"):
         complete_column_map({"image": "photo"}, ["a"], None, "here")
 

@@ -185,6 +185,41 @@ def test_an_outline_of_another_size_is_refused(coco):
         load_samples(f"coco:{coco}", "validation")[0]
 
 
+# ---- boxes ----
+
+
+def test_boxes_of_every_image(coco):
+    data = load_samples(f"coco_detection:{coco}", "validation")
+    assert len(data) == 2 and data.column_names == ["image", "objects"]
+    assert data.facts.id2label == {1: "person", 18: "dog", 90: "toothbrush"}
+    sample = read_sample(data[0], id2label=data.facts.id2label, measured=True)
+    assert sample["objects"] == {
+        "bbox": [[1, 1, 1, 1], [0, 0, 4, 3], [6, 0, 1, 6]],
+        "category": [18, 1, 18],
+        "area": [1, 12, 6],
+        "iscrowd": [0, 0, 1],
+    }
+    empty = {"bbox": [], "category": [], "area": [], "iscrowd": []}
+    assert read_sample(data[1], measured=True)["objects"] == empty
+    assert "objects" not in read_sample(data[0])  # nothing is learned from them
+
+
+def test_boxes_alone_are_enough_for_detection(coco):
+    content = instances_json()
+    for annotation in content["annotations"]:
+        del annotation["segmentation"], annotation["area"], annotation["iscrowd"]
+    (coco / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    data = load_samples(f"coco_detection:{coco}", "validation")
+    objects = read_sample(data[0], id2label=data.facts.id2label, measured=True)["objects"]
+    assert objects["area"] == [1, 12, 6] and objects["iscrowd"] == [0, 0, 0]
+    del content["annotations"][1]["bbox"]
+    (coco / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="an annotation of 000000000139.jpg without 'bbox'"):
+        load_samples(f"coco_detection:{coco}", "validation")[0]
+    with pytest.raises(ValueError, match="the folder of the images, .*nowhere, isn't there"):
+        open_format(f"coco_detection:{coco}", "validation", images=str(coco / "nowhere"))
+
+
 # ---- one's own files ----
 
 

@@ -29,11 +29,12 @@ files environment arguments
 training.maps training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
 formats.class_maps formats.ade20k formats.cityscapes formats.pascal
-formats.ddad formats.ibims1 formats.kitti formats.nyuv2
+formats.ddad formats.ibims1 formats.kitti formats.mpii formats.nyuv2 formats.tallyqa
 formats.labels formats.options formats.own_folders formats.registry formats.folders
 training.check training.check_sheet training.check_command
-evaluation.metrics evaluation.panoptic evaluation.measured evaluation.protocols evaluation.arguments
-evaluation.predict evaluation.state evaluation.report
+evaluation.metrics evaluation.panoptic evaluation.text_metrics evaluation.measured_words evaluation.measured
+evaluation.protocols evaluation.arguments evaluation.predict evaluation.state
+evaluation.panels evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer
 convert_youtu_vl_to_densemllm train_hf evaluate_densemllm data_prediction cli __main__

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from densemllm.formats import folders
 from densemllm.training import samples
+from densemllm.training.datasets import DenseDataset, DenseSource
 from densemllm.training.samples import Augmentation, Column, read_sample
 from tiny import ID2LABEL, make_image
 
@@ -122,6 +123,67 @@ def test_focal_lengths_that_are_none_are_named(value):
     words = "row 3, column `focal_length` must be a finite number of pixels greater than 0, got"
     with pytest.raises(ValueError, match=words):
         read_sample({"image": make_image(6, 9), "focal_length": value}, "row 3")
+
+
+@pytest.mark.parametrize("objects", [
+    {"bbox": [[1, 2, 3, 4], [0, 0, 5, 2]], "category": [2, 0], "id": [7, 8], "iscrowd": [0, 1]},
+    [{"bbox": [1, 2, 3, 4], "category": 2}, {"bbox": (0, 0, 5, 2), "category": 0, "area": None, "iscrowd": True}],
+    {"bbox": np.array([[1, 2, 3, 4], [0, 0, 5, 2]]), "category": np.array([2, 0]), "iscrowd": np.array([0, 1])},
+])  # fmt: skip
+def test_objects_in_whatever_form_the_hub_has_them(objects):
+    sample = read_sample({"image": make_image(6, 9), "objects": objects}, id2label=ID2LABEL, measured=True)
+    assert sample["objects"] == {
+        "bbox": [[1, 2, 3, 4], [0, 0, 5, 2]], "category": [2, 0], "area": [12, 10], "iscrowd": [0, 1],
+    }  # fmt: skip
+
+
+def person(**changes):
+    return {"box": [1, 1, 5, 5], "keypoints": [[1, 2, 1]] * 16, "head_size": 2} | changes
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("question", " ", "it must be a text, got ' '"),
+        ("answer", -1, "it must be an integer of at least 0, got -1"),
+        ("answer", 2.0, "it must be an integer of at least 0, got 2.0"),
+        ("answer", True, "it must be an integer of at least 0, got True"),
+        ("answer", "yes", "it must be an integer of at least 0, got 'yes'"),
+        ("objects", {"bbox": [[0, 0, 1, 1]]}, "a dict with the lists `bbox` and `category`"),
+        ("objects", {"bbox": [[0, 0, 1, 1]], "category": []}, "an entry for each object in all of its lists"),
+        ("objects", {"bbox": [[0, 0, 1]], "category": [0]}, r"each `bbox` must be \(x, y, width, height\)"),
+        ("objects", {"bbox": [[0, 0, 1, -1]], "category": [0]}, "a width and height of at least 0"),
+        ("objects", {"bbox": [[0, 0, 1, float("nan")]], "category": [0]}, "each `bbox` must be"),
+        ("objects", {"bbox": [[0, 0, 1, 1]], "category": ["ball"]}, "each `category` must be a class id, got 'ball'"),
+        ("objects", {"bbox": [[0, 0, 1, 1]], "category": [9]}, "the class id 9, which `id2label` lacks"),
+        ("person", [1, 2], "a dict with `box`, `keypoints` and `head_size`"),
+        ("person", person(box=[5, 1, 1, 5]), "`box` must have x0 < x1 and y0 < y1"),
+        ("person", person(box=[9, 1, 12, 5]), "some of it within an image of 9x6"),
+        ("person", person(keypoints=[[1, 2, 1]] * 15), "a row for each of 16 joints"),
+        ("person", person(keypoints=[[1, 2]] * 16), r"each row of `keypoints` must be \(x, y, annotated\)"),
+        ("person", person(head_size=0), "`head_size` must be greater than 0"),
+    ],
+)
+def test_what_an_evaluation_compares_with_is_checked(column, value, words):
+    row = {"image": make_image(6, 9), column: value}
+    with pytest.raises(ValueError, match=f"row 3, column `{column}`.*{words}"):
+        read_sample(row, "row 3", ID2LABEL, measured=True)
+    assert set(read_sample(row, "row 3", ID2LABEL)) == {
+        "image"
+    }  # a data set to learn from may have other things there
+
+
+def test_training_leaves_out_what_nothing_is_learned_from():
+    rows = [{"image": make_image(6, 9), "segmentation": np.zeros((6, 9), int), "answer": "yes", "objects": 3}]
+    sample = DenseDataset(DenseSource(rows, id2label=ID2LABEL))[0]
+    assert "segmentation" in sample and not {"answer", "objects"} & set(sample)
+
+
+def test_a_person_is_read():
+    row = {"image": make_image(6, 9), "person": person(), "answer": np.int64(3), "question": "How many?"}
+    sample = read_sample(row, measured=True)
+    assert sample["person"] == {"box": [1, 1, 5, 5], "keypoints": [[1, 2, 1]] * 16, "head_size": 2}
+    assert sample["answer"] == 3 and type(sample["answer"]) is int
 
 
 def test_all_columns_have_a_row_and_messages_name_what_there_is(tmp_path):

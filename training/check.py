@@ -133,7 +133,10 @@ def look_at_row(data: Samples, row: int, options: CheckOptions) -> RowFacts:
         values = {
             name: value
             for name, value in data[row].items()
-            if name in SCHEMA and value is not None and name in (options.columns or SCHEMA)
+            if name in SCHEMA
+            and value is not None
+            and name in (options.columns or SCHEMA)
+            and not SCHEMA[name].is_measured
         }
     except Exception as error:  # whatever a reader meets in its files
         facts.found.append(("unreadable", f"row {row}: {type(error).__name__}: {error}"))

@@ -31,7 +31,7 @@ from ..checks_densemllm import check_positive
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, present_values
 from ..tasks_densemllm import Classes, Panoptic, thing_keys
 from .maps import CorruptFileError, Samples, open_file
-from .samples import COLUMNS, Augmentation, draw_expression, read_sample
+from .samples import COLUMNS, SCHEMA, Augmentation, draw_expression, read_sample
 
 
 logger = logging.get_logger(__name__)
@@ -77,6 +77,11 @@ class DenseSource:
             raise ValueError(f"`depth_scale` must be a number of metres > 0, got {self.depth_scale}")
         if self.columns is not None and ("image" not in self.columns or set(self.columns) - set(COLUMNS)):
             raise ValueError(f"`columns` must contain 'image' and be some of {COLUMNS}, got {self.columns}")
+        there = [SCHEMA[name] for name in getattr(self.data, "column_names", None) or () if name in SCHEMA]
+        if any(column.is_measured for column in there) and not any(column.is_learned for column in there):
+            raise ValueError(
+                f"`data` has nothing to learn from: its columns {self.data.column_names} are for an evaluation alone"
+            )
 
 
 # ---- what the class maps have ----

@@ -28,6 +28,13 @@ A sample is a dict. `image` is needed, and any of the others supervise it, all a
 | `expressions`, `expression_instances` | lists | names of objects in `instances`, see [`draw_expression`] |
 | `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
 | `focal_length` | float, pixels | of `image`, for a depth range that has a focal length |
+| `question` | string | asked about the image; an evaluation compares the answer with `answer` |
+| `answer` | integer of at least 0 | the number that `question` asks for |
+| `objects` | dict of lists | `bbox`, `category`, `area` and `iscrowd` of each object, see [`read_objects`] |
+| `person` | dict | `box`, `keypoints` and `head_size` of one person, see [`read_person`] |
+
+The last four are there for an evaluation alone: nothing is learned from them. Their places are pixels of the upright
+image.
 
 An image is a PIL image, a path, or what the `Image` feature of `datasets` gives; a map may also be a file of numbers:
 `.npy`, `.npz`, `.mat` (with scipy), TIFF. `instances` are learned from beside a `segmentation`, where the source has
@@ -35,8 +42,10 @@ An image is a PIL image, a path, or what the `Image` feature of `datasets` gives
 EXIF orientations. What is done with each column stands in one table, `SCHEMA`.
 """
 
+import math
+import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +54,9 @@ import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageOps
 
+from ..answers_densemllm import MPII_KEYPOINTS
 from ..chat_densemllm import read_parts
-from ..checks_densemllm import check_positive
+from ..checks_densemllm import check_positive, shown
 from ..image_processing_densemllm import DenseMLLMImageProcessor
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, nearest_resize, present_values
 from ..tasks_densemllm import Classes, Depth, Foreground, Normals, Panoptic
@@ -165,6 +175,125 @@ def _read_focal_length(value, sample: dict, where: str, options: ReadOptions) ->
         raise ValueError(f"{where}, column {error}") from None
 
 
+# ---- what an evaluation compares answers in words with ----
+
+
+def _read_question(text, sample: dict, where: str, options: ReadOptions) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}, column `question`: it must be a text, got {shown(text)}")
+    return text
+
+
+def _read_answer(value, sample: dict, where: str, options: ReadOptions) -> int:
+    try:
+        number = -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"{where}, column `answer`: it must be an integer of at least 0, got {shown(value)}")
+    return number
+
+
+def _numbers(values: Any, count: int, where: str, what: str) -> list[float]:
+    """`count` finite numbers as floats, or a `ValueError`."""
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise ValueError(f"{where} must be {what}, got {shown(values)}")
+    return found
+
+
+def read_objects(value: Any, where: str, id2label: Mapping[int, str] | None = None) -> dict[str, list]:
+    """The objects of an image, as data sets on the Hub have them.
+
+    Args:
+        value: a dict of lists, or a list of dicts: `bbox`, (x, y, width, height) in pixels of the upright image;
+            `category`, a class id each; and where known `area`, in pixels, and `iscrowd`, 1 of a box around several
+            objects that nobody told apart. Other keys are left out.
+        where: how messages name it.
+        id2label: class id to name, if known.
+
+    Returns:
+        a dict of the four lists: floats, integers, floats (width times height where not known), and 0 or 1.
+
+    Raises:
+        ValueError: anything else.
+    """
+    keys = ("bbox", "category", "area", "iscrowd")
+    if isinstance(value, (list, tuple)) and all(isinstance(row, Mapping) for row in value):
+        value = {key: [row.get(key) for row in value] for key in keys if any(key in row for row in value) or not value}
+    if not isinstance(value, Mapping) or any(not hasattr(value.get(key), "__len__") for key in keys[:2]):
+        raise ValueError(f"{where} must be a dict with the lists `bbox` and `category`, got {shown(value)}")
+    lists = {key: list(value[key]) for key in keys if value.get(key) is not None}
+    if len({len(values) for values in lists.values()}) > 1:
+        lengths = {key: len(values) for key, values in lists.items()}
+        raise ValueError(f"{where} must have an entry for each object in all of its lists, got {lengths}")
+    boxes = [_numbers(box, 4, f"{where}: each `bbox`", "(x, y, width, height) in pixels") for box in lists["bbox"]]
+    if any(min(box[2:]) < 0 for box in boxes):
+        raise ValueError(f"{where}: each `bbox` must have a width and height of at least 0, got {shown(boxes)}")
+    for label in lists["category"]:
+        if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+            raise ValueError(f"{where}: each `category` must be a class id, got {shown(label)}")
+        if id2label is not None and int(label) not in id2label:
+            raise ValueError(f"{where}: `category` has the class id {int(label)}, which `id2label` lacks")
+    areas = [
+        box[2] * box[3] if area is None else _numbers([area], 1, f"{where}: each `area`", "a number of pixels")[0]
+        for box, area in zip(boxes, lists.get("area", [None] * len(boxes)), strict=True)
+    ]
+    return {
+        "bbox": boxes,
+        "category": [int(label) for label in lists["category"]],
+        "area": areas,
+        "iscrowd": [int(bool(crowd)) for crowd in lists.get("iscrowd", [0] * len(boxes))],
+    }
+
+
+def read_person(value: Any, where: str, size: tuple[int, int]) -> dict[str, Any]:
+    """One person of an image, with the joints of MPII.
+
+    Args:
+        value: a dict of `box`, (x0, y0, x1, y1) around the person in pixels of the upright image; `keypoints`, a row
+            (x, y, annotated) for each of the 16 joints in MPII's order, those whose third number is 0 don't count; and
+            `head_size`, in pixels, by which distances are measured.
+        where: how messages name it.
+        size: `(height, width)` of the image in pixels, in which some of the box must lie.
+
+    Returns:
+        a dict of the three: 4 floats, 16 rows of 3 floats, and a float.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, Mapping) or not {"box", "keypoints", "head_size"} <= set(value):
+        raise ValueError(f"{where} must be a dict with `box`, `keypoints` and `head_size`, got {shown(value)}")
+    box = _numbers(value["box"], 4, f"{where}: `box`", "(x0, y0, x1, y1) in pixels")
+    x0, y0, x1, y1 = box
+    if not (x0 < x1 and y0 < y1 and x0 < size[1] and y0 < size[0] and x1 > 0 and y1 > 0):
+        raise ValueError(
+            f"{where}: `box` must have x0 < x1 and y0 < y1, some of it within an image of {size[1]}x{size[0]}, got "
+            f"{box}"
+        )
+    keypoints = value["keypoints"]
+    if not hasattr(keypoints, "__len__") or len(keypoints) != len(MPII_KEYPOINTS):
+        raise ValueError(f"{where}: `keypoints` must have a row for each of 16 joints, got {shown(keypoints)}")
+    rows = [_numbers(row, 3, f"{where}: each row of `keypoints`", "(x, y, annotated)") for row in keypoints]
+    head_size = _numbers([value["head_size"]], 1, f"{where}: `head_size`", "a number of pixels")[0]
+    if head_size <= 0:
+        raise ValueError(f"{where}: `head_size` must be greater than 0 pixels, got {head_size}")
+    return {"box": box, "keypoints": rows, "head_size": head_size}
+
+
+def _read_objects(value, sample: dict, where: str, options: ReadOptions) -> dict[str, list]:
+    return read_objects(value, f"{where}, column `objects`", options.id2label)
+
+
+def _read_person(value, sample: dict, where: str, options: ReadOptions) -> dict[str, Any]:
+    image = sample["image"]
+    return read_person(value, f"{where}, column `person`", (image.height, image.width))
+
+
 # ---- the schema ----
 
 
@@ -181,6 +310,7 @@ class Column:
             or raises a `ValueError`. The image and all maps are upright by then; columns further down in `SCHEMA` are
             as they stand in the row. `where` names the row.
         is_learned: whether the column is something to learn from.
+        is_measured: whether it is there for an evaluation to compare with, and for nothing else.
         is_map: whether it has a value for each pixel, `[H, W]`, that goes where the image's pixel goes.
         channels: of a map with several values a pixel, `[H, W, channels]`.
         on_jpeg: what is made of a map that was stored as a JPEG, which changes values: a function of `(values, where)`
@@ -192,6 +322,7 @@ class Column:
 
     read: Callable[[Any, dict, str, ReadOptions], Any] = _as_it_is
     is_learned: bool = False
+    is_measured: bool = False
     is_map: bool = False
     channels: int | None = None
     on_jpeg: Callable[[np.ndarray, str], np.ndarray] = _as_it_is
@@ -222,6 +353,10 @@ SCHEMA = {
     "expression_instances": Column(),
     "messages": Column(_read_messages, is_learned=True),
     "focal_length": Column(_read_focal_length),
+    "question": Column(_read_question, is_measured=True),
+    "answer": Column(_read_answer, is_measured=True),
+    "objects": Column(_read_objects, is_measured=True),
+    "person": Column(_read_person, is_measured=True),
 }
 COLUMNS = tuple(SCHEMA)
 MAPS = {name: column for name, column in SCHEMA.items() if column.is_map}
@@ -236,6 +371,7 @@ def read_sample(
     id2label: dict[int, str] | None = None,
     depth_scale: float | None = None,
     ignore_index: int = IGNORE_INDEX,
+    measured: bool = False,
 ) -> dict:
     """A row of a data set as a checked sample: an upright RGB image, `segmentation` and `instances` as integers,
     `depth` as float32 metres, `mask` as booleans (or as [`read_mask`] says), `normals` as float32 vectors, all of one
@@ -245,19 +381,22 @@ def read_sample(
         row: the row; see this module's table.
         where: how messages name it.
         id2label, depth_scale, ignore_index: see [`DenseSource`].
+        measured: read the columns, too, that are there for an evaluation alone. A data set to learn from may have
+            something else under their names, which is left out then.
 
     Raises:
         CorruptFileError: an image can't be read.
         ValueError: anything else that doesn't follow the schema; the message names row and column.
     """
     options = ReadOptions(id2label, depth_scale, ignore_index)
-    sample = {name: row[name] for name in SCHEMA if row.get(name) is not None}
+    names = [name for name, column in SCHEMA.items() if measured or not column.is_measured]
+    sample = {name: row[name] for name in names if row.get(name) is not None}
     if "image" not in sample:
         raise ValueError(f"{where} has no `image`; its columns are {sorted(row)}")
     sample = upright_sample(sample, where, IMAGE_PROCESSOR)
-    for name, column in SCHEMA.items():
+    for name in names:
         if name in sample:
-            sample[name] = column.read(sample[name], sample, where, options)
+            sample[name] = SCHEMA[name].read(sample[name], sample, where, options)
     return sample
 
 
@@ -388,6 +527,8 @@ __all__ = [
     "Column",
     "ReadOptions",
     "draw_expression",
+    "read_objects",
+    "read_person",
     "read_sample",
     "upright_sample",
 ]
