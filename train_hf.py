@@ -43,6 +43,7 @@ from densemllm.arguments import parse_with_file
 from densemllm.formats.folders import DataOptions, open_samples
 from densemllm.formats.labels import load_id2label
 from densemllm.formats.own_folders import OPTIONS
+from densemllm.formats.registry import format_of
 from densemllm.parts_densemllm import add_tokens_to
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.check import check_before_training
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
 @dataclass
 class ModelArguments:
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "folder or Hub name of a DenseMLLM checkpoint to start from"}
+        default=None,
+        metadata={"aliases": ["--model"], "help": "folder or Hub name of a DenseMLLM checkpoint to start from"},
     )
     vision_model: str | None = field(
         default=None, metadata={"help": "instead of it: a SigLIP2-NaFlex tower, with `text_model`"}
@@ -104,8 +106,15 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset: list[str] = field(metadata={"help": "one or several data sets, see `load_samples`"})
-    dataset_weights: list[float] | None = field(default=None, metadata={"help": "how often each of them comes"})
+    dataset: list[str] = field(
+        metadata={
+            "help": "one or several data sets, see `load_samples`. In a configuration file each may have options of "
+            "its own, which go before those for all: {dataset: NAME:PATH, weight: 2, split: train, label_map: ...}"
+        }
+    )
+    dataset_weights: list[float] | None = field(
+        default=None, metadata={"help": "how often each of them comes; goes before the weights of their own"}
+    )
     id2label: list[str] | None = field(
         default=None,
         metadata={"help": "JSON file from class id to name, one or one a data set; `id2label.json` in its folder"},
@@ -188,6 +197,61 @@ class DataArguments:
     crop_size: list[int] | None = field(default=None, metadata={"help": "augmentation: height and width in pixels"})
     flip_probability: float = field(default=0.0, metadata={"help": "augmentation: probability of mirroring"})
     color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
+    own_options: list[dict] = field(init=False)  # of each data set, by name
+
+    def __post_init__(self) -> None:
+        entries = [_read_entry(entry) for entry in self.dataset]
+        self.dataset = [name for name, _ in entries]
+        self.own_options = [options for _, options in entries]
+
+
+# What may be said of one data set of several, and the types that a configuration file has for it. Its layout's further
+# options come on top.
+OWN_OPTIONS: dict[str, tuple[type, ...]] = {
+    "weight": (int, float),
+    "split": (str,),
+    "id2label": (str,),
+    "depth_scale": (int, float),
+    "depth_range": (str,),
+    "columns": (str, list),
+    "ignore_index": (int, str, list),
+    "thing_labels": (str, list),
+    "column_map": (str, dict),
+    "label_map": (str, dict),
+    "reduce_labels": (bool,),
+    **dict.fromkeys(OPTIONS, (str,)),
+}
+
+
+def _read_entry(entry: str) -> tuple[str, dict]:
+    """A data set's name, and what is said of it alone.
+
+    Args:
+        entry: the name, or a JSON object with it as `dataset`, and options.
+
+    Raises:
+        ValueError: no such object, or an option that can't be given.
+    """
+    if not entry.lstrip().startswith("{"):
+        return entry, {}
+    try:
+        options = json.loads(entry)
+    except ValueError as error:
+        raise ValueError(f"`dataset` must be a name or a JSON object, got {entry}: {error}") from error
+    name = options.pop("dataset", None)
+    if not isinstance(name, str):
+        raise ValueError(f"`dataset` must have a name as `dataset` in each entry with options, got {entry}")
+    layout = format_of(name)
+    accepted = [*OWN_OPTIONS, *(name for name in (layout[0].options if layout else ()) if name not in OWN_OPTIONS)]
+    options = {option: value for option, value in options.items() if value is not None}
+    for option, value in options.items():
+        if option not in accepted:
+            raise ValueError(f"`{option}` can't be given for {name}; it takes {accepted}")
+        kinds = OWN_OPTIONS.get(option, (object,))
+        if not isinstance(value, kinds) or isinstance(value, bool) and kinds not in ((bool,), (object,)):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"`{option}` of {name} must be {expected}, got {value!r}")
+    return name, options
 
 
 def parse_arguments(
@@ -207,8 +271,8 @@ def check_output(model_args: ModelArguments, data_args: DataArguments, args: Den
     output = Path(args.output_dir)
     inputs = {name: getattr(model_args, name) for name in ("model_name_or_path", "vision_model", "text_model")}
     inputs = [(name, folder) for name, folder in inputs.items() if folder is not None]
-    inputs += [("dataset", folder) for folder in data_args.dataset]
-    inputs += [("eval_dataset", data_args.eval_dataset)] if data_args.eval_dataset is not None else []
+    inputs += [("dataset", _path_of(name)) for name in data_args.dataset]
+    inputs += [("eval_dataset", _path_of(data_args.eval_dataset))] if data_args.eval_dataset is not None else []
     for name, folder in inputs:
         if not output.exists() or not os.path.isdir(folder):
             continue
@@ -220,6 +284,11 @@ def check_output(model_args: ModelArguments, data_args: DataArguments, args: Den
                 f"`output_dir` has the checkpoint `{name}`, {folder}, which a new training may delete: take another "
                 f"folder, or go on with `--resume_from_checkpoint {folder}`"
             )
+
+
+def _path_of(dataset: str) -> str:
+    found = format_of(dataset)
+    return dataset if found is None else found[1]
 
 
 def find_checkpoint(model_args: ModelArguments, args: DenseTrainingArguments) -> str | None:
@@ -339,8 +408,19 @@ def _options_of_sources(args: DataArguments) -> dict[str, list]:
         )  # fmt: skip
     }
     options["reduce_labels"] = [args.reduce_labels] * len(args.dataset)
-    options["thing_labels"] = [things and _names_or_ids(things) for things in options["thing_labels"]]
-    options["columns"] = [names and names.split(",") for names in options["columns"]]
+    options["layout"] = [{} for _ in args.dataset]
+    for place, own in enumerate(args.own_options):
+        for name, value in own.items():
+            if name in options:
+                options[name][place] = value
+            elif name not in OWN_OPTIONS:
+                options["layout"][place][name] = value
+    options["thing_labels"] = [
+        _names_or_ids(things) if isinstance(things, str) and things else things for things in options["thing_labels"]
+    ]
+    options["columns"] = [
+        names.split(",") if isinstance(names, str) and names else names for names in options["columns"]
+    ]
     return options
 
 
@@ -354,8 +434,8 @@ def _names_or_ids(joined: str) -> list[str | int]:
 def _make_source(name: str, split: str, options: dict, weight: float | None = None, streaming: bool = False):
     """A data set to read samples from, with what is said of it."""
     said = {option: options[option] for option in DataOptions.__dataclass_fields__ if option in options}
-    layout = {option: options[option] for option in OPTIONS if options[option]}
-    data, facts = open_samples(name, split, DataOptions(**said, layout=layout), streaming)
+    said["layout"] = {option: options[option] for option in OPTIONS if options[option]} | options["layout"]
+    data, facts = open_samples(name, split, DataOptions(**said), streaming)
     return DenseSource(
         data,
         weight,
@@ -379,12 +459,13 @@ def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseI
         args.color_jitter,
     )
     options = _options_of_sources(args)
+    weights = args.dataset_weights or [own.get("weight") for own in args.own_options]
     sources = [
         _make_source(
             name,
-            args.train_split,
+            args.own_options[place].get("split", args.train_split),
             {option: values[place] for option, values in options.items()},
-            args.dataset_weights and args.dataset_weights[place],
+            weights[place],
             args.streaming,
         )
         for place, name in enumerate(args.dataset)
