@@ -42,9 +42,11 @@ from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.arguments import parse_with_file
 from densemllm.formats.folders import DataOptions, open_samples
 from densemllm.formats.labels import load_id2label
+from densemllm.formats.options import choose_depth_range, facts_of
 from densemllm.formats.own_folders import OPTIONS
 from densemllm.formats.registry import format_of
 from densemllm.parts_densemllm import add_tokens_to
+from densemllm.tasks_densemllm import Depth
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.check import check_before_training
 from densemllm.training.checkpoints import STATE_NAME
@@ -441,7 +443,7 @@ def _make_source(name: str, split: str, options: dict, weight: float | None = No
         weight,
         facts.id2label,
         facts.depth_scale,
-        facts.depth_range,
+        options["depth_range"],  # `settle_depth_ranges` knows what else there is
         options["columns"],
         facts.ignore_index,
         facts.thing_labels if options["thing_labels"] == [OWN_THINGS] else options["thing_labels"] or None,
@@ -491,6 +493,22 @@ def make_evaluation_dataset(args: DataArguments, split: str, seed: int) -> Dense
     learned = [options["columns"][place] for place in places]
     own["columns"] = None if None in learned else list(dict.fromkeys(column for names in learned for column in names))
     return DenseDataset(_make_source(name, split, own), None, args.max_corrupt_share, seed)
+
+
+def settle_depth_ranges(datasets: list, processor: DenseMLLMProcessor) -> None:
+    """Say of all sources in which of the model's ranges their depth is learned, see [`choose_depth_range`].
+
+    Args:
+        datasets: those of [`make_asked_datasets`]; their sources have the user's word alone.
+        processor: of the model.
+    """
+    chosen = {}
+    for source in (source for dataset in datasets if dataset is not None for source in dataset.sources):
+        is_learned = source.columns is None or Depth.column in source.columns
+        case = (source.depth_range, facts_of(source.data).depth_range if is_learned else None)
+        if case not in chosen:  # one warning for all
+            chosen[case] = choose_depth_range(*case, processor.depth_ranges, processor.default_depth_range)
+        source.depth_range = chosen[case]
 
 
 def hub_name(name: str) -> str | None:
@@ -559,6 +577,7 @@ def main(arguments: list[str] | None = None) -> dict:
         check_before_training(train_dataset.sources)
     names = None if data_args.model_id2label is None else load_id2label(data_args.model_id2label)
     model, processor = make_model(model_args)
+    settle_depth_ranges([train_dataset, eval_dataset, test_dataset], processor)
     trainer = DenseTrainer(
         model=model,
         args=args,
