@@ -21,7 +21,7 @@ import yaml
 
 from densemllm import evaluate_densemllm, train_hf
 from densemllm.train_hf import make_datasets, parse_arguments
-from repository import require
+from repository import load_script, require
 from tiny import make_model, make_processor
 from trees import write_ade20k, write_mixture, write_nyuv2
 
@@ -215,3 +215,36 @@ def test_a_range_of_the_data_that_the_model_has_is_taken(tmp_path, caplog):
     results = evaluate_densemllm.main([*words, "--task", "depth", "--output_dir", str(tmp_path / "out")])
     assert results["options"]["depth_range"] == "nyuv2"
     assert not any("depth range" in record.message for record in caplog.records)
+
+
+# ---- with the full sets ----
+
+
+def rows_of(text: str, title: str) -> list[list[str]]:
+    """The rows of the first table whose header begins with a title."""
+    lines = text.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith(f"| {title}"))
+    table = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip(" *") for cell in line.strip("|").split("|")])
+    return table
+
+
+def test_the_full_sets_on_paper(capsys):
+    script = load_script("examples/mixture_on_paper.py")
+    words = [str(MIXTURE), "--gpus", "8", "--chat_rows", "1000", "--dataset_weights", "1", "1", "1", "1", "1"]
+    assert script.main([*words, "--random_scale", "1", "1"]) == 0
+    printed = capsys.readouterr().out
+    sets = rows_of(printed, "set ")
+    counts = [int(row[3].replace(",", "")) for row in sets]
+    assert [row[0] for row in sets] == ["ade20k", "coco_stuff", "nyuv2", "refcoco", "chat"]
+    assert sum(counts) == 20_210 + 118_287 + 795 + 120_624 + 1000 and max(counts) - min(counts) <= 1
+    # 512x704 and 480x640 pixels, cells of 32; a crop of 1280x1280 besides.
+    assert [int(row[6].replace(",", "")) for row in sets] == [16 * 22, 15 * 20, 300, 300 + 40 * 40, 300]
+    assert f"{math.ceil(math.ceil(sum(counts) / 32) / 4):,} steps" in printed
+    parts = [float(row[2]) for row in rows_of(printed, "a GPU of 8, the mean")]
+    assert parts[:3] == [2.67, 2.67, 5.34] and parts[-1] == pytest.approx(sum(parts[:-1]), abs=0.1)
+    assert script.main([str(MIXTURE), "--gpus", "0"]) == 2 and "`gpus` must be at least 1" in capsys.readouterr().err
+    assert script.main([str(MIXTURE), "--dataset", "kitti:x"]) == 2 and "got kitti:x" in capsys.readouterr().err
