@@ -30,6 +30,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,11 +173,16 @@ class DataArguments:
         },
     )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
-    eval_split: str | None = field(default=None, metadata={"help": "split to evaluate on"})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "split to evaluate on; left out: each entry of `dataset` with an `eval_split` of its own"},
+    )
     test_split: str | None = field(
         default=None, metadata={"help": "split that `do_predict` measures, after an evaluation"}
     )
-    eval_dataset: str | None = field(default=None, metadata={"help": "its data set, where not the first of `dataset`"})
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "data set of `eval_split`, where not the first of `dataset`"}
+    )
     model_id2label: str | None = field(
         default=None,
         metadata={"help": "JSON file of the saved model's class names; those of all data sets that it was trained on"},
@@ -212,6 +218,7 @@ class DataArguments:
 OWN_OPTIONS: dict[str, tuple[type, ...]] = {
     "weight": (int, float),
     "split": (str,),
+    "eval_split": (str,),
     "id2label": (str,),
     "depth_scale": (int, float),
     "depth_range": (str,),
@@ -450,8 +457,11 @@ def _make_source(name: str, split: str, options: dict, weight: float | None = No
     )
 
 
-def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseIterableDataset, DenseDataset | None]:
-    """The mixture to train on, and the data set to evaluate on or `None`."""
+Evaluated = DenseDataset | dict[str, DenseDataset] | None
+
+
+def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseIterableDataset, Evaluated]:
+    """The mixture to train on, and what to evaluate on, see [`make_evaluation_datasets`]."""
     if args.dataset_weights is not None and len(args.dataset_weights) != len(args.dataset):
         raise ValueError(f"`dataset_weights` must be one a data set, got {len(args.dataset_weights)}")
     augmentation = Augmentation(
@@ -476,7 +486,24 @@ def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseI
         train = DenseIterableDataset(sources, augmentation, args.max_corrupt_share, seed, repeat=True)
     else:
         train = DenseDataset(sources, augmentation, args.max_corrupt_share, seed)
-    return train, None if args.eval_split is None else make_evaluation_dataset(args, args.eval_split, seed)
+    return train, make_evaluation_datasets(args, seed)
+
+
+def make_evaluation_datasets(args: DataArguments, seed: int) -> Evaluated:
+    """The `eval_split` of one data set; else those of all entries of `dataset` that have one of their own, by name: of
+    the layout, or of the folder or file; else `None`."""
+    if args.eval_split is not None:
+        return make_evaluation_dataset(args, args.eval_split, seed)
+    options, found = _options_of_sources(args), {}
+    for place, (dataset, own) in enumerate(zip(args.dataset, args.own_options, strict=True)):
+        if "eval_split" in own:
+            said = {option: values[place] for option, values in options.items()}
+            source = _make_source(dataset, own["eval_split"], said)
+            first = dataset.partition(":")[0] if format_of(dataset) else Path(dataset).stem
+            names = (f"{first}_{number}" if number > 1 else first for number in count(1))
+            name = next(name for name in names if name not in found)
+            found[name] = DenseDataset(source, None, args.max_corrupt_share, seed)
+    return found or None
 
 
 def make_evaluation_dataset(args: DataArguments, split: str, seed: int) -> DenseDataset:
@@ -503,6 +530,7 @@ def settle_depth_ranges(datasets: list, processor: DenseMLLMProcessor) -> None:
         processor: of the model.
     """
     chosen = {}
+    datasets = [own for dataset in datasets for own in (dataset.values() if isinstance(dataset, dict) else [dataset])]
     for source in (source for dataset in datasets if dataset is not None for source in dataset.sources):
         is_learned = source.columns is None or Depth.column in source.columns
         case = (source.depth_range, facts_of(source.data).depth_range if is_learned else None)
@@ -520,20 +548,21 @@ def check_asked(data_args: DataArguments, args: DenseTrainingArguments) -> None:
     """Raise a `ValueError` where nothing is asked for, or a measurement without a split to measure on."""
     if not (args.do_train or args.do_eval or args.do_predict):
         raise ValueError("there is nothing to do: `do_train`, `do_eval` and `do_predict` are all off")
+    has_own = any("eval_split" in own for own in data_args.own_options)
     for asked, split in (("do_eval", "eval_split"), ("do_predict", "test_split")):
-        if getattr(args, asked) and getattr(data_args, split) is None:
+        if getattr(args, asked) and getattr(data_args, split) is None and not (has_own and asked == "do_eval"):
             raise ValueError(f"`{asked}` needs `{split}`, the split to measure on")
 
 
 def make_asked_datasets(
     data_args: DataArguments, args: DenseTrainingArguments
-) -> tuple[DenseDataset | DenseIterableDataset | None, DenseDataset | None, DenseDataset | None]:
+) -> tuple[DenseDataset | DenseIterableDataset | None, Evaluated, DenseDataset | None]:
     """The data sets to train on, to evaluate on and to predict, each `None` where it isn't asked for."""
     train_dataset = eval_dataset = test_dataset = None
     if args.do_train:
         train_dataset, eval_dataset = make_datasets(data_args, args.seed)
     elif args.do_eval:
-        eval_dataset = make_evaluation_dataset(data_args, data_args.eval_split, args.seed)
+        eval_dataset = make_evaluation_datasets(data_args, args.seed)
     if args.do_predict:
         test_dataset = make_evaluation_dataset(data_args, data_args.test_split, args.seed)
     return train_dataset, eval_dataset, test_dataset
@@ -550,7 +579,7 @@ def save_trained(trainer: DenseTrainer, model_args: ModelArguments) -> None:
     trainer.save_state()
 
 
-def save_measured(trainer: DenseTrainer, model_args: ModelArguments, dataset: list[str]) -> None:
+def save_measured(trainer: DenseTrainer, model_args: ModelArguments, data_args: DataArguments) -> None:
     """Save what comes last: the model with its adapters merged in, the log with the measurements, and the card."""
     if model_args.use_peft:
         if not model_args.load_in_4bit:  # merged into 4 bits, they would be rounded away
@@ -558,7 +587,8 @@ def save_measured(trainer: DenseTrainer, model_args: ModelArguments, dataset: li
         trainer.save_model()
     trainer.save_state()
     base = hub_name(model_args.model_name_or_path or model_args.text_model)
-    trainer.create_model_card(finetuned_from=base, dataset=dataset)
+    evaluated_on = None if trainer.eval_dataset is None else data_args.eval_dataset or data_args.dataset[0]
+    trainer.create_model_card(finetuned_from=base, dataset=data_args.dataset, evaluated_on=evaluated_on)
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -603,7 +633,7 @@ def main(arguments: list[str] | None = None) -> dict:
     if test_dataset is not None:
         keep("predict", trainer.evaluate(test_dataset, metric_key_prefix="predict"))
     if args.do_train:
-        save_measured(trainer, model_args, data_args.dataset)
+        save_measured(trainer, model_args, data_args)
     if trainer.is_world_process_zero():
         print(json.dumps(metrics, indent=2))
     return metrics

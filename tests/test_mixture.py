@@ -18,6 +18,7 @@ import math
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from densemllm import evaluate_densemllm, train_hf
 from densemllm.train_hf import make_datasets, parse_arguments
@@ -72,7 +73,8 @@ def test_each_data_set_is_drawn_by_its_weight(start):
     kinds = [kind_of(train[index]) for index in range(len(train))]
     expected = dict(zip(("ade20k", "coco_stuff", "depth", "expression", "messages"), train.counts, strict=True))
     assert {kind: kinds.count(kind) for kind in kinds} == expected
-    assert len(evaluated) == 2 and len(evaluated.sources[0].id2label) == 150
+    assert {name: len(own) for name, own in evaluated.items()} == {"ade20k": 2, "nyuv2": 1}
+    assert len(evaluated["ade20k"].sources[0].id2label) == 150
 
 
 def test_weights_of_the_command_line_go_before_those_of_the_file(start):
@@ -94,10 +96,15 @@ def test_the_example_trains_and_evaluates(start, tmp_path, caplog):
     for row in steps:
         assert all(math.isfinite(row[name]) for name in ("loss", "text_loss", "ntp_m_loss", "grad_norm"))
         assert row["text_loss"] > 0 and row["ntp_m_loss"] > 0
-    evaluations = [row for row in log if "eval_loss" in row]
-    assert [row["step"] for row in evaluations] == [2, 2]  # while it trains, and at the end
-    for row in evaluations:
-        assert math.isfinite(row["eval_loss"]) and 0 <= row["eval_mean_iou"] <= 1
+    for name, metric in (("ade20k", "mean_iou"), ("nyuv2", "delta1")):
+        rows = [row for row in log if f"eval_{name}_loss" in row]
+        assert [row["step"] for row in rows] == [2, 2]  # while it trains, and at the end
+        for row in rows:
+            assert math.isfinite(row[f"eval_{name}_loss"]) and 0 <= row[f"eval_{name}_{metric}"] <= 1
+    card = ModelCard.load(tmp_path / "out/README.md")
+    results = {(result.dataset_name, result.metric_type) for result in card.data.eval_results}
+    assert {("ade20k", "mean_iou"), ("nyuv2", "delta1")} <= results and ("nyuv2", "mean_iou") not in results
+    assert "On ade20k, after 2 steps:" in card.content and "| data | ade20k:data/ADE" in card.content
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
@@ -166,6 +173,27 @@ def test_an_entry_is_the_same_on_the_command_line(start):
 def test_entries_that_cannot_be_used_are_named(tmp_path, entry, message):
     with pytest.raises(ValueError, match=message):
         sources_of(tmp_path, [entry])
+
+
+def test_what_is_measured_while_training(start, tmp_path):
+    entries = [{"dataset": "refcoco:data/refcoco", "eval_split": "train"}, "nyuv2:data/nyuv2",
+               {"dataset": "refcoco:data/refcoco", "eval_split": "train", "sentences": "image"},
+               {"dataset": "data/chat.jsonl", "eval_split": "train"}]  # fmt: skip
+    evaluated = sources_of(tmp_path, entries)[1]
+    assert {name: len(own) for name, own in evaluated.items()} == {"refcoco": 3, "refcoco_2": 1, "chat": 4}
+    # A split for one of them goes before their own.
+    evaluated = sources_of(tmp_path, entries, "--eval_split", "test", "--eval_dataset", "nyuv2:data/nyuv2")[1]
+    assert len(evaluated) == 1 and evaluated.sources[0].data.column_names == ["image", "depth", "focal_length"]
+    assert sources_of(tmp_path, entries[1:2])[1] is None
+
+
+def test_data_sets_are_measured_alone(start, tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"dataset": [{"dataset": "ade20k:data/ADEChallengeData2016", "eval_split": "validation"}]})
+    )
+    words = ["--model", "model", "--output_dir", str(tmp_path / "out"), "--use_cpu", "--do_eval"]
+    metrics = train_hf.main([str(tmp_path / "config.yaml"), *words])
+    assert 0 <= metrics["eval_ade20k_mean_iou"] <= 1 and "train_loss" not in metrics
 
 
 def test_weights_are_said_of_all_or_of_none(start, tmp_path):
