@@ -30,6 +30,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,11 @@ from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.arguments import parse_with_file
 from densemllm.formats.folders import DataOptions, open_samples
 from densemllm.formats.labels import load_id2label
+from densemllm.formats.options import choose_depth_range, facts_of
 from densemllm.formats.own_folders import OPTIONS
+from densemllm.formats.registry import format_of
 from densemllm.parts_densemllm import add_tokens_to
+from densemllm.tasks_densemllm import Depth
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.check import check_before_training
 from densemllm.training.checkpoints import STATE_NAME
@@ -60,7 +64,8 @@ if TYPE_CHECKING:
 @dataclass
 class ModelArguments:
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "folder or Hub name of a DenseMLLM checkpoint to start from"}
+        default=None,
+        metadata={"aliases": ["--model"], "help": "folder or Hub name of a DenseMLLM checkpoint to start from"},
     )
     vision_model: str | None = field(
         default=None, metadata={"help": "instead of it: a SigLIP2-NaFlex tower, with `text_model`"}
@@ -104,8 +109,15 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset: list[str] = field(metadata={"help": "one or several data sets, see `load_samples`"})
-    dataset_weights: list[float] | None = field(default=None, metadata={"help": "how often each of them comes"})
+    dataset: list[str] = field(
+        metadata={
+            "help": "one or several data sets, see `load_samples`. In a configuration file each may have options of "
+            "its own, which go before those for all: {dataset: NAME:PATH, weight: 2, split: train, label_map: ...}"
+        }
+    )
+    dataset_weights: list[float] | None = field(
+        default=None, metadata={"help": "how often each of them comes; goes before the weights of their own"}
+    )
     id2label: list[str] | None = field(
         default=None,
         metadata={"help": "JSON file from class id to name, one or one a data set; `id2label.json` in its folder"},
@@ -161,11 +173,16 @@ class DataArguments:
         },
     )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
-    eval_split: str | None = field(default=None, metadata={"help": "split to evaluate on"})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "split to evaluate on; left out: each entry of `dataset` with an `eval_split` of its own"},
+    )
     test_split: str | None = field(
         default=None, metadata={"help": "split that `do_predict` measures, after an evaluation"}
     )
-    eval_dataset: str | None = field(default=None, metadata={"help": "its data set, where not the first of `dataset`"})
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "data set of `eval_split`, where not the first of `dataset`"}
+    )
     model_id2label: str | None = field(
         default=None,
         metadata={"help": "JSON file of the saved model's class names; those of all data sets that it was trained on"},
@@ -188,6 +205,62 @@ class DataArguments:
     crop_size: list[int] | None = field(default=None, metadata={"help": "augmentation: height and width in pixels"})
     flip_probability: float = field(default=0.0, metadata={"help": "augmentation: probability of mirroring"})
     color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
+    own_options: list[dict] = field(init=False)  # of each data set, by name
+
+    def __post_init__(self) -> None:
+        entries = [_read_entry(entry) for entry in self.dataset]
+        self.dataset = [name for name, _ in entries]
+        self.own_options = [options for _, options in entries]
+
+
+# What may be said of one data set of several, and the types that a configuration file has for it. Its layout's further
+# options come on top.
+OWN_OPTIONS: dict[str, tuple[type, ...]] = {
+    "weight": (int, float),
+    "split": (str,),
+    "eval_split": (str,),
+    "id2label": (str,),
+    "depth_scale": (int, float),
+    "depth_range": (str,),
+    "columns": (str, list),
+    "ignore_index": (int, str, list),
+    "thing_labels": (str, list),
+    "column_map": (str, dict),
+    "label_map": (str, dict),
+    "reduce_labels": (bool,),
+    **dict.fromkeys(OPTIONS, (str,)),
+}
+
+
+def _read_entry(entry: str) -> tuple[str, dict]:
+    """A data set's name, and what is said of it alone.
+
+    Args:
+        entry: the name, or a JSON object with it as `dataset`, and options.
+
+    Raises:
+        ValueError: no such object, or an option that can't be given.
+    """
+    if not entry.lstrip().startswith("{"):
+        return entry, {}
+    try:
+        options = json.loads(entry)
+    except ValueError as error:
+        raise ValueError(f"`dataset` must be a name or a JSON object, got {entry}: {error}") from error
+    name = options.pop("dataset", None)
+    if not isinstance(name, str):
+        raise ValueError(f"`dataset` must have a name as `dataset` in each entry with options, got {entry}")
+    layout = format_of(name)
+    accepted = [*OWN_OPTIONS, *(name for name in (layout[0].options if layout else ()) if name not in OWN_OPTIONS)]
+    options = {option: value for option, value in options.items() if value is not None}
+    for option, value in options.items():
+        if option not in accepted:
+            raise ValueError(f"`{option}` can't be given for {name}; it takes {accepted}")
+        kinds = OWN_OPTIONS.get(option, (object,))
+        if not isinstance(value, kinds) or isinstance(value, bool) and kinds not in ((bool,), (object,)):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"`{option}` of {name} must be {expected}, got {value!r}")
+    return name, options
 
 
 def parse_arguments(
@@ -207,8 +280,8 @@ def check_output(model_args: ModelArguments, data_args: DataArguments, args: Den
     output = Path(args.output_dir)
     inputs = {name: getattr(model_args, name) for name in ("model_name_or_path", "vision_model", "text_model")}
     inputs = [(name, folder) for name, folder in inputs.items() if folder is not None]
-    inputs += [("dataset", folder) for folder in data_args.dataset]
-    inputs += [("eval_dataset", data_args.eval_dataset)] if data_args.eval_dataset is not None else []
+    inputs += [("dataset", _path_of(name)) for name in data_args.dataset]
+    inputs += [("eval_dataset", _path_of(data_args.eval_dataset))] if data_args.eval_dataset is not None else []
     for name, folder in inputs:
         if not output.exists() or not os.path.isdir(folder):
             continue
@@ -220,6 +293,11 @@ def check_output(model_args: ModelArguments, data_args: DataArguments, args: Den
                 f"`output_dir` has the checkpoint `{name}`, {folder}, which a new training may delete: take another "
                 f"folder, or go on with `--resume_from_checkpoint {folder}`"
             )
+
+
+def _path_of(dataset: str) -> str:
+    found = format_of(dataset)
+    return dataset if found is None else found[1]
 
 
 def find_checkpoint(model_args: ModelArguments, args: DenseTrainingArguments) -> str | None:
@@ -339,8 +417,19 @@ def _options_of_sources(args: DataArguments) -> dict[str, list]:
         )  # fmt: skip
     }
     options["reduce_labels"] = [args.reduce_labels] * len(args.dataset)
-    options["thing_labels"] = [things and _names_or_ids(things) for things in options["thing_labels"]]
-    options["columns"] = [names and names.split(",") for names in options["columns"]]
+    options["layout"] = [{} for _ in args.dataset]
+    for place, own in enumerate(args.own_options):
+        for name, value in own.items():
+            if name in options:
+                options[name][place] = value
+            elif name not in OWN_OPTIONS:
+                options["layout"][place][name] = value
+    options["thing_labels"] = [
+        _names_or_ids(things) if isinstance(things, str) and things else things for things in options["thing_labels"]
+    ]
+    options["columns"] = [
+        names.split(",") if isinstance(names, str) and names else names for names in options["columns"]
+    ]
     return options
 
 
@@ -354,22 +443,25 @@ def _names_or_ids(joined: str) -> list[str | int]:
 def _make_source(name: str, split: str, options: dict, weight: float | None = None, streaming: bool = False):
     """A data set to read samples from, with what is said of it."""
     said = {option: options[option] for option in DataOptions.__dataclass_fields__ if option in options}
-    layout = {option: options[option] for option in OPTIONS if options[option]}
-    data, facts = open_samples(name, split, DataOptions(**said, layout=layout), streaming)
+    said["layout"] = {option: options[option] for option in OPTIONS if options[option]} | options["layout"]
+    data, facts = open_samples(name, split, DataOptions(**said), streaming)
     return DenseSource(
         data,
         weight,
         facts.id2label,
         facts.depth_scale,
-        facts.depth_range,
+        options["depth_range"],  # `settle_depth_ranges` knows what else there is
         options["columns"],
         facts.ignore_index,
         facts.thing_labels if options["thing_labels"] == [OWN_THINGS] else options["thing_labels"] or None,
     )
 
 
-def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseIterableDataset, DenseDataset | None]:
-    """The mixture to train on, and the data set to evaluate on or `None`."""
+Evaluated = DenseDataset | dict[str, DenseDataset] | None
+
+
+def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseIterableDataset, Evaluated]:
+    """The mixture to train on, and what to evaluate on, see [`make_evaluation_datasets`]."""
     if args.dataset_weights is not None and len(args.dataset_weights) != len(args.dataset):
         raise ValueError(f"`dataset_weights` must be one a data set, got {len(args.dataset_weights)}")
     augmentation = Augmentation(
@@ -379,12 +471,13 @@ def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseI
         args.color_jitter,
     )
     options = _options_of_sources(args)
+    weights = args.dataset_weights or [own.get("weight") for own in args.own_options]
     sources = [
         _make_source(
             name,
-            args.train_split,
+            args.own_options[place].get("split", args.train_split),
             {option: values[place] for option, values in options.items()},
-            args.dataset_weights and args.dataset_weights[place],
+            weights[place],
             args.streaming,
         )
         for place, name in enumerate(args.dataset)
@@ -393,7 +486,24 @@ def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseI
         train = DenseIterableDataset(sources, augmentation, args.max_corrupt_share, seed, repeat=True)
     else:
         train = DenseDataset(sources, augmentation, args.max_corrupt_share, seed)
-    return train, None if args.eval_split is None else make_evaluation_dataset(args, args.eval_split, seed)
+    return train, make_evaluation_datasets(args, seed)
+
+
+def make_evaluation_datasets(args: DataArguments, seed: int) -> Evaluated:
+    """The `eval_split` of one data set; else those of all entries of `dataset` that have one of their own, by name: of
+    the layout, or of the folder or file; else `None`."""
+    if args.eval_split is not None:
+        return make_evaluation_dataset(args, args.eval_split, seed)
+    options, found = _options_of_sources(args), {}
+    for place, (dataset, own) in enumerate(zip(args.dataset, args.own_options, strict=True)):
+        if "eval_split" in own:
+            said = {option: values[place] for option, values in options.items()}
+            source = _make_source(dataset, own["eval_split"], said)
+            first = dataset.partition(":")[0] if format_of(dataset) else Path(dataset).stem
+            names = (f"{first}_{number}" if number > 1 else first for number in count(1))
+            name = next(name for name in names if name not in found)
+            found[name] = DenseDataset(source, None, args.max_corrupt_share, seed)
+    return found or None
 
 
 def make_evaluation_dataset(args: DataArguments, split: str, seed: int) -> DenseDataset:
@@ -412,6 +522,23 @@ def make_evaluation_dataset(args: DataArguments, split: str, seed: int) -> Dense
     return DenseDataset(_make_source(name, split, own), None, args.max_corrupt_share, seed)
 
 
+def settle_depth_ranges(datasets: list, processor: DenseMLLMProcessor) -> None:
+    """Say of all sources in which of the model's ranges their depth is learned, see [`choose_depth_range`].
+
+    Args:
+        datasets: those of [`make_asked_datasets`]; their sources have the user's word alone.
+        processor: of the model.
+    """
+    chosen = {}
+    datasets = [own for dataset in datasets for own in (dataset.values() if isinstance(dataset, dict) else [dataset])]
+    for source in (source for dataset in datasets if dataset is not None for source in dataset.sources):
+        is_learned = source.columns is None or Depth.column in source.columns
+        case = (source.depth_range, facts_of(source.data).depth_range if is_learned else None)
+        if case not in chosen:  # one warning for all
+            chosen[case] = choose_depth_range(*case, processor.depth_ranges, processor.default_depth_range)
+        source.depth_range = chosen[case]
+
+
 def hub_name(name: str) -> str | None:
     """A model's name, if it is one on the Hub and no folder: a card can't refer to a folder."""
     return None if os.path.isdir(name) else name
@@ -421,20 +548,21 @@ def check_asked(data_args: DataArguments, args: DenseTrainingArguments) -> None:
     """Raise a `ValueError` where nothing is asked for, or a measurement without a split to measure on."""
     if not (args.do_train or args.do_eval or args.do_predict):
         raise ValueError("there is nothing to do: `do_train`, `do_eval` and `do_predict` are all off")
+    has_own = any("eval_split" in own for own in data_args.own_options)
     for asked, split in (("do_eval", "eval_split"), ("do_predict", "test_split")):
-        if getattr(args, asked) and getattr(data_args, split) is None:
+        if getattr(args, asked) and getattr(data_args, split) is None and not (has_own and asked == "do_eval"):
             raise ValueError(f"`{asked}` needs `{split}`, the split to measure on")
 
 
 def make_asked_datasets(
     data_args: DataArguments, args: DenseTrainingArguments
-) -> tuple[DenseDataset | DenseIterableDataset | None, DenseDataset | None, DenseDataset | None]:
+) -> tuple[DenseDataset | DenseIterableDataset | None, Evaluated, DenseDataset | None]:
     """The data sets to train on, to evaluate on and to predict, each `None` where it isn't asked for."""
     train_dataset = eval_dataset = test_dataset = None
     if args.do_train:
         train_dataset, eval_dataset = make_datasets(data_args, args.seed)
     elif args.do_eval:
-        eval_dataset = make_evaluation_dataset(data_args, data_args.eval_split, args.seed)
+        eval_dataset = make_evaluation_datasets(data_args, args.seed)
     if args.do_predict:
         test_dataset = make_evaluation_dataset(data_args, data_args.test_split, args.seed)
     return train_dataset, eval_dataset, test_dataset
@@ -451,7 +579,7 @@ def save_trained(trainer: DenseTrainer, model_args: ModelArguments) -> None:
     trainer.save_state()
 
 
-def save_measured(trainer: DenseTrainer, model_args: ModelArguments, dataset: list[str]) -> None:
+def save_measured(trainer: DenseTrainer, model_args: ModelArguments, data_args: DataArguments) -> None:
     """Save what comes last: the model with its adapters merged in, the log with the measurements, and the card."""
     if model_args.use_peft:
         if not model_args.load_in_4bit:  # merged into 4 bits, they would be rounded away
@@ -459,7 +587,8 @@ def save_measured(trainer: DenseTrainer, model_args: ModelArguments, dataset: li
         trainer.save_model()
     trainer.save_state()
     base = hub_name(model_args.model_name_or_path or model_args.text_model)
-    trainer.create_model_card(finetuned_from=base, dataset=dataset)
+    evaluated_on = None if trainer.eval_dataset is None else data_args.eval_dataset or data_args.dataset[0]
+    trainer.create_model_card(finetuned_from=base, dataset=data_args.dataset, evaluated_on=evaluated_on)
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -478,6 +607,7 @@ def main(arguments: list[str] | None = None) -> dict:
         check_before_training(train_dataset.sources)
     names = None if data_args.model_id2label is None else load_id2label(data_args.model_id2label)
     model, processor = make_model(model_args)
+    settle_depth_ranges([train_dataset, eval_dataset, test_dataset], processor)
     trainer = DenseTrainer(
         model=model,
         args=args,
@@ -503,7 +633,7 @@ def main(arguments: list[str] | None = None) -> dict:
     if test_dataset is not None:
         keep("predict", trainer.evaluate(test_dataset, metric_key_prefix="predict"))
     if args.do_train:
-        save_measured(trainer, model_args, data_args.dataset)
+        save_measured(trainer, model_args, data_args)
     if trainer.is_world_process_zero():
         print(json.dumps(metrics, indent=2))
     return metrics

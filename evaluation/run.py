@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from ..configuration_densemllm import DenseMLLMConfig
 from ..files import reading
 from ..formats.folders import DataOptions, open_samples
+from ..formats.options import choose_depth_range
 from ..formats.own_folders import OPTIONS
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 from ..processing_densemllm import DenseMLLMProcessor
@@ -152,6 +153,12 @@ def open_data(args: EvaluationArguments) -> tuple[Any, dict[int, str] | None, Ev
     with reading(f"`data` {args.data}"):
         data, facts = open_samples(args.data, args.split, said, whole=True)
     known = {name: getattr(facts, name) for name in ("depth_scale", "depth_range", "ignore_index")}
+    if args.depth_range is None and facts.depth_range is not None:
+        with reading(f"`model` {args.model}"):
+            config = DenseMLLMConfig.from_pretrained(args.model)
+        known["depth_range"] = choose_depth_range(
+            None, facts.depth_range, config.depth_ranges, config.default_depth_range
+        )
     args = replace(args, **known)
     data = data.select_columns(find_columns(args, data.column_names))
     if args.limit is not None:

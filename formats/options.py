@@ -25,6 +25,7 @@ import PIL.Image
 from datasets import Image, IterableDataset
 from transformers.utils import logging
 
+from ..checks_densemllm import check_choice
 from ..files import read_json_or_yaml
 from ..object_tasks_densemllm import Foreground
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index
@@ -419,6 +420,34 @@ def facts_of(data: Any) -> Facts:
     return facts if isinstance(facts, Facts) else Facts()
 
 
+def choose_depth_range(
+    said: str | None, own: str | None, depth_ranges: Mapping[str, Mapping[str, Any]], default: str
+) -> str | None:
+    """The row of a model's `depth_ranges` for the depth of a data set: what the user says; else the row that the data
+    set is known by; else, with a warning, the model's default. `None` where nobody says anything.
+
+    Args:
+        said: the user's word.
+        own: the data set's, see [`Facts`].
+        depth_ranges, default: the model's rows by name, and the name of its default one.
+
+    Raises:
+        ValueError: the user names a row that the model lacks.
+    """
+    if said is not None:
+        return check_choice("depth_range", said, depth_ranges)
+    if own is None or own in depth_ranges:
+        return own
+    row = depth_ranges[default]
+    resized = f", images are resized to {row['focal_length']:g} pixels" if row.get("focal_length") else ""
+    logger.warning(
+        f"the model has no depth range {own!r}, which the data set is known by: its default, {default!r}, is taken "
+        f"({row['min_depth']:g} to {row['max_depth']:g} m{resized}). Depth beyond is neither learned nor predicted, "
+        f"and figures are not those of the range {own!r}. `depth_range` takes another of {sorted(depth_ranges)}"
+    )
+    return default
+
+
 def prepare(
     data: Any,
     column_map: "str | Mapping[str, str] | None" = None,
@@ -484,6 +513,7 @@ def _prepare_stream(
 __all__ = [
     "ClassIds",
     "PreparedSamples",
+    "choose_depth_range",
     "complete_column_map",
     "facts_of",
     "keep_origin",

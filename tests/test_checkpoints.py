@@ -120,4 +120,7 @@ def test_a_card_has_the_last_evaluation(tmp_path, evaluated):
     lines = card.content.splitlines()
     assert ("| mIoU | 0.25 |" in lines, "| loss | 2.0000 |" in lines) == (evaluated, evaluated)
     assert "| learning_rate | 0.0003 |" in lines and "| steps | 30 (1.50 epochs) |" in lines
+    assert "| data | a, b |" in lines
+    card = make_model_card(args, state, None, "me/rooms", dataset=["a", "b"], evaluated_on="b")
+    assert "On b, after 30 steps:" in card.content.splitlines() and "| data | a, b |" in card.content.splitlines()
     assert "Its classes: wall." in lines and "On a, b, after 30 steps:" in lines

@@ -37,9 +37,17 @@ def as_list(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
-def last_evaluation(state: TrainerState) -> dict[str, float]:
-    """The last evaluation in the log of a training; empty where there is none."""
-    return next((row for row in reversed(state.log_history) if "eval_loss" in row), {})
+def last_evaluations(state: TrainerState) -> dict[str, dict[str, float]]:
+    """The last evaluation of each data set in the log of a training: its name (`""` where it has none, as with a
+    single one) to its metrics by the names that they have there."""
+    found = {}
+    for row in reversed(state.log_history):
+        losses = [key for key in row if key.startswith("eval_") and key.endswith("_loss")]
+        if losses:
+            prefix = "eval_" if "eval_loss" in losses else losses[0].removesuffix("loss")
+            metrics = {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+            found.setdefault(prefix[len("eval_") : -1], metrics)
+    return dict(reversed(found.items()))
 
 
 def results_of(evaluated: dict[str, float], dataset_name: str, dataset_type: str) -> list[EvalResult]:
@@ -51,10 +59,10 @@ def results_of(evaluated: dict[str, float], dataset_name: str, dataset_type: str
             dataset_name=dataset_name,
             metric_type=key,
             metric_name=metric.name,
-            metric_value=round(evaluated[f"eval_{key}"], 4),
+            metric_value=round(evaluated[key], 4),
         )
         for key, metric in METRICS.items()
-        if evaluated.get(f"eval_{key}") is not None
+        if evaluated.get(key) is not None
     ]
 
 
@@ -77,20 +85,21 @@ def evaluation_section(
 ) -> list[str]:
     """A table of the results and the loss."""
     return [
-        f"## Evaluation\n\nOn {dataset_name}, after {step} steps:\n",
+        f"\nOn {dataset_name}, after {step} steps:\n",
         "| metric | value |\n|---|---|",
         *[f"| {result.metric_name} | {result.metric_value} |" for result in results],
-        f"| loss | {evaluated['eval_loss']:.4f} |" if evaluated else "| not evaluated | |",
+        f"| loss | {evaluated['loss']:.4f} |" if evaluated else "| not evaluated | |",
     ]
 
 
-def training_section(args: TrainingArguments, state: TrainerState) -> list[str]:
-    """A table of the settings, and the versions."""
+def training_section(args: TrainingArguments, state: TrainerState, dataset: Sequence[str]) -> list[str]:
+    """A table of the data and the settings, and the versions."""
     samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return [
         "\n## Training\n\n| setting | value |\n|---|---|",
         f"| steps | {state.global_step} ({state.epoch or 0:.2f} epochs) |",
         f"| samples a step | {samples} |",
+        *([f"| data | {', '.join(dataset)} |"] if dataset else []),
         *[f"| {name} | {getattr(args, name)} |" for name in SETTINGS if getattr(args, name, None) is not None],
         f"\nTransformers {transformers.__version__}, PyTorch {torch.__version__}.\n",
     ]
@@ -105,24 +114,31 @@ def make_model_card(
     dataset: str | Sequence[str] | None = None,
     dataset_tags: str | Sequence[str] | None = None,
     tags: str | Sequence[str] | None = None,
+    evaluated_on: str | None = None,
     **metadata: Any,
 ) -> ModelCard:
     """The card of a model.
 
     Args:
         args: of the training.
-        state: of the training, whose last evaluation the card has.
+        state: of the training, whose last evaluation the card has, of each data set.
         classes: of the model, class id to name.
         model_name: its name.
         base_model: the name of the model that the training started from.
         dataset: name or names of the data, for people.
         dataset_tags: names of the data on the Hub.
         tags: further ones.
+        evaluated_on: name of the data of an evaluation that has none; as `dataset` has it where left out.
         metadata: further arguments of `ModelCardData`: `language`, `license`.
     """
-    dataset_name = ", ".join(as_list(dataset)) or "unknown"
-    evaluated = last_evaluation(state)
-    results = results_of(evaluated, dataset_name, (as_list(dataset_tags) or ["custom"])[0])
+    dataset_name = evaluated_on or ", ".join(as_list(dataset)) or "unknown"
+    dataset_type = (as_list(dataset_tags) or ["custom"])[0]
+    evaluations = {name or dataset_name: evaluated for name, evaluated in last_evaluations(state).items()}
+    results = {name: results_of(evaluated, name, dataset_type) for name, evaluated in evaluations.items()}
+    tables = [
+        evaluation_section(evaluations.get(name, {}), results.get(name, []), name, state.global_step)
+        for name in evaluations or [dataset_name]
+    ]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text",
@@ -130,14 +146,15 @@ def make_model_card(
         base_model=base_model,
         datasets=as_list(dataset_tags) or None,
         model_name=model_name,
-        eval_results=results or None,
+        eval_results=[result for rows in results.values() for result in rows] or None,
         **metadata,
     )
     lines = [
         f"---\n{data.to_yaml()}\n---\n",
         *usage_section(model_name, base_model, classes),
-        *evaluation_section(evaluated, results, dataset_name, state.global_step),
-        *training_section(args, state),
+        "## Evaluation",
+        *[line for table in tables for line in table],
+        *training_section(args, state, as_list(dataset)),
     ]
     return ModelCard("\n".join(lines))
 

@@ -593,9 +593,10 @@ class DenseTrainer(Trainer):
         self, language: str | None = None, license: str | None = None, tags: str | list[str] | None = None,
         model_name: str | None = None, finetuned_from: str | None = None, tasks: str | list[str] | None = None,
         dataset_tags: str | list[str] | None = None, dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None, evaluated_on: str | None = None,
     ) -> None:  # fmt: skip
-        """Write `README.md` with the last evaluation as its model index; arguments as for `Trainer`'s."""
+        """Write `README.md` with the last evaluation as its model index; arguments as for `Trainer`'s, and
+        `evaluated_on`, the name of the evaluated data where that is not `dataset`."""
         if not self.is_world_process_zero():
             return
         folder = Path(self.args.output_dir)
@@ -608,6 +609,7 @@ class DenseTrainer(Trainer):
             dataset,
             dataset_tags,
             tags,
+            evaluated_on,
             language=language,
             license=license,
         )
