@@ -86,8 +86,6 @@ def evaluate(folder, tmp_path, name, *more):
     TREES[name](tmp_path / "data")
     words = ["--protocol", name, "--model", folder, "--data", tmp_path / "data", "--output_dir", tmp_path / "out"]
     words += ["--cases", "0", "--device", "cpu", "--max_num_patches", "200000", *more]
-    if PROTOCOLS[name].format in ("nyuv2", "ddad", "cityscapes_depth"):
-        words += ["--depth_range", "room"]  # the small model has no range of that name
     return main(list(map(str, words)))
 
 
