@@ -153,6 +153,9 @@ def _map_options() -> argparse.ArgumentParser:
         help="of normals: tokens of their own, or the slopes of the depth map, which need --focal_length",
     )  # fmt: skip
     dense.add_argument("--scale", type=float, help="resize the images by this factor first: a finer grid")
+    dense.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="read images in square tiles of this edge, after --scale"
+    )
     return dense
 
 
@@ -258,6 +261,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value not in (None, EXIF) and not 0 < value < math.inf:
             raise ValueError(f"--{name} must be a finite number greater than 0, got {value}")
+    if getattr(args, "tile", None) is not None and args.tile < 1:
+        raise ValueError(f"--tile must be at least 1 pixel, got {args.tile}")
     threshold = getattr(args, "threshold", None)
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
@@ -384,7 +389,7 @@ def open_model(args: argparse.Namespace) -> tuple[DenseMLLMForConditionalGenerat
             f"--format {args.format} is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json"
         )
     taken = {name for task in tasks for name in task.options if name in args}
-    names = {"text", "scale", *CAMERA_OPTIONS, *taken}
+    names = {"text", "scale", "tile", *CAMERA_OPTIONS, *taken}
     options = {name: getattr(args, name) for name in sorted(names)} | {"labels": labels, "thing_labels": things}
     return model, {name: value for name, value in options.items() if value is not None}
 
