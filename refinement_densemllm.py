@@ -67,9 +67,10 @@ def refine_crf(
     `bilateral_radius * bilateral_dilation` away, only those at multiples of `bilateral_dilation` on both axes send a
     message; at dilation 1 all do, and with windows as wide as the image the result is the exact fully connected
     one. Time grows with `iterations * height * width * num_labels * bilateral_radius ** 2`, whatever the sigmas and
-    the dilation; memory is about twice that of `probabilities`; of maps that are to be resized, and of which only the
-    best is wanted, [`refine_crf_argmax`] needs less. A wide window at small cost is a large dilation; a
-    large image is refined faster at a smaller size, with the sigmas (all but `color_sigma`) scaled alike.
+    the dilation; memory is about twice that of `probabilities`, and 256 MB at most for kernel values; of maps that
+    are to be resized, and of which only the best is wanted, [`refine_crf_argmax`] needs less. A wide window at small
+    cost is a large dilation; a large image is refined faster at a smaller size, with the sigmas (all but
+    `color_sigma`) scaled alike.
 
     Args:
         probabilities: float `[num_labels, height, width]`, at least 0, normalised here at each pixel and
@@ -117,7 +118,7 @@ def refine_crf_argmax(
     """The best label of each pixel after [`refine_crf`] of maps that are resized to the image, and its probability.
 
     There is no array of all labels at all pixels: memory is that of some 70 float32 maps of the image's size at most
-    (280 bytes a pixel; of small images below 1 GB), however many labels there are. Labels are coupled by the
+    (280 bytes a pixel; of small images below 1.3 GB), however many labels there are. Labels are coupled by the
     normaliser of each pixel alone. So what all labels add to it is summed up a few labels at a time; a label's state,
     where it was not kept, is computed again from its unary term and the normalisers of the steps before: three times
     the work in 5 iterations, for those beyond the first 24 at 12 megapixels. Labels that can't win a pixel send no
