@@ -14,8 +14,9 @@
 """Refinement of label maps along the edges of the image: a fully connected CRF, cut off at a window."""
 
 import inspect
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import PIL.Image
@@ -26,6 +27,12 @@ import torch.nn.functional as F
 NEGLIGIBLE = 1e-4  # change of a probability in a step by labels that are left out of the messages
 LABELS_AT_ONCE, ELEMENTS_AT_ONCE = 8, 2**24  # the larger of the two: in small images all labels
 KEPT_LABELS, KEPT_ELEMENTS = 24, 2**27  # the larger of the two: 512 MB
+WINDOW_ELEMENTS = 2**26  # kernel values that are kept: 256 MB, of images up to some 340x340 at the default radius
+TILE_ELEMENTS, CACHED_ELEMENTS = 2**22, 2**19  # kernel values used at once, and made at once on a CPU
+GATHERED_ELEMENTS = 2**24  # values of neighbours at once, where kernel values are kept
+MAX_TILE, MAX_PAIRS = 16, 2**12  # of the bilateral term's tiles along an axis: own pixels, and pairs
+LOWEST = -64.0  # exponent of two of the smallest kernel value: too small to change a sum
+STRIP = 128  # pixels of an axis that the spatial term works on at once
 MIN_PROBABILITY = 1e-5  # floor of the unary term's probabilities, as in pydensecrf's `unary_from_softmax`
 
 
@@ -60,9 +67,10 @@ def refine_crf(
     `bilateral_radius * bilateral_dilation` away, only those at multiples of `bilateral_dilation` on both axes send a
     message; at dilation 1 all do, and with windows as wide as the image the result is the exact fully connected
     one. Time grows with `iterations * height * width * num_labels * bilateral_radius ** 2`, whatever the sigmas and
-    the dilation; memory is about twice that of `probabilities`; of maps that are to be resized, and of which only the
-    best is wanted, [`refine_crf_argmax`] needs less. A wide window at small cost is a large dilation; a
-    large image is refined faster at a smaller size, with the sigmas (all but `color_sigma`) scaled alike.
+    the dilation; memory is about twice that of `probabilities`, and 256 MB at most for kernel values; of maps that
+    are to be resized, and of which only the best is wanted, [`refine_crf_argmax`] needs less. A wide window at small
+    cost is a large dilation; a large image is refined faster at a smaller size, with the sigmas (all but
+    `color_sigma`) scaled alike.
 
     Args:
         probabilities: float `[num_labels, height, width]`, at least 0, normalised here at each pixel and
@@ -110,7 +118,7 @@ def refine_crf_argmax(
     """The best label of each pixel after [`refine_crf`] of maps that are resized to the image, and its probability.
 
     There is no array of all labels at all pixels: memory is that of some 70 float32 maps of the image's size at most
-    (280 bytes a pixel; of small images below 1 GB), however many labels there are. Labels are coupled by the
+    (280 bytes a pixel; of small images below 1.3 GB), however many labels there are. Labels are coupled by the
     normaliser of each pixel alone. So what all labels add to it is summed up a few labels at a time; a label's state,
     where it was not kept, is computed again from its unary term and the normalisers of the steps before: three times
     the work in 5 iterations, for those beyond the first 24 at 12 megapixels. Labels that can't win a pixel send no
@@ -157,9 +165,17 @@ def refine_crf_argmax(
         highest.copy_(torch.where(is_better, value, highest))
 
     num_kept = max(KEPT_LABELS, KEPT_ELEMENTS // math.prod(size)) // max(1, blocks[0].stop)
-    normalizer = _mean_field(
-        lambda block: unary(labels[block]).log_(), blocks, kernels, iterations, num_kept, rest, choose
-    )
+    if len(blocks) == 1:  # small enough to keep
+        only = unary(labels).log_()
+
+        def log_unary(block: slice) -> torch.Tensor:
+            return only.clone()
+    else:
+
+        def log_unary(block: slice) -> torch.Tensor:
+            return unary(labels[block]).log_()
+
+    normalizer = _mean_field(log_unary, blocks, kernels, iterations, num_kept, rest, choose)
     return best, (highest - normalizer).exp_()
 
 
@@ -299,13 +315,8 @@ def _message_kernels(
     if spatial_weight > 0:
         filters.append((spatial_weight, lambda values: _spatial_sum(values, spatial_sigma, spatial_radius)))
     if bilateral_weight > 0:
-        scaled = colors.permute(2, 0, 1).float() / (math.sqrt(2) * color_sigma)
-        filters.append(
-            (
-                bilateral_weight,
-                lambda values: _bilateral_sum(values, scaled, bilateral_sigma, bilateral_radius, bilateral_dilation),
-            )
-        )
+        windows = _Windows(colors, bilateral_sigma, color_sigma, bilateral_radius, bilateral_dilation)
+        filters.append((bilateral_weight, windows.sum))
     # The sums leave a pixel itself out; its own kernel value, 1, belongs to the norm.
     ones = torch.ones((1, *colors.shape[:2]), dtype=torch.float32, device=colors.device)
     return [(weight, message_sum, (message_sum(ones) + 1).rsqrt()) for weight, message_sum in filters]
@@ -345,53 +356,145 @@ def _check_maps(probabilities: torch.Tensor, image, same_size: bool = True) -> t
 
 
 def _spatial_sum(values: torch.Tensor, sigma: float, radius: int) -> torch.Tensor:
-    """Gaussian-weighted sum over a pixel's square window, without the pixel: `[..., height, width]`, same shape.
+    """Gaussian-weighted sum over a pixel's square window, without the pixel: `[num_maps, height, width]`, same shape.
 
-    A Gaussian in a square is the product of one along each axis, so that 4 * radius shifts do.
+    A Gaussian in a square is the product of one along each axis. Along an axis it is a band matrix, and the product
+    with it is taken a strip of `STRIP` pixels at a time: few large steps, where shifts would be many small ones.
     """
-    if values.ndim == 3:  # one map at a time: it takes two copies
-        sums = torch.empty_like(values)
-        for own, result in zip(values, sums, strict=True):
-            result.copy_(_spatial_sum(own, sigma, radius))
-        return sums
     summed = values
-    for dim in (-2, -1):
-        line, summed, size = summed, summed.clone(), values.shape[dim]
-        for step in range(1, min(radius, size - 1) + 1):
-            weight = math.exp(-(step**2) / (2 * sigma**2))
-            low, high = (0, size - step), (step, size - step)
-            summed.narrow(dim, *low).add_(line.narrow(dim, *high), alpha=weight)
-            summed.narrow(dim, *high).add_(line.narrow(dim, *low), alpha=weight)
-    return summed - values
+    for dim in (1, 2):
+        line, size = summed, values.shape[dim]
+        summed = torch.empty_like(values)
+        for start in range(0, size, STRIP):
+            end = min(start + STRIP, size)
+            low, high = max(0, start - radius), min(size, end + radius)
+            own, near = (torch.arange(*ends, device=values.device) for ends in ((start, end), (low, high)))
+            steps = (near[:, None] - own).abs_()
+            band = (steps.float().square_() / (-2 * sigma**2)).exp_().masked_fill_(steps > radius, 0)
+            part = line.narrow(dim, low, high - low)
+            summed.narrow(dim, start, end - start).copy_(part @ band if dim == 2 else band.T @ part)
+    return summed.sub_(values)
 
 
-def _bilateral_sum(
-    values: torch.Tensor, scaled: torch.Tensor, sigma: float, radius: int, dilation: int
-) -> torch.Tensor:
-    """Sum over a pixel's dilated square window, without the pixel, weighted by distance and colour.
+class _Windows:
+    """The kernel of the bilateral term, as matrices.
+
+    With dilation d the pixels of an image are d * d phases, none of which sends messages to another. A phase is cut
+    into tiles, and the windows of a tile's pixels lie within one block. So the messages of all labels are a matrix
+    product for each tile, `[labels, near] @ [near, own]`, and those of many tiles one batch of products. Matrices are
+    kept from step to step where all of them have no more than `WINDOW_ELEMENTS`, and made anew where not.
 
     Args:
-        values: `[num_maps, height, width]`.
-        scaled: `[3, height, width]`, colours over sqrt(2) * color_sigma.
-        sigma, radius, dilation: as in [`refine_crf`].
+        colors: `uint8 [height, width, 3]`.
+        sigma, color_sigma, radius, dilation: as in [`refine_crf`].
+    """
+
+    def __init__(self, colors: torch.Tensor, sigma: float, color_sigma: float, radius: int, dilation: int):
+        self.size = tuple(colors.shape[:2])
+        # Red, green, blue, and 1; a row and a column of zeros stand for what is outside.
+        self.colors = F.pad(F.pad(colors, (0, 1), value=1), (0, 0, 0, 1, 0, 1)).flatten(0, 1)
+        self.color_factor = -1 / (2 * math.log(2) * color_sigma**2)
+        self.axes = [_cut_axis(size, sigma, radius, dilation, colors.device) for size in self.size]
+        shape = [math.prod(axis[0][2].shape[place] for axis in self.axes) for place in (0, 1)]
+        num_tiles = math.prod(sum(len(own) for own, _, _ in axis) for axis in self.axes)
+        self.kept = None
+        if num_tiles * math.prod(shape) <= WINDOW_ELEMENTS:
+            weights = torch.empty((num_tiles, *shape), device=colors.device)
+            places = [batch[:2] for batch in self._batches(weights)]
+            self.kept = (*(torch.cat(part) for part in zip(*places, strict=True)), weights)
+
+    def _batches(self, out: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Of some tiles at a time: their pixels `int64 [tiles, own]` and those of their blocks `int64 [tiles, near]`,
+        as rows of a table of all pixels, and kernel values `float32 [tiles, near, own]`: in `out`, if it is given."""
+        done = 0
+        for (own_rows, near_rows, down), (own_columns, near_columns, across) in itertools.product(*self.axes):
+            exponents = (down[:, None, :, None] + across[:, None]).flatten(2).flatten(0, 1)
+            num_tiles, at_once = len(own_rows) * len(own_columns), max(1, TILE_ELEMENTS // exponents.numel())
+            for start in range(0, num_tiles, at_once):
+                tiles = torch.arange(start, min(start + at_once, num_tiles), device=self.colors.device)
+                row, column = tiles.div(len(own_columns), rounding_mode="floor"), tiles.remainder(len(own_columns))
+                own, near = (
+                    (rows[row][:, :, None] * (self.size[1] + 1) + columns[column][:, None]).flatten(1)
+                    for rows, columns in ((own_rows, own_columns), (near_rows, near_columns))
+                )
+                if out is None:
+                    weights = torch.empty((len(tiles), *exponents.shape), device=exponents.device)
+                else:
+                    weights, done = out[done : done + len(tiles)], done + len(tiles)
+                self._fill(weights, own, near, exponents)
+                yield own, near, weights
+
+    def _fill(self, weights: torch.Tensor, own: torch.Tensor, near: torch.Tensor, exponents: torch.Tensor) -> None:
+        """Kernel values of tiles; those out of the window, and any smaller ones, are 2 ** `LOWEST`.
+
+        Args: weights, own, near: see `_batches`; exponents: of two, for the distances of pixels, `[near, own]`.
+        """
+        own, near = (self.colors.index_select(0, part.flatten()).view(*part.shape, 4).float() for part in (own, near))
+        own, near = own[..., :3] - 128, near[..., :3] - 128
+        # Squared distances of colours as products: all numbers are whole and below 2 ** 24, hence exact.
+        own_norm, near_norm = own.square().sum(dim=2, keepdim=True), near.square().sum(dim=2, keepdim=True)
+        near = torch.cat([near, near_norm, torch.ones_like(near_norm)], dim=2)
+        own = torch.cat([own.mul_(-2), torch.ones_like(own_norm), own_norm], dim=2).transpose(1, 2)
+        # On a CPU, as many at once as stay in its cache.
+        at_once = max(1, CACHED_ELEMENTS // exponents.numel()) if weights.device.type == "cpu" else len(own)
+        buffer = torch.empty_like(weights[:at_once])
+        for near_part, own_part, part in zip(*(all_.split(at_once) for all_ in (near, own, weights)), strict=True):
+            distance = torch.bmm(near_part, own_part, out=buffer[: len(part)])
+            # Powers of two, none of them denormal: on CPUs several times as fast as others.
+            torch.add(exponents, distance, alpha=self.color_factor, out=part).clamp_(min=LOWEST).exp2_()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """`[num_maps, height, width]` to weighted sums over windows, without the pixel itself; same shape."""
+        (height, width), num_maps = self.size, len(values)
+        table = values.new_zeros((height + 1, width + 1, num_maps))
+        table[:height, :width] = values.permute(1, 2, 0)
+        summed = torch.empty_like(table)
+        batches = self._batches()
+        if self.kept is not None:
+            at_once = max(1, GATHERED_ELEMENTS // (self.kept[1].shape[1] * num_maps))
+            batches = zip(*(part.split(at_once) for part in self.kept), strict=True)
+        for own, near, weights in batches:
+            messages = table.view(-1, num_maps).index_select(0, near.flatten()).view(*near.shape, num_maps)
+            messages = (messages.transpose(1, 2) @ weights).transpose(1, 2)
+            summed.view(-1, num_maps).index_copy_(0, own.flatten(), messages.reshape(-1, num_maps))
+        summed -= table  # a pixel's own kernel value is 1
+        return summed[:height, :width].permute(2, 0, 1)
+
+
+def _cut_axis(
+    size: int, sigma: float, radius: int, dilation: int, device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Tiles along an axis, of all phases, in groups whose blocks begin alike.
 
     Returns:
-        `[num_maps, height, width]`.
+        `int64 [tiles, own]`, the pixels of each; `int64 [tiles, near]`, those of its block, in both `size` where there
+        is none; and `float32 [near, own]`, exponents of two for their distances, -inf out of the window.
     """
-    height, width = values.shape[1:]
-    summed = torch.zeros_like(values)
-    # Half of the offsets: the weight of a pair of pixels serves both directions.
-    for dy in range(0, min(radius * dilation, height - 1) + 1, dilation):
-        for dx in range(-radius * dilation, radius * dilation + 1, dilation):
-            if abs(dx) >= width or (dy == 0 and dx <= 0):
-                continue
-            here = (..., slice(0, height - dy), slice(max(0, -dx), width - max(0, dx)))
-            there = (..., slice(dy, height), slice(max(0, dx), width - max(0, -dx)))
-            distance = (scaled[here] - scaled[there]).square_().sum(dim=0)
-            weight = distance.add_((dy**2 + dx**2) / (2 * sigma**2)).neg_().exp_()
-            summed[here].addcmul_(values[there], weight)
-            summed[there].addcmul_(values[here], weight)
-    return summed
+    length = -(-size // dilation)  # of the longest phase
+
+    def block(own: int) -> int:
+        starts = range(0, length, own)
+        return max(min(length, start + own + radius) - max(0, start - radius) for start in starts)
+
+    def cost(own: int) -> int:  # smaller products have fewer pairs out of the window, larger ones are faster
+        return -(-length // own) * (own + 4) * block(own)
+
+    sizes = range(1, min(length, MAX_TILE) + 1)
+    own = min((own for own in sizes if own == 1 or own * block(own) <= MAX_PAIRS), key=cost)
+    near = block(own)
+    groups: dict[int, list[int]] = {}
+    for start in range(0, length, own):
+        groups.setdefault(start - max(0, min(start - radius, length - near)), []).append(start)
+    phases = torch.arange(min(dilation, size), device=device)
+    own, near = torch.arange(own, device=device), torch.arange(near, device=device)
+    cut = []
+    for before, starts in groups.items():
+        first = (phases[:, None] + dilation * torch.tensor(starts, device=device)).flatten()[:, None]
+        steps = (near[:, None] - before - own).abs_()
+        exponents = (steps.float() * dilation).square_() * (-1 / (2 * math.log(2) * sigma**2))
+        pixels = [(first + dilation * part).clamp_(max=size) for part in (own, near - before)]
+        cut.append((*pixels, exponents.masked_fill_(steps > radius, float("-inf"))))
+    return cut
 
 
 __all__ = ["check_crf_options", "refine_crf", "refine_crf_argmax"]

@@ -126,6 +126,41 @@ def test_equals_pairs_within_windows(height, width, spatial_radius, bilateral_ra
     torch.testing.assert_close(refined.double(), expected, atol=1e-5, rtol=1e-4)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 34), st.integers(1, 34)),
+    spatial_radius=st.integers(1, 9),
+    radius=st.integers(1, 9),
+    dilation=st.integers(1, 5),
+    color=st.sampled_from([2.0, 13.0, 300.0]),
+    tile=st.sampled_from([1, 3, 16]),
+    pairs=st.sampled_from([20, 2**12]),
+    strip=st.sampled_from([4, 128]),
+    kept=st.booleans(),
+    at_once=st.sampled_from([0, 700, 2**19]),
+    seed=st.integers(0, 2**31),
+)
+def test_equals_pairs_however_the_image_is_cut(
+    size, spatial_radius, radius, dilation, color, tile, pairs, strip, kept, at_once, seed
+):
+    probabilities, image = random_case(3, *size, seed)
+    image = image // 4
+    options = {
+        "color_sigma": color, "spatial_radius": spatial_radius, "bilateral_radius": radius,
+        "bilateral_dilation": dilation,
+    }  # fmt: skip
+    sizes = {
+        "MAX_TILE": tile, "MAX_PAIRS": pairs, "STRIP": strip, "WINDOW_ELEMENTS": 2**26 if kept else 0,
+        "TILE_ELEMENTS": at_once, "CACHED_ELEMENTS": at_once, "GATHERED_ELEMENTS": at_once,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in sizes.items():
+            patch.setattr(refinement, name, value)
+        refined = refine_crf(probabilities, image, 2, **options)
+    expected = brute_force(probabilities, image, 2, **options)
+    torch.testing.assert_close(refined.double(), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "size, radius, sigma, dilation",
     [((5, 6), 8, 80.0, 1), ((30, 41), 8, 80.0, 5), ((30, 41), 8, 20.0, 3), ((1, 1), 1, 80.0, 1)],
@@ -180,6 +215,9 @@ def test_argmax_equals_that_of_whole_maps(num_labels, grid, size, sharpness, at_
 def test_memory_does_not_grow_with_labels(monkeypatch):
     monkeypatch.setattr(refinement, "ELEMENTS_AT_ONCE", 0)  # as in a large image
     monkeypatch.setattr(refinement, "KEPT_ELEMENTS", 0)
+    monkeypatch.setattr(refinement, "WINDOW_ELEMENTS", 0)
+    monkeypatch.setattr(refinement, "TILE_ELEMENTS", 2**8)
+    monkeypatch.setattr(refinement, "STRIP", 8)
     image = random_case(1, 64, 96, 0)[1]
     options = {"iterations": 2, "bilateral_radius": 1, "spatial_radius": 1}
     peaks = []
@@ -191,9 +229,9 @@ def test_memory_does_not_grow_with_labels(monkeypatch):
 
 def test_labels_that_can_not_win_send_no_messages(monkeypatch):
     shapes = []
-    bilateral_sum = refinement._bilateral_sum
+    windows_sum = refinement._Windows.sum
     monkeypatch.setattr(
-        refinement, "_bilateral_sum", lambda values, *rest: shapes.append(len(values)) or bilateral_sum(values, *rest)
+        refinement._Windows, "sum", lambda self, values: shapes.append(len(values)) or windows_sum(self, values)
     )
     logits = torch.randn(150, 3, 4, generator=torch.Generator().manual_seed(0))
     logits[[7, 90, 149]] += 12
