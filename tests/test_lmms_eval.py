@@ -17,6 +17,7 @@ import json
 import shutil
 import sys
 import tomllib
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -26,10 +27,10 @@ import torch
 import yaml
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
-from densemllm.answers_densemllm import encode_rle
+from densemllm.answers_densemllm import decode_rle, encode_rle
 from densemllm.evaluation.metrics import ReferringMetrics
 from repository import require
-from tiny import make_image, make_model, make_processor
+from tiny import assert_maps_agree, make_image, make_model, make_processor
 
 
 FOLDER = require("integrations/lmms_eval")
@@ -163,6 +164,18 @@ def test_answers_are_what_sam3_would_write(evaluated, checkpoint):
         assert 0.5 <= own["scores"][0] <= 1
 
 
+def test_sa_co_reads_the_answers(evaluated):
+    """The scoring of lmms-eval's own task of masks finds one mask in each, and it is the right one."""
+    from lmms_eval.tasks.saco.utils import saco_process_results
+
+    for sample in evaluated["samples"]["densemllm_referring"]:
+        (answer,) = sample["filtered_resps"]
+        document = {"expression": sample["target"], "human_1_masks": json.loads(answer)["masks"]}
+        found = saco_process_results(document, [answer])
+        assert (found["IL_TP"], found["count_accuracy"]) == (1, 1)
+        assert found["loc_counts"] == {"tp": [1] * 10, "fp": [0] * 10, "fn": [0] * 10}
+
+
 def test_words_in_place_of_masks_are_counted_and_hit_nothing(plugin, checkpoint, tmp_path):
     write_samples(tmp_path, plugin)
     results = evaluate(tmp_path, checkpoint, model="dummy", model_args="response=a red ball", log_samples=False)
@@ -211,15 +224,20 @@ def test_refcoco_as_lmms_eval_has_it(plugin, checkpoint, tmp_path):
 def test_every_task_is_found(plugin):
     from lmms_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(plugin), include_defaults=False)
+    manager = TaskManager(include_path=str(FOLDER), include_defaults=False)
     refcoco = {f"densemllm_refcoco{kind}_{split}" for kind in ("", "+") for split in ("val", "testA", "testB")}
     refcoco |= {"densemllm_refcocog_val", "densemllm_refcocog_test"}
-    assert set(manager.all_subtasks) == refcoco | {"densemllm_referring"}
+    assert set(manager.all_subtasks) == refcoco | {"densemllm_referring", "densemllm_rooms"}
     assert set(manager.task_index["densemllm_refcoco"]["task"]) == refcoco
     for name in refcoco:
         config = manager._get_config(name)
         assert name.endswith(config["test_split"]) and config["dataset_kwargs"] is None
         assert config["process_docs"].__name__ == "one_row_each"
+    rooms = manager._get_config("densemllm_rooms")
+    assert rooms["metric_list"] == manager._get_config("densemllm_referring")["metric_list"]
+    assert all(
+        Path(file).is_absolute() and Path(file).is_file() for file in rooms["dataset_kwargs"]["data_files"]["test"]
+    )
 
 
 # ---- the model by itself ----
@@ -285,6 +303,23 @@ def test_an_image_is_read_once_for_all_that_is_asked_of_it(asked, checkpoint):
     assert answers[3] == model.query(first, "what ?", max_new_tokens=4)
 
 
+def test_a_documents_own_focal_length_goes_before_that_of_all(plugin, tmp_path):
+    processor = make_processor(referring_prompt="find {text}", default_depth_range="road")
+    make_model(processor, seed=1).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    asked = Asked(tmp_path, batch_size=3, focal_length=50)
+    image = make_image(48, 64)
+    document = {"images": [image], "expression": "a lamp"}
+    answers = asked([document, {**document, "focal_length": 200.0}, document], ["a lamp"] * 3)
+    model = DenseMLLMForConditionalGeneration.from_pretrained(tmp_path).eval()
+    expected = [model.predict_dense(image, task="referring", text="a lamp", focal_length=f).mask for f in (50, 200)]
+    assert not torch.equal(*expected)
+    own = [torch.from_numpy(decode_rle(json.loads(answer)["masks"][0])) for answer in answers]
+    assert torch.equal(own[0], own[2])
+    for mask, whole in zip(own, expected, strict=False):
+        assert_maps_agree(mask, whole)
+
+
 def test_nothing_found_is_three_empty_lists(plugin):
     from densemllm_lmms_eval.model import to_answer
 
@@ -331,5 +366,5 @@ def test_masks_of_an_answer_are_put_together(plugin):
     np.testing.assert_array_equal(read_answer(answer, (4, 6)), whole)
     assert process_results({"mask": encode_rle(whole)}, [answer])["giou"][:4] == [1, 8, 8, 1]
     assert not read_answer('{"masks": []}', (4, 6)).any()
-    with pytest.raises(ValueError, match="must have `mask` or `segmentation`"):
+    with pytest.raises(ValueError, match="must have `mask`, or a polygon"):
         process_results({"expression": "a lamp"}, [answer])

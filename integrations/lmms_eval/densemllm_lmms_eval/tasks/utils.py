@@ -71,10 +71,10 @@ def reference(doc: dict[str, Any]) -> np.ndarray:
         return decode_rle(mask)
     if mask is not None:
         return read_sample({"image": doc["image"], "mask": mask}, "document")["mask"]
-    if doc.get("segmentation") is None:
-        raise ValueError(f"the document must have `mask` or `segmentation`, got {sorted(doc)}")
+    if not isinstance(doc.get("segmentation"), list):
+        raise ValueError(f"the document must have `mask`, or a polygon as `segmentation`, got {sorted(doc)}")
     width, height = doc["image"].size
-    return object_mask({"segmentation": list(doc["segmentation"])}, height, width, "document")
+    return object_mask({"segmentation": doc["segmentation"]}, height, width, "document")
 
 
 def read_answer(answer: str, size: tuple[int, int]) -> np.ndarray | None:
