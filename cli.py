@@ -411,7 +411,9 @@ def predict_data(args: argparse.Namespace) -> None:
     args.device = str(device)
     model, job.options = open_model(args)
     found = predict_dataset(model, job)
-    if process.is_main_process:
+    if process.is_main_process and not found["images"]:
+        print(f"{args.out}: all {found['done']} images were done already")
+    elif process.is_main_process:
         rate = found["images"] / max(found["seconds"], 1e-9)
         print(
             f"{args.out}: {found['images']} images in {found['seconds']:.1f} s, {rate:.2f} images/s"

@@ -43,6 +43,7 @@ from tqdm.auto import tqdm
 from .checks_densemllm import check_count
 from .configuration_densemllm import __version__
 from .evaluation.state import State, write_atomically
+from .exif_densemllm import EXIF
 from .files import reading
 from .formats.folders import open_rows
 from .image_encoding_densemllm import load_image
@@ -172,7 +173,7 @@ def predict_dataset(model: DenseMLLMForConditionalGeneration, job: PredictionJob
         job: what is predicted.
 
     Returns:
-        `images`, `skipped` and `seconds` of this run, in every process.
+        `images`, `skipped` and `seconds` of this run, and `done`, all images that are predicted now, in every process.
 
     Raises:
         ValueError: an argument that can't be used, a data set without images, or results of something else.
@@ -203,7 +204,8 @@ def predict_dataset(model: DenseMLLMForConditionalGeneration, job: PredictionJob
         if process.is_main_process:
             _write_summary(job, done)
         process.wait_for_everyone()
-    return {"images": len(fresh), "skipped": sum("error" in row for row in fresh), "seconds": seconds}
+    skipped = sum("error" in row for row in fresh)
+    return {"images": len(fresh), "skipped": skipped, "seconds": seconds, "done": len(done)}
 
 
 def _check_out(job: PredictionJob, state: State) -> None:
@@ -258,7 +260,7 @@ def _predictions(
         for number in numbers:
             try:
                 image = images[number]
-                if "focal_length" not in job.options:
+                if job.options.get("focal_length") != EXIF:  # which is read from the file itself
                     image = load_image(image, image_processor, images.names[number])
                 yield image
             except (OSError, TypeError, ValueError) as error:
