@@ -119,10 +119,16 @@ def count_host_reads(call: Callable[[], Any]) -> HostReads:
     """What `call` made the host wait for."""
     is_enabled = torch.is_autocast_enabled
 
-    def is_autocast_enabled(device_type: str | None = None) -> bool:  # torch's own refuses types that it has no table for
+    def is_autocast_enabled(
+        device_type: str | None = None,
+    ) -> bool:  # torch's own refuses types that it has no table for
         return device_type != STAND_IN.type and (is_enabled() if device_type is None else is_enabled(device_type))
 
-    with HostReads() as reads, _TensorsOfNumbers(), mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled):
+    with (
+        HostReads() as reads,
+        _TensorsOfNumbers(),
+        mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled),
+    ):
         call()
     return reads
 
