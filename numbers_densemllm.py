@@ -21,6 +21,7 @@ import torch
 
 
 IGNORED = -100
+PACKED_VALUES = 2**24  # of maps that are copied together: 64 MB in float32, for as long as it takes
 
 
 def read_numbers(tensors: dict[str, torch.Tensor]) -> dict[str, list[int]]:
@@ -38,6 +39,25 @@ def read_numbers(tensors: dict[str, torch.Tensor]) -> dict[str, list[int]]:
         for name, part in zip(names, parts, strict=True):
             found[name], values = values[: len(part)], values[len(part) :]
     return found
+
+
+def copies_on_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors on the CPU, each with memory of its own: those of one type with one copy, where they are small."""
+    parts: dict[tuple, list[list[int]]] = {}
+    for place, tensor in enumerate(tensors):
+        groups = parts.setdefault((tensor.device, tensor.dtype), [[]])
+        if groups[-1] and sum(tensors[other].numel() for other in groups[-1]) + tensor.numel() > PACKED_VALUES:
+            groups.append([])
+        groups[-1].append(place)
+    copies = list(tensors)
+    for (device, _), groups in parts.items():
+        for group in groups if device.type != "cpu" else ():
+            sizes = [tensors[place].numel() for place in group]
+            packed = torch.cat([tensors[place].flatten() for place in group]).cpu()
+            for place, copy in zip(group, packed.split(sizes), strict=True):
+                # A part of what is packed would keep all of it, and take it along into a file.
+                copies[place] = (copy.clone() if len(group) > 1 else copy).view(tensors[place].shape)
+    return copies
 
 
 def true_places(mask: torch.Tensor, count: int) -> torch.Tensor:
@@ -198,6 +218,7 @@ __all__ = [
     "IGNORED",
     "DenseNumbers",
     "InputNumbers",
+    "copies_on_host",
     "label_numbers",
     "read_forward_numbers",
     "read_numbers",
