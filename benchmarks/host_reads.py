@@ -11,21 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""How often the host waits for the device: reads of device values, in a training step and in `predict_dense`.
+r"""How often the host waits for the device in a training step and in `predict_dense`.
 
-    python benchmarks/host_reads.py [--quick] [--sites]
+    python benchmarks/host_reads.py [--quick]
 
 Counted is every operation that stops the host until the device has come that far:
 
 - numbers that are read: `.item()`, `int()`, `bool()` and the like (`aten::_local_scalar_dense`, `aten::equal`);
-- results whose size is a value: `nonzero`, an index that is a mask, `masked_select`, `unique`, `repeat_interleave` without
-  `output_size`, and `bincount`, which looks for its largest value;
-- tensors that are copied to the CPU: `.cpu()`, `.tolist()`.
+- results whose size is a value: `nonzero`, an index that is a mask, `masked_select`, `unique`, `repeat_interleave`
+  without `output_size`, and `bincount`, which looks for its largest value;
+- tensors that are copied to the CPU: `.cpu()`, `.tolist()`. The maps that `predict_dense` returns are among them.
 
-With CUDA it is tensors on the GPU that are looked at. Without, a stand-in: tensors that compute on the CPU and say of
-themselves that they are on another device, `lazy`. So it is seen, too, that the code leaves nothing on the wrong device.
-Ends with one line of JSON: `host_reads_forward` (a training forward of a collated batch), `host_reads_backward`,
-`host_reads_predict` (4 images, two tasks).
+Copies to the device are not counted. With CUDA it is tensors on the GPU that are looked at. Without, it is those of a
+stand-in: tensors that compute on the CPU and say of themselves that they are on another device. An operation on both
+fails, as it would there.
+
+The model of the rooms reads views of its sample. Prints each wait with its place in the code. Ends with one line of
+JSON: `host_reads_forward` and `host_reads_backward` of a collated batch with classes, depth and expressions, and
+`host_reads_predict` of 4 images and two tasks.
 """
 
 import argparse
@@ -42,7 +45,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
+from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm.formats.folders import load_samples
+from densemllm.formats.labels import load_id2label
+from densemllm.training.collator import DenseCollator
+from densemllm.training.datasets import DenseDataset, DenseSource
 
+
+COLUMNS = ("image", "segmentation", "depth", "focal_length", "mask", "expression")
 # Of all types of device that torch knows, the one whose backward pass runs in the caller's thread, and that needs
 # no driver. Nothing of the lazy backend itself is used.
 STAND_IN = torch.device("lazy")
@@ -74,8 +84,8 @@ class HostReads(TorchDispatchMode):
 
 
 class _TensorsOfNumbers(TorchFunctionMode):
-    """`torch.tensor` and its like in two steps, the second of which is a copy: made on a device in one, a tensor is not
-    seen by a `TorchDispatchMode`."""
+    """`torch.tensor` and its like in two steps, the second of which is a copy: made on a device in one, a tensor is
+    not seen by a `TorchDispatchMode`."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -145,7 +155,10 @@ def to_device(value: Any, device: torch.device) -> Any:
     if not hasattr(value, "to"):
         return value
     with HostReads():  # which knows the stand-in
-        return value.to(device)
+        value = value.to(device)
+        if hasattr(value, "tie_weights"):  # each has become a parameter of its own
+            value.tie_weights()
+    return value
 
 
 def _is_away(value: object) -> bool:
@@ -205,3 +218,39 @@ def _near(value: Any) -> Any:
     if isinstance(value, StandIn):
         return value.own
     return torch.device("cpu") if isinstance(value, torch.device) and value.type == STAND_IN.type else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="checkpoints/densemllm-rooms")
+    parser.add_argument("--data", default="examples/rooms/sample", help="folder that render.py wrote")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--quick", action="store_true", help="two views")
+    args = parser.parse_args()
+    device = counting_device()
+    processor = DenseMLLMProcessor.from_pretrained(args.model)
+    model = to_device(DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32), device)
+    id2label = load_id2label(str(Path(args.data) / "id2label.json"))
+    data = DenseDataset(DenseSource(load_samples(args.data, "train"), None, id2label, 0.002, columns=COLUMNS))
+    samples = [data[place] for place in range(2 if args.quick else args.batch_size)]
+    batch = to_device(DenseCollator(processor, candidates="labels")(samples), device)
+    images = [samples[place % len(samples)]["image"] for place in range(4)]
+    losses = []
+
+    def predict() -> None:
+        model.predict_dense(images, ("segmentation", "depth"), labels=id2label, processor=processor)
+
+    model.train()
+    reads = {"forward": count_host_reads(lambda: losses.append(model(**batch).loss))}
+    reads["backward"] = count_host_reads(lambda: losses[0].backward())
+    model.eval()
+    reads["predict"] = count_host_reads(predict)
+    for name, found in reads.items():
+        print(f"{name}: {len(found)}")
+        for (kind, operation, site), count in Counter(found.sites).most_common():
+            print(f"  {count} x {kind} {operation:20} {site}")
+    print("\n" + json.dumps({f"host_reads_{name}": len(found) for name, found in reads.items()}))
+
+
+if __name__ == "__main__":
+    main()
