@@ -325,11 +325,15 @@ class _FusedNTPM(torch.autograd.Function):
                 rows = _weighted_rows(weights[index], ids, slopes)
                 grads[index][tokens] = rows.to(states[index].dtype)
         if any(needed[n:]):
-            # In order of id; what has no derivative stands behind them all, where the last id's sum takes its zeros.
-            # To leave it out would be to wait for its number.
-            vocab_size = len(weights[0])
-            ids, order = ids.masked_fill(slopes == 0, vocab_size).flatten().sort()
-            tokens, slopes = tokens[:, None].expand_as(slopes).flatten()[order], slopes.flatten()[order]
+            vocab_size, tokens = len(weights[0]), tokens[:, None].expand_as(slopes)
+            if ids.device.type == "cpu":
+                used = slopes != 0
+                tokens, ids, slopes = tokens[used], ids[used], slopes[used]
+            else:  # to leave out what has no derivative is to wait for its number: shared out, its zeros cost little
+                spread = torch.arange(ids.numel(), device=ids.device).view_as(ids) % vocab_size
+                tokens, ids, slopes = (x.flatten() for x in (tokens, torch.where(slopes == 0, spread, ids), slopes))
+            ids, order = ids.sort()
+            tokens, slopes = tokens[order], slopes[order]
             starts = torch.searchsorted(ids, torch.arange(vocab_size, device=ids.device))
             for index in range(n):
                 if needed[n + index]:

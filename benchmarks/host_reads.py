@@ -190,6 +190,8 @@ def _site() -> str:
     """The last place in this package, or else anywhere, but in torch and here."""
     frames = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
     frames = [frame for frame in frames if f"{Path(torch.__file__).parent}" not in frame.filename]
+    if not frames:
+        return "torch"  # the backward pass of one of its own operations
     frame = frames[-1]
     return f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
 
