@@ -37,6 +37,7 @@ from .loading_densemllm import check_loaded_weights
 
 
 MLP_CHUNK_ELEMENTS = 2**22  # intermediate states at a time without autograd: 16 MB in float32
+MLP_CHUNK_ON_DEVICES = 2**26  # 128 MB in half precision: some thousands of patches, enough to keep a GPU busy
 
 
 class AttentionSegments(NamedTuple):
@@ -218,7 +219,8 @@ class DenseMLLMVisionMLP(nn.Module):
         if torch.is_grad_enabled():
             return self.feed_forward(hidden_states)
         # Patches by the ten thousands: the wide intermediate states would be the peak of a forward pass.
-        rows = max(1, MLP_CHUNK_ELEMENTS // self.intermediate_size)
+        elements = MLP_CHUNK_ELEMENTS if hidden_states.device.type == "cpu" else MLP_CHUNK_ON_DEVICES
+        rows = max(1, elements // self.intermediate_size)
         chunks = [self.feed_forward(chunk) for chunk in hidden_states.split(rows)]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 

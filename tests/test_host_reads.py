@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from densemllm import loss_densemllm as loss_module
+from densemllm.decoding_densemllm import upsampled_strips
 from densemllm.loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from densemllm.training.collator import DenseCollator
 from repository import load_script
@@ -162,6 +163,17 @@ def test_two_tasks_on_four_images_wait_at_most_four_times(processor, labels, opt
         assert own.scores.keys() == expected.scores.keys()
         rows = [[{**row, "score": round(row["score"], 4)} for row in maps.segments_info] for maps in (own, expected)]
         assert rows[0] == rows[1]
+
+
+def test_strips_are_larger_on_a_device():
+    maps, found = torch.rand(5, 6, 7, generator=torch.Generator().manual_seed(0)), []
+    strips = list(upsampled_strips(maps, (900, 700)))
+    there = to_device(maps, DEVICE)
+    count_host_reads(lambda: found.extend(upsampled_strips(there, (900, 700))))
+    assert len(found) < len(strips)
+    assert_near(
+        torch.cat([strip.cpu() for _, strip in found], dim=1), torch.cat([strip for _, strip in strips], dim=1)
+    )
 
 
 def test_maps_that_came_together_have_memory_of_their_own(processor):
