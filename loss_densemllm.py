@@ -626,7 +626,11 @@ class Supervision:
         return text_loss, dense_loss
 
 
-def check_dense_arguments(has_candidates: bool, num_items_in_batch, num_dense_items_in_batch) -> None:
+def check_dense_arguments(
+    has_candidates: bool,
+    num_items_in_batch: "torch.Tensor | int | None",
+    num_dense_items_in_batch: "torch.Tensor | int | None",
+) -> None:
     """`ValueError` where `dense_targets` lack what they need beside them."""
     if not has_candidates:
         raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
