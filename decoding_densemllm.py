@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 
 
-VALUES_AT_ONCE = 2**20  # of maps at the size of pixels
+VALUES_AT_ONCE = 2**20  # of maps at the size of pixels: 4 MB, which stay in a CPU's cache
+VALUES_ON_DEVICES = 2**24  # 64 MB: a small strip takes less time than to start what computes it
+FEW_LABELS = 8  # all of which are resized, without a look at which of them can win
 
 
 def upsampled_strips(maps: torch.Tensor, size: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
@@ -35,7 +37,8 @@ def upsampled_strips(maps: torch.Tensor, size: tuple[int, int]) -> Iterator[tupl
     """
     maps = maps.float()
     (height, width), grid_height = size, maps.shape[1]
-    rows_per_strip = max(1, VALUES_AT_ONCE // (maps.shape[0] * width))
+    at_once = VALUES_AT_ONCE if maps.device.type == "cpu" else VALUES_ON_DEVICES
+    rows_per_strip = max(1, at_once // (maps.shape[0] * width))
     for top in range(0, height, rows_per_strip):
         rows = torch.arange(top, min(top + rows_per_strip, height), dtype=torch.float32, device=maps.device)
         source = ((rows + 0.5) * (grid_height / height) - 0.5).clamp(min=0)
@@ -75,9 +78,21 @@ def class_probabilities(logits: torch.Tensor, background: bool = False, temperat
     return (logits.float() / 4).sigmoid() if background else (logits.float() / temperature).softmax(dim=0)
 
 
+def contending_labels(logits: torch.Tensor, background: bool = False, temperature: float = 0.2) -> torch.Tensor | None:
+    """Which classes can win a pixel: `bool [num_labels]`, or `None` where there are too few to look. Arguments as for
+    [`decode_segmentation`], which takes the result as a list of places."""
+    if len(logits) <= FEW_LABELS:
+        return None
+    # A resized map never exceeds its highest cell, and the winner of a pixel is never below the floor: classes that
+    # stay under it everywhere can't win a pixel and need not be resized.
+    floor = 0.5 if background else 1 / len(logits)
+    return class_probabilities(logits, background, temperature).amax(dim=(1, 2)) >= floor - 1e-6
+
+
 def decode_segmentation(
-    logits: torch.Tensor, size: tuple[int, int], background: bool = False, temperature: float = 0.2
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logits: torch.Tensor, size: tuple[int, int], background: bool = False, temperature: float = 0.2,
+    contenders: list[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Class scores on the grid of vision tokens to a segmentation (paper, section on decoding).
 
     Without a background: softmax over the classes at `temperature`, bilinear resize, argmax. With one: scores / 4,
@@ -88,6 +103,7 @@ def decode_segmentation(
         size: `(height, width)` of the result in pixels.
         background: whether pixels may be none of the labels.
         temperature: of the softmax; lower is sharper.
+        contenders: places of [`contending_labels`], where they have been read before; else they are read here.
 
     Returns:
         `int64 [height, width]`, positions in the labels, -1 for the background, and `float32 [height, width]`, the
@@ -95,13 +111,17 @@ def decode_segmentation(
     """
     probabilities = class_probabilities(logits, background, temperature)
     floor = 0.5 if background else 1 / len(logits)
-    # A resized map never exceeds its highest cell, and the winner of a pixel is never below the floor: classes that
-    # stay under it everywhere can't win a pixel and need not be resized.
-    contenders = (probabilities.amax(dim=(1, 2)) >= floor - 1e-6).nonzero()[:, 0]
+    if contenders is None:
+        contending = contending_labels(logits, background, temperature)
+        contenders = range(len(logits)) if contending is None else contending.nonzero()[:, 0].tolist()
     if len(contenders) == 0:
         return logits.new_full(size, -1, dtype=torch.long), logits.new_full(size, floor, dtype=torch.float)
-    best, scores = upsample_argmax(probabilities[contenders], size)
-    segmentation = contenders[best]
+    if len(contenders) == len(logits):
+        segmentation, scores = upsample_argmax(probabilities, size)
+    else:
+        places = torch.tensor(contenders, device=logits.device)
+        best, scores = upsample_argmax(probabilities[places], size)
+        segmentation = places[best]
     if background:
         segmentation = segmentation.masked_fill(scores <= floor, -1)
         scores = scores.clamp(min=floor)
@@ -160,6 +180,7 @@ def resize_map(values: torch.Tensor, size: tuple[int, int], mode: str = "bilinea
 
 __all__ = [
     "class_probabilities",
+    "contending_labels",
     "decode_bin_places",
     "decode_depth_bins",
     "decode_segmentation",

@@ -107,6 +107,10 @@ class DepthBins:
         bins = torch.as_tensor(bins)
         if bins.numel() and not (0 <= int(bins.min()) and int(bins.max()) <= self.num_bins):
             raise ValueError(f"`bins` must lie in 0..{self.num_bins}, got {int(bins.min())}..{int(bins.max())}")
+        return self.look_up(bins, name, focal_length)
+
+    def look_up(self, bins: torch.Tensor, name: str | None = None, focal_length: float | None = None) -> torch.Tensor:
+        """[`decode`] of bins that are known to be some: their values are not looked at."""
         numbers = torch.arange(1, self.num_bins + 1, dtype=torch.float64, device="cpu")  # MPS has no float64
         centres = self.metres(numbers, name, focal_length)
         return torch.cat([centres.new_zeros(1), centres]).float().to(bins.device)[bins.long()]

@@ -44,6 +44,7 @@ from .configuration_densemllm import check_prompt_length
 from .exif_densemllm import find_focal_lengths
 from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
 from .loading_densemllm import CheckpointFiles
+from .numbers_densemllm import InputNumbers
 from .processing_densemllm import DenseMLLMProcessor
 from .records_densemllm import Record
 from .tiles_densemllm import TiledMap, Tiling, check_tiling
@@ -263,8 +264,9 @@ class ImageEncodingMixin:
             pixel_values, grid = (
                 torch.cat([of_image[name] for of_image in inputs]) for name in ("pixel_values", "image_grid_thw")
             )
+            # The sizes stay on the CPU, where they are read.
             features = self.model.get_image_features(
-                pixel_values.to(self._input_device), grid.to(self._input_device), return_dict=True
+                pixel_values.to(self._input_device), grid, return_dict=True
             ).pooler_output
             merge_size = self.config.spatial_merge_size
             grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
@@ -326,13 +328,13 @@ class ImageEncodingMixin:
             input_ids[:, : len(head)] = head
             for row, index in enumerate(group):
                 input_ids[row, len(head) : len(head) + len(features[index])] = self.config.image_token_id
+            of_group = [features[index] for index in group]
             outputs = self.model(
                 input_ids=input_ids,
-                mm_encoder_outputs={
-                    "image": BaseModelOutputWithPooling(pooler_output=[features[index] for index in group])
-                },
+                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=of_group)},
                 use_cache=use_cache,
-                cache=DynamicCache(config=self.config.get_text_config()) if use_cache else None,
+                cache=(DynamicCache if use_cache else _PassingCache)(config=self.config.get_text_config()),
+                input_numbers=InputNumbers(None, sum(map(len, of_group))),
             )
             for row, index in enumerate(group):
                 length = len(head) + len(features[index])
@@ -370,13 +372,14 @@ class ImageEncodingMixin:
         content = [{"type": "text", "text": prompt}] if prompt else []
         content += [{"type": "image"}] + ([{"type": "text", "text": question}] if question else [])
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self._input_device)
-        at = (ids == self.config.image_token_id).nonzero()[:, 0]
+        ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        at = [place for place, token_id in enumerate(ids) if token_id == self.config.image_token_id]
         if len(at) != 1:
             raise ValueError(
                 f"`processor.chat_template` must write one image placeholder for an image, got {len(at)}; does the "
                 f"text contain {processor.image_token!r}?"
             )
+        ids = torch.tensor(ids, dtype=torch.long, device=self._input_device)
         return ids[: at[0]], ids[at[0] + 1 :]
 
     def label_logits(self, hidden_states: torch.Tensor, label_ids: list[list[int]]) -> torch.Tensor:
@@ -399,15 +402,16 @@ class ImageEncodingMixin:
         is_plain = type(head) is nn.Linear and type(head.weight.data) is torch.Tensor and not head.weight.is_meta
         device = head.weight.device if is_plain else self._input_device
         hidden_states = hidden_states.to(device)
+        highest = max((token_id for ids in label_ids for token_id in ids), default=-1)
+        vocab_size = self.config.get_text_config().vocab_size
+        if highest >= vocab_size:
+            raise ValueError(
+                f"`processor` does not belong to this model: a label has the id {highest}, but the vocabulary has "
+                f"{vocab_size}"
+            )
         flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
         label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
-        vocab_size = self.config.get_text_config().vocab_size
-        if len(flat) and int(flat.max()) >= vocab_size:
-            raise ValueError(
-                f"`processor` does not belong to this model: a label has the id {int(flat.max())}, but the vocabulary "
-                f"has {vocab_size}"
-            )
-        counts = torch.bincount(label, minlength=len(label_ids))[:, None]
+        counts = torch.tensor([len(ids) for ids in label_ids], dtype=torch.long, device=device)[:, None]
         with _without_autocast(device):
             if is_plain:
                 # The mean of logits is the logit of the mean column.
@@ -448,6 +452,16 @@ class ImageEncodingMixin:
         """`(height, width)` in pixels of the image as the model saw it."""
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
         return encoded.grid[0] * cell, encoded.grid[1] * cell
+
+
+class _PassingCache(DynamicCache):
+    """A cache that keeps nothing. Without any, the language model looks into the positions for several packed
+    sequences, and the host waits for the device."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:

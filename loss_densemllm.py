@@ -22,8 +22,16 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .numbers_densemllm import (
+    IGNORED,
+    DenseNumbers,
+    label_numbers,
+    read_forward_numbers,
+    supervised_tokens,
+    true_places,
+)
 
-IGNORED = -100
+
 CHUNK_ELEMENTS = 2**24  # scores at a time: 64 MB in float32
 CHUNK_ROWS = 1024  # tokens at a time; with fewer, a matrix product spends its time on reading the embedding
 HEAD_CALL_ROWS = 256  # tokens in a call of a layer of which only the forward is known: 290 MB of released logits
@@ -31,23 +39,22 @@ GROUP = 32  # scores whose maximum is looked at first; any number gives the same
 LONG_RANGE = 1024  # ids; a shorter range of an embedding is copied
 
 
-def supervised_tokens(dense_targets: torch.Tensor, dense_candidates: torch.Tensor) -> torch.Tensor:
-    """Which vision tokens have a target, of each kind: `bool`, the shape of `dense_candidates`. Arguments as for
-    [`ntp_m_loss`]."""
-    has_target = (dense_targets != IGNORED).any(dim=-1)
-    return (dense_candidates >= 0) & (has_target if dense_candidates.ndim == 1 else has_target[:, None])
-
-
 def one_kind_a_row(
-    states: torch.Tensor, dense_targets: torch.Tensor, dense_candidates: torch.Tensor
+    states: torch.Tensor, dense_targets: torch.Tensor, dense_candidates: torch.Tensor, count: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """States (or logits) `[n_tokens, d]` and their targets with a row for each kind of annotation that a token has,
-    so that `dense_candidates` becomes one-dimensional. Arguments as for [`ntp_m_loss`]."""
+    so that `dense_candidates` becomes one-dimensional. Arguments as for [`ntp_m_loss`]; `count` of `dense_candidates`
+    are known not to be -1."""
     if dense_candidates.ndim == 1:
         return states, dense_targets, dense_candidates
     if dense_candidates.shape[1] == 1:
         return states, dense_targets, dense_candidates[:, 0]
-    tokens, kinds = (dense_candidates >= 0).nonzero(as_tuple=True)
+    if count is None:
+        tokens, kinds = (dense_candidates >= 0).nonzero(as_tuple=True)
+    else:
+        places = true_places((dense_candidates >= 0).flatten(), count)
+        tokens = places.div(dense_candidates.shape[1], rounding_mode="floor")
+        kinds = places - tokens * dense_candidates.shape[1]
     return states[tokens], dense_targets[tokens], dense_candidates[tokens, kinds]
 
 
@@ -99,9 +106,11 @@ def ntp_m_loss(
         ValueError: shapes that don't fit, `top_k` below 1, or ids outside the vocabulary.
     """
     n_tokens, vocab_size = logits.shape
-    check_dense_targets(n_tokens, vocab_size, dense_targets, dense_candidates, dense_candidate_ranges, top_k)
-    logits, dense_targets, dense_candidates = one_kind_a_row(logits, dense_targets, dense_candidates)
-    rows = supervised_tokens(dense_targets, dense_candidates).nonzero()[:, 0]
+    numbers = check_dense_targets(n_tokens, vocab_size, dense_targets, dense_candidates, dense_candidate_ranges, top_k)
+    logits, dense_targets, dense_candidates = one_kind_a_row(
+        logits, dense_targets, dense_candidates, numbers.num_pairs
+    )
+    rows = true_places(supervised_tokens(dense_targets, dense_candidates), sum(numbers.supervised))
     scores = logits[rows]
     scores = scores if scores.dtype == torch.float64 else scores.float()
     candidates = candidate_mask(dense_candidate_ranges, vocab_size)[dense_candidates[rows]]
@@ -196,10 +205,12 @@ class _TopScores:
         """Add columns `first_column`... of the matrix; the number of them is a multiple of `GROUP`."""
         grouped = scores.view(len(scores), GROUP, -1)
         maxima = grouped.amax(dim=1)
-        entering = int((maxima > self.values.amin(dim=1, keepdim=True)).sum(dim=1).max())
-        if not entering:
-            return
-        groups = maxima.topk(min(entering, self.k), dim=1, sorted=False).indices
+        number = min(self.k, maxima.shape[1])
+        if scores.device.type == "cpu":  # elsewhere the host would wait for each piece
+            number = min(number, int((maxima > self.values.amin(dim=1, keepdim=True)).sum(dim=1).max()))
+            if not number:
+                return
+        groups = maxima.topk(number, dim=1, sorted=False).indices
         values = grouped.gather(2, groups[:, None].expand(-1, GROUP, -1)).flatten(1)
         self.values, position = torch.cat([self.values, values], dim=1).topk(self.k, dim=1, sorted=False)
         new = (position - self.k).clamp(min=0)
@@ -235,9 +246,7 @@ class _FusedNTPM(torch.autograd.Function):
     and chosen negatives are kept. Backward: weighted sums of those ids' rows, and of those tokens' states."""
 
     @staticmethod
-    def forward(
-        ctx, dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items, n_factors, *factors
-    ) -> torch.Tensor:
+    def forward(ctx, dense_targets, dense_candidates, numbers, top_k, num_items, n_factors, *factors) -> torch.Tensor:
         states, weights = factors[:n_factors], factors[n_factors:]
         weights = [weight.to(states[0].dtype) for weight in weights]  # under autocast a copy, for as long as this runs
         device = states[0].device
@@ -252,16 +261,16 @@ class _FusedNTPM(torch.autograd.Function):
         total, count = torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=torch.long, device=device)
         kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # tokens, ids, derivatives
         # Tokens of all images that are annotated alike go together.
-        rows = [
-            tuple(sorted((start, end) for start, end in row if end > start)) for row in dense_candidate_ranges.tolist()
-        ]
-        table = {ranges: _Columns(ranges, device) for ranges in rows}
+        table = {ranges: _Columns(ranges, device) for ranges in numbers.ranges}
         number = {ranges: index for index, ranges in enumerate(table)}
-        if rows:
-            dense_candidates = torch.tensor([number[ranges] for ranges in rows], device=device)[dense_candidates]
+        own, counts = [number[ranges] for ranges in numbers.ranges], [0] * len(table)
+        for index, supervised_with in zip(own, numbers.supervised, strict=True):
+            counts[index] += supervised_with
+        # In order of these, with what is not supervised at the end: their numbers are known without a look.
+        group = torch.tensor([*own, len(table)], device=device)[dense_candidates.masked_fill(~supervised, len(own))]
+        in_order = group.argsort(stable=True)[: sum(counts)].split(counts)
         top_k = min(top_k, max((columns.num_ids for columns in table.values()), default=0))
-        for row, columns in enumerate(table.values()):
-            tokens = (supervised & (dense_candidates == row)).nonzero()[:, 0]
+        for tokens, columns in zip(in_order, table.values(), strict=True):
             if not len(tokens) or not columns.num_ids:
                 continue
             n_rows = min(len(tokens), max(CHUNK_ROWS, CHUNK_ELEMENTS // columns.num_ids))
@@ -316,14 +325,20 @@ class _FusedNTPM(torch.autograd.Function):
                 rows = _weighted_rows(weights[index], ids, slopes)
                 grads[index][tokens] = rows.to(states[index].dtype)
         if any(needed[n:]):
-            used = slopes != 0
-            order = ids[used].argsort()
-            tokens, ids, slopes = tokens[:, None].expand_as(ids)[used][order], ids[used], slopes[used][order]
-            counts = torch.bincount(ids, minlength=len(weights[0]))
+            vocab_size, tokens = len(weights[0]), tokens[:, None].expand_as(slopes)
+            if ids.device.type == "cpu":
+                used = slopes != 0
+                tokens, ids, slopes = tokens[used], ids[used], slopes[used]
+            else:  # to leave out what has no derivative is to wait for its number: shared out, its zeros cost little
+                spread = torch.arange(ids.numel(), device=ids.device).view_as(ids) % vocab_size
+                tokens, ids, slopes = (x.flatten() for x in (tokens, torch.where(slopes == 0, spread, ids), slopes))
+            ids, order = ids.sort()
+            tokens, slopes = tokens[order], slopes[order]
+            starts = torch.searchsorted(ids, torch.arange(vocab_size, device=ids.device))
             for index in range(n):
                 if needed[n + index]:
                     table = states[index].to(weights[index].dtype)  # the gradient's type: summed and rounded once
-                    grads[n + index] = _weighted_rows(table, tokens, slopes, counts.cumsum(dim=0) - counts)
+                    grads[n + index] = _weighted_rows(table, tokens, slopes, starts)
         return *[None] * 6, *grads
 
 
@@ -342,6 +357,7 @@ def fused_ntp_m_loss(
     dense_candidate_ranges: torch.Tensor,
     top_k: int,
     num_items: "torch.Tensor | int | None" = None,
+    numbers: DenseNumbers | None = None,
 ) -> torch.Tensor:
     """[`ntp_m_loss`] of `head(hidden_states)` without the logits.
 
@@ -358,6 +374,7 @@ def fused_ntp_m_loss(
             its weights are summed by autograd, in their own type. Several processes call it equally often, so that all
             of them have to compute the loss, as sharded weights ask for anyway.
         dense_targets, dense_candidates, dense_candidate_ranges, top_k, num_items: see [`ntp_m_loss`].
+        numbers: of the targets, where they have been read before; else the host waits once for them.
 
     Returns:
         scalar `float32` (or `float64`).
@@ -366,18 +383,21 @@ def fused_ntp_m_loss(
         ValueError: see [`ntp_m_loss`].
     """
     vocab_size = getattr(head, "out_features", None)
+    arguments = (dense_targets, dense_candidates, dense_candidate_ranges)
     if vocab_size is not None:
-        check_dense_targets(
-            len(hidden_states), vocab_size, dense_targets, dense_candidates, dense_candidate_ranges, top_k
-        )
-    hidden_states, dense_targets, dense_candidates = one_kind_a_row(hidden_states, dense_targets, dense_candidates)
+        numbers = check_dense_targets(len(hidden_states), vocab_size, *arguments, top_k, numbers)
+    elif numbers is None:
+        numbers = DenseNumbers.read(*arguments)
+    hidden_states, dense_targets, dense_candidates = one_kind_a_row(
+        hidden_states, dense_targets, dense_candidates, numbers.num_pairs
+    )
     factors = head_factors(head, hidden_states)
     if factors is not None:
         states, weights = zip(*factors, strict=True)
-        arguments = (dense_targets, dense_candidates, dense_candidate_ranges, top_k)
-        return _FusedNTPM.apply(*arguments, num_items, len(states), *states, *weights)
+        arguments = (dense_targets, dense_candidates, numbers, top_k, num_items)
+        return _FusedNTPM.apply(*arguments, len(states), *states, *weights)
 
-    rows = supervised_tokens(dense_targets, dense_candidates).nonzero()[:, 0]
+    rows = true_places(supervised_tokens(dense_targets, dense_candidates), sum(numbers.supervised))
 
     def chunk_loss(states, chunk):
         targets = (dense_targets[chunk], dense_candidates[chunk], dense_candidate_ranges)
@@ -466,8 +486,9 @@ def _logits(states, weights, block: slice) -> torch.Tensor:
 
 @torch.compiler.disable
 def fused_cross_entropy(
-    hidden_states: torch.Tensor, head: nn.Module, labels: torch.Tensor, num_items: "torch.Tensor | int | None" = None
-) -> torch.Tensor:
+    hidden_states: torch.Tensor, head: nn.Module, labels: torch.Tensor, num_items: "torch.Tensor | int | None" = None,
+    numbers: list[int] | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Cross entropy of `head(hidden_states)`, computed only where there is a label, a part of the vocabulary at a
     time.
 
@@ -480,17 +501,17 @@ def fused_cross_entropy(
         head: see [`fused_ntp_m_loss`].
         labels: `int64 [n_positions]`, the token that each position has to predict, -100 where none.
         num_items: divide the sum by this and not by the number of labels.
+        numbers: [`label_numbers`] of the labels, where they have been read before; else the host waits once for them.
 
     Returns:
         scalar `float32` (or `float64`); 0 where there is no label.
     """
     vocab_size = getattr(head, "out_features", None)
-    rows = (labels != IGNORED).nonzero()[:, 0]
+    count, low, high = label_numbers(labels).tolist() if numbers is None else numbers
+    if count and not (0 <= low and (vocab_size is None or high < vocab_size)):
+        raise ValueError(f"`labels` has ids {low}..{high}, which a vocabulary of {vocab_size} lacks")
+    rows = true_places(labels != IGNORED, count)
     hidden_states, labels = hidden_states[rows], labels[rows]
-    if len(labels) and not (0 <= int(labels.min()) and (vocab_size is None or int(labels.max()) < vocab_size)):
-        raise ValueError(
-            f"`labels` has ids {int(labels.min())}..{int(labels.max())}, which a vocabulary of {vocab_size} lacks"
-        )
     factors = head_factors(head, hidden_states)
     wide = torch.float64 if hidden_states.dtype == torch.float64 else torch.float32
     if factors is not None:
@@ -559,6 +580,68 @@ def head_factors(head: nn.Module, hidden_states: torch.Tensor) -> list[tuple[tor
     return [(states.to(dtype), weight) for states, weight in pairs]
 
 
+class Supervision:
+    """What both losses of a forward are of. The host waits for the device once, here, and not in the forward.
+
+    Attributes:
+        inputs: numbers of the forward's own inputs.
+
+    Args:
+        is_image: `bool [batch_size, sequence_length]`, the image placeholders.
+        image_grid_thw, attention_mask: of the forward.
+        labels: `int64 [batch_size * sequence_length]`, what each position has to predict, or `None`.
+        dense: `dense_targets`, `dense_candidates` and `dense_candidate_ranges` of [`ntp_m_loss`], or `None`.
+    """
+
+    def __init__(
+        self,
+        is_image: torch.Tensor,
+        image_grid_thw: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        dense: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+    ):
+        self.is_image, self.labels, self.dense = is_image.flatten(), labels, dense
+        self.inputs, self.text_numbers, self.dense_numbers = read_forward_numbers(
+            is_image, image_grid_thw, attention_mask, labels, dense
+        )
+
+    def losses(
+        self,
+        hidden_states: torch.Tensor,
+        head: nn.Module,
+        top_k: int,
+        num_items: "torch.Tensor | int | None" = None,
+        num_dense_items: "torch.Tensor | int | None" = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """[`fused_cross_entropy`] and [`fused_ntp_m_loss`] of `hidden_states [batch_size, sequence_length, d]`; `None`
+        for what has no labels or targets."""
+        hidden_states = hidden_states.flatten(0, 1)
+        text_loss = dense_loss = None
+        if self.labels is not None:
+            text_loss = fused_cross_entropy(hidden_states, head, self.labels, num_items, self.text_numbers)
+        if self.dense is not None:
+            states = hidden_states[true_places(self.is_image, self.inputs.n_placeholders)]
+            dense_loss = fused_ntp_m_loss(states, head, *self.dense, top_k, num_dense_items, self.dense_numbers)
+        return text_loss, dense_loss
+
+
+def check_dense_arguments(
+    has_candidates: bool,
+    num_items_in_batch: "torch.Tensor | int | None",
+    num_dense_items_in_batch: "torch.Tensor | int | None",
+) -> None:
+    """`ValueError` where `dense_targets` lack what they need beside them."""
+    if not has_candidates:
+        raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
+    if num_items_in_batch is not None and num_dense_items_in_batch is None:
+        raise ValueError(
+            "`num_items_in_batch` divides the text loss by the count of a larger batch; with `dense_targets`, "
+            "`num_dense_items_in_batch` must do so with the NTP-M loss. `DenseTrainer` gives both; leave out "
+            "both for the means of this batch"
+        )
+
+
 def check_dense_targets(
     n_tokens: int,
     vocab_size: int,
@@ -566,8 +649,13 @@ def check_dense_targets(
     dense_candidates: torch.Tensor,
     dense_candidate_ranges: torch.Tensor,
     top_k: int,
-) -> None:
-    """Raise a `ValueError` that names the argument if targets don't fit `[n_tokens, vocab_size]` logits."""
+    numbers: DenseNumbers | None = None,
+) -> DenseNumbers:
+    """Raise a `ValueError` that names the argument if targets don't fit `[n_tokens, vocab_size]` logits.
+
+    Returns:
+        `numbers`; read here where they were not given.
+    """
     if top_k < 1:
         raise ValueError(f"`top_k` must be at least 1, got {top_k}")
     if dense_targets.ndim != 2 or dense_targets.shape[0] != n_tokens:
@@ -585,19 +673,19 @@ def check_dense_targets(
             f"`dense_candidate_ranges` must be [n_rows, n_ranges, 2], got {tuple(dense_candidate_ranges.shape)}"
         )
     n_rows = dense_candidate_ranges.shape[0]
-    if dense_candidates.numel() and int(dense_candidates.max()) >= n_rows:
+    if numbers is None:
+        numbers = DenseNumbers.read(dense_targets, dense_candidates, dense_candidate_ranges)
+    if numbers.highest_row >= n_rows:
         raise ValueError(
-            f"`dense_candidates` names row {int(dense_candidates.max())} of `dense_candidate_ranges`, which has "
-            f"{n_rows}"
+            f"`dense_candidates` names row {numbers.highest_row} of `dense_candidate_ranges`, which has {n_rows}"
         )
-    for name, values, high in (
-        ("dense_targets", dense_targets[dense_targets != IGNORED], vocab_size - 1),
-        ("dense_candidate_ranges", dense_candidate_ranges, vocab_size),
+    for name, found, highest in (
+        ("dense_targets", numbers.target_ids, vocab_size - 1),
+        ("dense_candidate_ranges", numbers.range_ids, vocab_size),
     ):
-        if values.numel() and not (0 <= int(values.min()) and int(values.max()) <= high):
-            raise ValueError(
-                f"`{name}` has ids {int(values.min())}..{int(values.max())}, which a vocabulary of {vocab_size} lacks"
-            )
+        if found is not None and not (0 <= found[0] and found[1] <= highest):
+            raise ValueError(f"`{name}` has ids {found[0]}..{found[1]}, which a vocabulary of {vocab_size} lacks")
+    return numbers
 
 
-__all__ = ["fused_cross_entropy", "fused_ntp_m_loss", "ntp_m_loss"]
+__all__ = ["Supervision", "fused_cross_entropy", "fused_ntp_m_loss", "ntp_m_loss"]

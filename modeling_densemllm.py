@@ -29,7 +29,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_masks_for_generate, sdpa_mask
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate, sdpa_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
@@ -40,10 +40,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .compat_densemllm import ENCODES_IMAGES_FIRST, cache_argument, either_cache, get_cache, select_positions
 from .configuration_densemllm import DenseMLLMConfig, check_prompt_length
-from .loss_densemllm import IGNORED, fused_cross_entropy, fused_ntp_m_loss
+from .loss_densemllm import Supervision, check_dense_arguments
+from .numbers_densemllm import IGNORED, InputNumbers, read_forward_numbers
 from .prediction_densemllm import DensePredictionMixin
 from .released_densemllm import RELEASED_KEYS
-from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel
+from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel, grid_on_host
 
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         Returns:
             the tower's output, with `pooler_output` a list of one `(n_vision_tokens, hidden_size)` tensor an image.
         """
+        image_grid_thw = grid_on_host(image_grid_thw)
         outputs = self.vision_tower(pixel_values, image_grid_thw, return_dict=True, **kwargs)
         features = self.multi_modal_projector(outputs.last_hidden_state)
         sizes = image_grid_thw.prod(dim=-1) // self.config.spatial_merge_size**2
@@ -216,17 +218,19 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.FloatTensor,
         image_features: torch.FloatTensor,
+        n_placeholders: int | None = None,
     ) -> torch.BoolTensor:
         """Mask of the image placeholders, `bool [batch_size, sequence_length, 1]`.
 
         Raises:
-            ValueError: their number is not that of the vision tokens.
+            ValueError: their number, which is counted unless it is given, is not that of the vision tokens.
         """
         is_image = self.get_image_token_mask(input_ids, inputs_embeds).to(inputs_embeds.device)
-        if int(is_image.sum()) != image_features.shape[0]:
+        found = int(is_image.sum()) if n_placeholders is None else n_placeholders
+        if found != image_features.shape[0]:
             raise ValueError(
-                f"`input_ids` have {int(is_image.sum())} image placeholders, but the images have "
-                f"{image_features.shape[0]} vision tokens"
+                f"`input_ids` have {found} image placeholders, but the images have {image_features.shape[0]} vision "
+                "tokens"
             )
         return is_image[..., None]
 
@@ -244,6 +248,7 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         past_key_values: Cache | None = None,
+        input_numbers: InputNumbers | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DenseMLLMModelOutputWithPast:
         r"""
@@ -258,6 +263,7 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
             mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of
                 `pixel_values`.
             cache, past_key_values (`Cache`, *optional*): the key-value cache, under either name.
+            input_numbers (`InputNumbers`, *optional*): of a caller that knows them; else they are read, once.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, both of `pixel_values` and
@@ -281,32 +287,27 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
             raise ValueError("You cannot specify both `pixel_values` and `mm_encoder_outputs` at the same time")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        if input_numbers is None and (pixel_values is not None or image_outputs is not None):
+            is_image = self.get_image_token_mask(input_ids, inputs_embeds)
+            input_numbers = read_forward_numbers(is_image, image_grid_thw, attention_mask)[0]
         if pixel_values is not None:
-            image_outputs = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            image_outputs = self.get_image_features(pixel_values, input_numbers.grid, return_dict=True)
 
-        # A mask of more dimensions, or one for each type of layer, was made before: that of a static cache.
+        # A mask of more dimensions, or one for each type of layer, was made before: that of a static cache. One new
+        # position can't see a later one: decoding needs no mask of its own.
         is_padding = attention_mask is None or getattr(attention_mask, "ndim", None) == 2
-        if self.config.vision_attention == "bidirectional" and is_padding:
-            is_image = mm_token_type_ids == 1 if mm_token_type_ids is not None else None
-            if is_image is None:
-                is_image = self.get_image_token_mask(input_ids, inputs_embeds)
-            # One new position can't see a later one: decoding needs no mask of its own.
-            if inputs_embeds.shape[1] > 1 and bool(is_image.any()):
-                past_length = int(cache.get_seq_length()) if cache is not None else 0
-                attention_mask = create_masks_for_generate(
-                    config=self.config.get_text_config(),
-                    inputs_embeds=inputs_embeds,
-                    attention_mask=attention_mask,
-                    position_ids=position_ids,
-                    block_sequence_ids=vision_block_ids(is_image, past_length),
-                    **cache_argument(cache),
-                )
+        if is_padding and inputs_embeds.shape[1] > 1:
+            seen = None if mm_token_type_ids is None else mm_token_type_ids == 1
+            if seen is None and self.config.vision_attention == "bidirectional":
+                seen = self.get_image_token_mask(input_ids, inputs_embeds)
+            attention_mask = self._make_mask(inputs_embeds, attention_mask, position_ids, cache, seen, input_numbers)
 
         image_features = None
         if image_outputs is not None:
             image_features = torch.cat(list(image_outputs.pooler_output))
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-            is_image = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            n_placeholders = input_numbers.n_placeholders
+            is_image = self.get_placeholder_mask(input_ids, inputs_embeds, image_features, n_placeholders)
             inputs_embeds = inputs_embeds.masked_scatter(is_image, image_features)
 
         with attention_in_blocks(self.language_model.config, inputs_embeds.device):
@@ -326,17 +327,24 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
             **cache_argument(get_cache(outputs)),
         )
 
-
-def _check_dense_arguments(has_candidates: bool, num_items_in_batch, num_dense_items_in_batch) -> None:
-    """`ValueError` where `dense_targets` lack what they need beside them."""
-    if not has_candidates:
-        raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
-    if num_items_in_batch is not None and num_dense_items_in_batch is None:
-        raise ValueError(
-            "`num_items_in_batch` divides the text loss by the count of a larger batch; with `dense_targets`, "
-            "`num_dense_items_in_batch` must do so with the NTP-M loss. `DenseTrainer` gives both; leave out "
-            "both for the means of this batch"
-        )
+    def _make_mask(self, inputs_embeds, attention_mask, position_ids, cache, is_image, numbers):
+        """The mask of several new positions where the language model's own is not the one, or would make the host wait
+        more often: it looks at the padding by itself, to leave the mask out where there is none."""
+        config = self.config.get_text_config()
+        arguments = {"config": config, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        arguments |= {"position_ids": position_ids, **cache_argument(cache)}
+        if self.config.vision_attention == "bidirectional":
+            if not (numbers is not None and numbers.n_placeholders) and not bool(is_image.any()):
+                return attention_mask
+            past_length = int(cache.get_seq_length()) if cache is not None else 0
+            return create_masks_for_generate(**arguments, block_sequence_ids=vision_block_ids(is_image, past_length))
+        windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        kinds = {*(getattr(config, "layer_types", None) or ()), *windows} - {"full_attention", None}
+        if cache is None and numbers is not None and numbers.is_padded and not kinds:
+            if config._attn_implementation == "sdpa" and attention_mask.shape == inputs_embeds.shape[:2]:
+                blocks = attention_mask.new_full(attention_mask.shape, -1, dtype=torch.long)  # there are none
+                return create_causal_mask(**arguments, block_sequence_ids=blocks)
+        return attention_mask
 
 
 class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictionMixin, GenerationMixin):
@@ -490,7 +498,14 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         """
         if dense_targets is not None:
             has_candidates = dense_candidates is not None and dense_candidate_ranges is not None
-            _check_dense_arguments(has_candidates, kwargs.get("num_items_in_batch"), num_dense_items_in_batch)
+            check_dense_arguments(has_candidates, kwargs.get("num_items_in_batch"), num_dense_items_in_batch)
+        supervision = None
+        if (labels is not None or dense_targets is not None) and (input_ids is None) != (inputs_embeds is None):
+            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds)
+            if labels is not None:
+                labels = self._shift_labels(labels, is_image, kwargs.get("shift_labels"))
+            dense = None if dense_targets is None else (dense_targets, dense_candidates, dense_candidate_ranges)
+            supervision = Supervision(is_image, image_grid_thw, attention_mask, labels, dense)
         outputs: DenseMLLMModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -502,6 +517,7 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             mm_token_type_ids=mm_token_type_ids,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
+            input_numbers=None if supervision is None else supervision.inputs,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -515,28 +531,14 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
                 )
         logits = None if skip_logits else self.lm_head(select_positions(hidden_states, logits_to_keep))
 
-        losses = []
-        text_loss = dense_loss = None
-        if labels is not None:
-            is_image = self.model.get_image_token_mask(input_ids, inputs_embeds)
-            text_loss = self._text_loss(
-                hidden_states, labels, is_image, kwargs.get("shift_labels"), kwargs.get("num_items_in_batch")
-            )
-            losses.append(text_loss)
-        if dense_targets is not None:
-            dense_loss = fused_ntp_m_loss(
-                hidden_states[self.model.get_image_token_mask(input_ids, inputs_embeds)],
-                self.lm_head,
-                dense_targets,
-                dense_candidates,
-                dense_candidate_ranges,
-                self.config.ntp_m_top_k,
-                num_dense_items_in_batch,
-            )
-            losses.append(self.config.ntp_m_weight * dense_loss)
-
+        loss = text_loss = dense_loss = None
+        if supervision is not None:
+            counts = (kwargs.get("num_items_in_batch"), num_dense_items_in_batch)
+            text_loss, dense_loss = supervision.losses(hidden_states, self.lm_head, self.config.ntp_m_top_k, *counts)
+            weighted = None if dense_loss is None else self.config.ntp_m_weight * dense_loss
+            loss = sum(part for part in (text_loss, weighted) if part is not None)
         return DenseMLLMCausalLMOutputWithPast(
-            loss=sum(losses) if losses else None,
+            loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -546,17 +548,14 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             **cache_argument(get_cache(outputs)),
         )
 
-    def _text_loss(self, hidden_states, labels, is_image, shift_labels, num_items_in_batch) -> torch.Tensor:
-        """The next-token loss of text alone; `is_image` are the positions of image placeholders."""
+    def _shift_labels(self, labels, is_image, shift_labels) -> torch.Tensor:
+        """Labels of text alone, `[batch_size * sequence_length]`; `is_image` are the image placeholders."""
         if shift_labels is None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         # Trainers that make labels of `input_ids` don't mean these: vision tokens' logits are for dense maps.
         is_image = F.pad(is_image.to(shift_labels.device)[:, 1:], (0, 1))
         is_image = is_image | (shift_labels == self.config.image_token_id)
-        shift_labels = shift_labels.masked_fill(is_image, IGNORED)
-        return fused_cross_entropy(
-            hidden_states.flatten(0, 1), self.lm_head, shift_labels.flatten(), num_items_in_batch
-        )
+        return shift_labels.masked_fill(is_image, IGNORED).flatten()
 
     def generate(
         self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any

@@ -55,6 +55,7 @@ from .image_encoding_densemllm import (
     with_focal_scale,
 )
 from .image_processing_densemllm import DenseMLLMImageProcessor
+from .numbers_densemllm import copies_on_host, read_numbers
 from .processing_densemllm import DenseMLLMProcessor
 from .questions_densemllm import QuestionMixin
 from .streams_densemllm import takes_iterators
@@ -348,6 +349,7 @@ class DensePredictionMixin(QuestionMixin):
             self._encode_views(together, processor, batch_size, tiling)
             self._ask_views(together, processor)
             self._read_views(together, processor, batch_size, images_kwargs)
+            _bring_to_host(together, return_logits)
             for of_image in views[part]:
                 predictions.append(_join(of_image, return_logits))
                 of_image.clear()  # and with them what the model kept of the image
@@ -401,10 +403,17 @@ class DensePredictionMixin(QuestionMixin):
     ) -> None:
         """Label logits to maps: of whole images, and of crops, which get `images_kwargs`."""
         whole = [view for view in views if _reads_whole(view, processor)]
-        for view in whole:
+        logits, contending = [], {}
+        for place, view in enumerate(whole):
             view.request.resized_size = self._resized_size(view.encoded)
-            logits = self._grid_logits(view.encoded, view.task.label_ids(view.request, processor))
-            view.fields = {**view.task.decode(logits, view.request, processor), "logits": logits}
+            logits.append(self._grid_logits(view.encoded, view.task.label_ids(view.request, processor)))
+            contending[str(place)] = view.task.contenders(logits[-1], view.request)
+        # The host waits once for all of them.
+        found = read_numbers({name: mask for name, mask in contending.items() if mask is not None})
+        for name, flags in found.items():
+            whole[int(name)].request.contenders = [place for place, flag in enumerate(flags) if flag]
+        for view, own in zip(whole, logits, strict=True):
+            view.fields = {**view.task.decode(own, view.request, processor), "logits": own}
         cropped = [view for view in views if view.fields is None]
         boxes = [view.task.crops(view.request, processor) for view in cropped]
         pairs = [(view, box) for view, found in zip(cropped, boxes, strict=True) for box in found]
@@ -609,6 +618,18 @@ def _reads_whole(view: _View, processor: DenseMLLMProcessor) -> bool:
 def _reads_image(view: _View, processor: DenseMLLMProcessor) -> bool:
     """Whether the image is encoded as a whole: to be read, or to be asked about."""
     return view.question is not None or _reads_whole(view, processor)
+
+
+def _bring_to_host(views: list[_View], return_logits: bool) -> None:
+    """What was found to the CPU, the maps of all images together, and what is worked out there."""
+    fields = [
+        (view.fields, name) for view in views for name, value in view.fields.items()
+        if isinstance(value, torch.Tensor) and (return_logits or name != "logits")
+    ]  # fmt: skip
+    for (own, name), copy in zip(fields, copies_on_host([own[name] for own, name in fields]), strict=True):
+        own[name] = copy
+    for view in views:
+        view.fields = view.task.finish(view.fields)
 
 
 def _join(views: list[_View], return_logits: bool) -> DensePrediction:

@@ -546,7 +546,7 @@ class DenseMLLMProcessor(ProcessorMixin):
         count = len(dense_task.label_ids(request, self))
         if len(logits) != count:
             raise ValueError(f"`logits` must have a row for each of {count} labels of the task, got {len(logits)}")
-        return dense_task.decode(logits, request, self)
+        return dense_task.finish(dense_task.decode(logits, request, self))
 
     def answer_task(
         self, task: str, text: str | Iterable[str] | None = None, prompt: str | None = None

@@ -51,6 +51,7 @@ class DenseRequest:
         background, threshold, depth_range, refine, labels_from_answer, source: as for `predict_dense`.
         thing_labels: names or keys of the classes whose objects are told apart; `None`: nobody says which.
         are_things_asked: whether the caller said so, and not the model's config.
+        contenders: what [`DenseTask.contenders`] found, as places; `None`: nobody looked.
     """
 
     size: tuple[int, int]
@@ -70,6 +71,7 @@ class DenseRequest:
     source: str | None = None
     thing_labels: tuple[str | int, ...] | None = None
     are_things_asked: bool = False
+    contenders: list[int] | None = None
 
     @property
     def model_focal_length(self) -> float | None:
@@ -209,6 +211,15 @@ class DenseTask(ABC):
             the fields by name, `scores` among them; maps are of the size that the request says, on the device of
             `logits`.
         """
+
+    def contenders(self, logits: torch.Tensor, request: DenseRequest) -> torch.Tensor | None:
+        """What [`decode`] would have to read of the logits before it begins, so that the host waits once for several
+        images: `bool [n]`, whose true places it finds in the request; `None`: nothing."""
+        return None
+
+    def finish(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of [`decode`] with those that are worked out on the CPU, from maps that are there by now."""
+        return fields
 
     def compose(self, crops: Iterable[CropMaps], request: DenseRequest) -> dict[str, Any]:
         """Fields of the whole image from those of its crops, which are read one after another."""

@@ -32,6 +32,7 @@ from .checks_densemllm import check_choice, shown
 from .crops_densemllm import empty_map
 from .decoding_densemllm import (
     class_probabilities,
+    contending_labels,
     decode_bin_places,
     decode_depth_bins,
     decode_segmentation,
@@ -172,39 +173,46 @@ class Classes(SegmentMap, DenseTask):
         # Where all of it is ignored, what there is isn't known.
         return (self.question, f"The target categories include {refs}.") if refs else None
 
-    def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
-        fields = self._decode_map(logits, request, processor)
+    def contenders(self, logits: torch.Tensor, request: DenseRequest) -> torch.Tensor | None:
+        kept, _, background = self._competing(request)
+        return contending_labels(_rows(logits, kept), background) if kept and request.refine is None else None
+
+    def finish(self, fields: dict[str, Any]) -> dict[str, Any]:
         return {**fields, "segments_info": class_segments(fields["segmentation"], fields["scores"], fields["labels"])}
 
-    def _decode_map(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
-        """The fields of [`decode`] but for the rows."""
+    def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         names = request.labels or {}
         if not names:
             nothing = torch.full(request.size, -1, dtype=torch.long)
             return {"segmentation": nothing, "scores": empty_map(request.size), "labels": {}}
-        segmentation, scores, rest = self._read_classes(logits, names, request, processor)
+        segmentation, scores, rest = self._read_classes(logits, request, processor)
         if request.threshold is not None:
             is_weak = (scores < request.threshold) & (segmentation != rest)
             segmentation = segmentation.masked_fill(is_weak, -1)
         return {"segmentation": segmentation, "scores": scores, "labels": names}
 
-    def _read_classes(
-        self, logits: torch.Tensor, names: dict[int, str], request: DenseRequest, processor: TaskProcessor
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Keys of `names` and their scores, `[height, width]`, and the key of pixels that are none of the others."""
-        keys, background, rest = list(names), request.background, -1
+    def _competing(self, request: DenseRequest) -> tuple[list[int], int, bool]:
+        """Places of the labels whose logits are read, the key of pixels that are none of them, and whether there may
+        be such pixels."""
+        names = request.labels or {}
         others = [place for place, name in enumerate(names.values()) if name == BACKGROUND_LABEL]
-        if others:
-            # The background's own logit is not read: it wins wherever no label has a probability above one half.
-            kept = [place for place in range(len(keys)) if place not in others]
-            logits, rest, background = logits[kept], keys[others[0]], True
-            keys = [keys[place] for place in kept]
+        # The background's own logit is not read: it wins wherever no label has a probability above one half.
+        kept = [place for place in range(len(names)) if place not in others]
+        return (kept, list(names)[others[0]], True) if others else (kept, -1, request.background)
+
+    def _read_classes(
+        self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Keys of the labels and their scores, `[height, width]`, and the key of pixels that are none of them."""
+        kept, rest, background = self._competing(request)
+        keys = [key for place, key in enumerate(request.labels) if place in set(kept)]
+        logits = _rows(logits, kept)
         if not keys:
             segmentation = torch.full(request.size, rest, dtype=torch.long, device=logits.device)
             scores = torch.full(request.size, 0.5, dtype=torch.float32, device=logits.device)
             return segmentation, scores, rest
         if request.refine is None:
-            best, scores = decode_segmentation(logits, request.size, background)
+            best, scores = decode_segmentation(logits, request.size, background, contenders=request.contenders)
         else:
             best, scores = _refine_classes(logits, request, background, processor.crf_options)
         return torch.tensor([rest, *keys], device=best.device)[best.add_(1)], scores, rest
@@ -288,7 +296,7 @@ class Panoptic(Classes):
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         n_x, n_y = map(len, self._coordinate_ids(processor, request.resized_size))
         class_logits, x_logits, y_logits = logits.split([len(logits) - n_x - n_y, n_x, n_y])
-        fields = self._decode_map(class_logits, request, processor)
+        fields = super().decode(class_logits, request, processor)
         names = {key: name for key, name in fields["labels"].items() if name != BACKGROUND_LABEL}
         if not names:  # all of it is the background
             return {**fields, "segmentation": torch.full_like(fields["segmentation"], -1), "segments_info": []}
@@ -303,6 +311,9 @@ class Panoptic(Classes):
             "segmentation": segments.masked_fill(segments == 0, -1),
             "segments_info": found["segments_info"],
         }
+
+    def finish(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return fields
 
     def _coordinate_ids(self, processor: TaskProcessor, size: tuple[int, int] | None) -> tuple[list[int], list[int]]:
         """The tokens of the bins of x and of y, in an image that the model gets in a size `(height, width)`."""
@@ -383,7 +394,7 @@ class Depth(DenseTask):
 
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
         bins, scores = decode_depth_bins(logits)
-        depth = processor.depth_bins.decode(bins, request.depth_range, request.model_focal_length)
+        depth = processor.depth_bins.look_up(bins, request.depth_range, request.model_focal_length)
         return {"predicted_depth": resize_map(depth, request.size), "scores": resize_map(scores, request.size)}
 
     def draw(self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
@@ -513,6 +524,12 @@ def class_segments(segmentation: torch.Tensor, scores: torch.Tensor, names: dict
         for key, area, total in zip(keys.tolist(), areas.tolist(), sums.tolist(), strict=True)
         if area
     ]
+
+
+def _rows(logits: torch.Tensor, places: list[int]) -> torch.Tensor:
+    if places == list(range(len(places))):
+        return logits[: len(places)]
+    return logits[torch.tensor(places, device=logits.device)]
 
 
 def _refine_classes(

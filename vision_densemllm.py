@@ -37,6 +37,7 @@ from .loading_densemllm import check_loaded_weights
 
 
 MLP_CHUNK_ELEMENTS = 2**22  # intermediate states at a time without autograd: 16 MB in float32
+MLP_CHUNK_ON_DEVICES = 2**26  # 128 MB in half precision: some thousands of patches, enough to keep a GPU busy
 
 
 class AttentionSegments(NamedTuple):
@@ -80,6 +81,11 @@ def check_image_grid(image_grid_thw: torch.Tensor, n_patches: int, merge_size: i
             f"{n_patches}"
         )
     return [(height, width) for _, height, width in rows]
+
+
+def grid_on_host(image_grid_thw: torch.Tensor | None) -> torch.Tensor | None:
+    """`image_grid_thw` on the CPU, where its sizes are read: on a device, each look at them would be a wait."""
+    return image_grid_thw.cpu() if isinstance(image_grid_thw, torch.Tensor) else image_grid_thw
 
 
 def _runs(lengths: list[int]) -> list[tuple[int, int]]:
@@ -213,7 +219,8 @@ class DenseMLLMVisionMLP(nn.Module):
         if torch.is_grad_enabled():
             return self.feed_forward(hidden_states)
         # Patches by the ten thousands: the wide intermediate states would be the peak of a forward pass.
-        rows = max(1, MLP_CHUNK_ELEMENTS // self.intermediate_size)
+        elements = MLP_CHUNK_ELEMENTS if hidden_states.device.type == "cpu" else MLP_CHUNK_ON_DEVICES
+        rows = max(1, elements // self.intermediate_size)
         chunks = [self.feed_forward(chunk) for chunk in hidden_states.split(rows)]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
@@ -317,23 +324,33 @@ class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding
 
-    def rotary_factors(self, image_grid_thw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of the 2-D rotary positions, `float32 [n_patches, head_dim]`, merge-block-major.
+    def rotary_factors(
+        self, image_grid_thw: torch.Tensor, device: torch.device | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of the 2-D rotary positions, `float32 [n_patches, head_dim]`, merge-block-major, on
+        `device`, or on that of the grid.
 
         The frequencies are worked out here at each call: a buffer of them would be left unset by loading on the meta
         device.
         """
+        device = image_grid_thw.device if device is None else device
         dim = self.config.hidden_size // self.config.num_attention_heads // 2
-        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=image_grid_thw.device) / dim
-        positions = get_vision_position_ids(image_grid_thw, self.config.spatial_merge_size)  # [n_patches, 2]
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+        positions = get_vision_position_ids(grid_on_host(image_grid_thw), self.config.spatial_merge_size)
+        positions = positions.to(device)  # [n_patches, 2]
         angles = positions[..., None] * (self.config.rope_theta**-exponents)  # [n_patches, 2, dim / 2]
         angles = angles.flatten(1).repeat(1, 2)
         return angles.cos(), angles.sin()
 
-    def attention_segments(self, image_grid_thw: torch.Tensor) -> tuple[AttentionSegments, AttentionSegments]:
-        """The segments of full and of windowed layers: whole images, and windows of `window_size` pixels."""
+    def attention_segments(
+        self, image_grid_thw: torch.Tensor, device: torch.device | None = None
+    ) -> tuple[AttentionSegments, AttentionSegments]:
+        """The segments of full and of windowed layers: whole images, and windows of `window_size` pixels. Their
+        tensors are on `device`, or on that of the grid; the grid is read on the CPU."""
         config = self.config
-        cos, sin = self.rotary_factors(image_grid_thw) if config.position_embedding == "rope" else (None, None)
+        device, image_grid_thw = image_grid_thw.device if device is None else device, grid_on_host(image_grid_thw)
+        has_factors = config.position_embedding == "rope"
+        cos, sin = self.rotary_factors(image_grid_thw, device) if has_factors else (None, None)
         lengths = (image_grid_thw[:, 1] * image_grid_thw[:, 2]).tolist()
         full = AttentionSegments(_runs(lengths), None, None, cos, sin)
         if config.window_size is None:
@@ -342,13 +359,13 @@ class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
             image_grid_thw, config.spatial_merge_size, config.window_size, config.patch_size
         )
         unit = config.spatial_merge_size**2
-        device = image_grid_thw.device
-        patches = (cells.to(device)[:, None] * unit + torch.arange(unit, device=device)).flatten()
+        patches = (cells.cpu()[:, None] * unit + torch.arange(unit, device="cpu")).flatten()
         lengths = ends.diff().long()
         by_length = torch.argsort(lengths.repeat_interleave(lengths), descending=True, stable=True)
         order = patches[by_length]
         inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order), device=device)
+        inverse[order] = torch.arange(len(order), device="cpu")
+        order, inverse = order.to(device), inverse.to(device)
         shapes = _runs(lengths.sort(descending=True).values.tolist())
         cos, sin = (None, None) if cos is None else (cos[order], sin[order])
         return full, AttentionSegments(shapes, order, inverse, cos, sin)
@@ -363,7 +380,8 @@ class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(n_patches, patch_size**2 * num_channels)`):
                 Patches of all images, merge-block-major.
             image_grid_thw (`torch.LongTensor` of shape `(n_images, 3)`):
-                Rows `(1, patches high, patches wide)`.
+                Rows `(1, patches high, patches wide)`. On the CPU, where the image processor makes it, it is read
+                without waiting for the device.
 
         Returns:
             `last_hidden_state` of shape `(n_patches, hidden_size)`, after the last layer norm, in the patches' order.
@@ -371,11 +389,11 @@ class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
         features = self.config.num_channels * self.config.patch_size**2
         if pixel_values.ndim != 2 or pixel_values.shape[-1] != features:
             raise ValueError(f"`pixel_values` must be [n_patches, {features}], got {tuple(pixel_values.shape)}")
+        image_grid_thw = grid_on_host(image_grid_thw)
         grids = check_image_grid(image_grid_thw, pixel_values.shape[0], self.config.spatial_merge_size)
         # Quantised layers have weights of another type than they compute in; norms are never quantised.
         hidden_states = self.embeddings(pixel_values.to(self.post_layernorm.weight.dtype), grids)
-        image_grid_thw = image_grid_thw.to(hidden_states.device)
-        full, windows = self.attention_segments(image_grid_thw)
+        full, windows = self.attention_segments(image_grid_thw, hidden_states.device)
         for index, layer in enumerate(self.encoder.layers):
             segments = full if index in self.config.fullatt_block_indexes else windows
             hidden_states = layer(hidden_states, segments, **kwargs)

@@ -18,8 +18,8 @@ MAX_LINES, MAX_FUNCTION_LINES = 700, 80
 # All modules from the ground up: one imports only from those above it in this list. The files that travel with a
 # checkpoint, without their ending:
 TRAVELLING = """
-compat checks records refinement answers loss image_loading exif released drawing loading generation tokens chat
-targets decoding crops configuration image_processing image_processing_torchvision depth instances normals
+compat checks records refinement answers numbers loss image_loading exif released drawing loading generation tokens
+chat targets decoding crops configuration image_processing image_processing_torchvision depth instances normals
 task_base object_tasks tasks text_tasks processing
 tiles image_encoding questions streams prediction pipeline parts vision modeling auto_models
 """.split()
