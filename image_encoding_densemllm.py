@@ -282,7 +282,7 @@ class ImageEncodingMixin:
         grid = tuple(edge // merge_size for edge in inputs["image_grid_thw"][0, 1:].tolist())
         height, width = tiling.shown_of(grid)
         blocks = inputs["pixel_values"].unflatten(0, (*grid, merge_size**2))
-        tile_grid = torch.tensor([[1, height * merge_size, width * merge_size]], device=self._input_device)
+        tile_grid = torch.tensor([[1, height * merge_size, width * merge_size]], device="cpu")  # where it is read
         hidden_states, image_features = TiledMap(tiling, grid), TiledMap(tiling, grid)
         for window in tiling.windows(grid):
             pixel_values = blocks[window].flatten(0, 2).to(self._input_device)
