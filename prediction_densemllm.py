@@ -351,11 +351,17 @@ class DensePredictionMixin(QuestionMixin):
                 for view in group:
                     view.encoded = image
 
-    def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor) -> None:
-        """Ask the model for what was left out: names of classes, boxes."""
+    def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int = 8) -> None:
+        """Ask the model for what was left out: names of classes, boxes; at once for all views that are asked alike."""
+        alike: dict[str, list[_View]] = {}
         for view in views:
             if view.question is not None:
-                view.answer = self.query(view.encoded, view.question, processor, **view.task.answer_options)
+                alike.setdefault(repr(view.task.answer_options), []).append(view)
+        for asked in alike.values():
+            images, texts = [view.encoded for view in asked], [view.question for view in asked]
+            options = {**asked[0].task.answer_options, "batch_size": batch_size}
+            for view, answer in zip(asked, self.query(images, texts, processor, **options), strict=True):
+                view.answer = answer
                 view.request.resized_size = self._resized_size(view.encoded)
                 view.task.take_answer(view.answer, view.request)
 
