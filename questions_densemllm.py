@@ -177,6 +177,28 @@ class QuestionMixin(ImageEncodingMixin):
             image, prompt_ids, processor, max_new_tokens, stop_at, focal_length, depth_range, batch_size, kwargs
         )
 
+    @overload
+    def chat(
+        self, image: ImageOrEncoded | Sequence[ImageOrEncoded],
+        messages: Sequence[Message] | Sequence[Sequence[Message]], processor: DenseMLLMProcessor | None = ...,
+        max_new_tokens: int | None = ..., stop_at: str | None = ..., focal_length: FocalLengths | None = ...,
+        depth_range: str | None = ..., batch_size: int = ..., *, num_return_sequences: int, **kwargs: Any,
+    ) -> str | list[str] | list[list[str]]: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, image: ImageOrEncoded, messages: Sequence[Message], processor: DenseMLLMProcessor | None = ...,
+        max_new_tokens: int | None = ..., stop_at: str | None = ..., focal_length: FocalLengths | None = ...,
+        depth_range: str | None = ..., batch_size: int = ..., **kwargs: Any,
+    ) -> str: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, image: Sequence[ImageOrEncoded], messages: Sequence[Sequence[Message]],
+        processor: DenseMLLMProcessor | None = ..., max_new_tokens: int | None = ..., stop_at: str | None = ...,
+        focal_length: FocalLengths | None = ..., depth_range: str | None = ..., batch_size: int = ..., **kwargs: Any,
+    ) -> list[str]: ...  # fmt: skip
+
     @torch.no_grad()
     def chat(
         self, image: ImageOrEncoded | Sequence[ImageOrEncoded],
@@ -356,7 +378,7 @@ class QuestionMixin(ImageEncodingMixin):
             start = cache_argument(join_caches([one.encoded.past_key_values for one in questions], repeats))
             parts = [prefixes, tails]  # the cache ends where the tails begin
         else:
-            features = [one.encoded.image_features for one in questions]
+            features = [one.encoded.image_features.to(self._input_device) for one in questions]
             start = {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
             parts = [[torch.cat(row) for row in zip(prefixes, tails, strict=True)]]
         filling = int(self.config.image_token_id == 0)  # any id but that of an image: nothing looks there
