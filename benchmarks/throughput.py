@@ -38,6 +38,7 @@ import torch
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.formats.folders import load_samples
 from densemllm.tasks_densemllm import get_task
+from densemllm.training.samples import read_sample
 
 
 @dataclass
@@ -140,9 +141,11 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval().to(device)
-    rows = load_samples(args.data, "validation").select(range(2 if args.quick else 8))
-    images = [image.convert("RGB") for image in rows["image"]]
-    setting = Setting(model, images, list(rows["focal_length"]), 1 if args.quick else 7)
+    data = load_samples(args.data, "validation")
+    rows = [data[place] for place in range(2 if args.quick else 8)]
+    samples = [read_sample({name: row[name] for name in ("image", "focal_length")}) for row in rows]
+    images, focal_lengths = ([sample[name] for sample in samples] for name in ("image", "focal_length"))
+    setting = Setting(model, images, focal_lengths, 1 if args.quick else 5)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {setting.count} of each")
     results = {}
     for name in args.only:
