@@ -347,7 +347,7 @@ class DensePredictionMixin(QuestionMixin):
         for part in _parts(read, batch_size):
             together = [view for of_image in views[part] for view in of_image]
             self._encode_views(together, processor, batch_size, tiling)
-            self._ask_views(together, processor)
+            self._ask_views(together, processor, batch_size)
             self._read_views(together, processor, batch_size, images_kwargs)
             _bring_to_host(together, return_logits)
             for of_image in views[part]:
@@ -390,11 +390,17 @@ class DensePredictionMixin(QuestionMixin):
                     view.encoded = (whole or as_asked)[place]
                     view.asked = (as_asked or whole)[place]
 
-    def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor) -> None:
-        """Ask the model for what was left out: names of classes, boxes."""
+    def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int = 8) -> None:
+        """Ask the model for what was left out: names of classes, boxes; at once for all views that are asked alike."""
+        alike: dict[str, list[_View]] = {}
         for view in views:
             if view.question is not None:
-                view.answer = self.query(view.asked, view.question, processor, **view.task.answer_options)
+                alike.setdefault(repr(view.task.answer_options), []).append(view)
+        for asked in alike.values():
+            images, texts = [view.asked for view in asked], [view.question for view in asked]
+            options = {**asked[0].task.answer_options, "batch_size": batch_size}
+            for view, answer in zip(asked, self.query(images, texts, processor, **options), strict=True):
+                view.answer = answer
                 view.request.resized_size = self._resized_size(view.asked)
                 view.task.take_answer(view.answer, view.request)
 
