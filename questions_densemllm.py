@@ -242,7 +242,10 @@ class QuestionMixin(ImageEncodingMixin):
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         images, focal_lengths = find_focal_lengths(images, focal_length, processor.image_processor, {}, single)
-        options = self._generation_options(kwargs, max_new_tokens, stop_at, processor)
+        config, arguments = generation_options(self.generation_config, kwargs, max_new_tokens)
+        check_assistant(arguments.get("assistant_model"), self)
+        if stop_at is not None:
+            _stop_at(config, check_text("stop_at", stop_at), processor)
         loaded: dict[int, PIL.Image.Image] = {}  # the same object again is the same image
         questions = []
         for place, (image, focal) in enumerate(zip(images, focal_lengths, strict=True)):
@@ -254,26 +257,16 @@ class QuestionMixin(ImageEncodingMixin):
             prompt = entry.prompt if isinstance(entry, EncodedImage) else ""
             images_kwargs = with_focal_scale({}, processor, focal, depth_range)
             questions.append(_Question(entry, images_kwargs, *prompt_ids(place, prompt)))
-        answers = [own for own, _ in self._answer(questions, processor, *options, batch_size)]
-        if (options[0].num_return_sequences or 1) == 1:
+        answers = list(self._answer(questions, processor, config, arguments, batch_size))
+        if (config.num_return_sequences or 1) == 1:
             answers = [own[0] for own in answers]
         return answers[0] if single else answers
-
-    def _generation_options(
-        self, kwargs: dict, max_new_tokens: int | None, stop_at: str | None, processor: DenseMLLMProcessor
-    ) -> tuple[GenerationConfig, dict]:
-        """See [`generation_options`]."""
-        config, arguments = generation_options(self.generation_config, kwargs, max_new_tokens)
-        check_assistant(arguments.get("assistant_model"), self)
-        if stop_at is not None:
-            _stop_at(config, check_text("stop_at", stop_at), processor)
-        return config, arguments
 
     def _answer(
         self, questions: list[_Question], processor: DenseMLLMProcessor, config: GenerationConfig, arguments: dict,
         batch_size: int,
-    ) -> Iterator[tuple[list[str], EncodedImage]]:  # fmt: skip
-        """The answers to each question, in their order, `batch_size` questions at a time, and the image of each."""
+    ) -> Iterator[list[str]]:  # fmt: skip
+        """The answers to each question, in their order, `batch_size` questions at a time."""
         for question in questions:
             self._check_question(question, processor)
         start_from_cache = can_start_from_cache(config, arguments)
@@ -294,21 +287,25 @@ class QuestionMixin(ImageEncodingMixin):
                     answers |= zip(places, own, strict=True)
                     progress.update(len(rows))
                 for place, question in enumerate(batch):
-                    yield answers[place], question.encoded
+                    yield answers[place]
                     question.encoded = None
 
     def _check_question(self, question: _Question, processor: DenseMLLMProcessor) -> None:
         """`ValueError` for a prompt with more tokens than there are positions."""
-        entry = question.entry
-        if isinstance(entry, EncodedImage):
-            tokens = len(entry.image_features)
-        else:
-            cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
-            height, width = entry.height, entry.width
-            if processor.image_processor.do_resize:
-                height, width = processor.image_processor.get_resized_size(height, width, question.images_kwargs)
-            tokens = (height // cell) * (width // cell)
+        cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
+        height, width = self._seen_size(question.entry, processor, question.images_kwargs)
+        tokens = (height // cell) * (width // cell)
         check_prompt_length(len(question.head) + tokens + len(question.tail), self.config)
+
+    def _seen_size(
+        self, entry: PIL.Image.Image | EncodedImage, processor: DenseMLLMProcessor, images_kwargs: dict[str, Any]
+    ) -> tuple[int, int]:
+        """`(height, width)` in pixels of an image as the model sees it, or saw it."""
+        if isinstance(entry, EncodedImage):
+            return self._resized_size(entry)
+        if not processor.image_processor.do_resize:
+            return entry.height, entry.width
+        return processor.image_processor.get_resized_size(entry.height, entry.width, images_kwargs)
 
     def _encode_questions(
         self, batch: list[_Question], known: dict[tuple, EncodedImage], processor, batch_size, start_from_cache,
@@ -481,8 +478,7 @@ class QuestionMixin(ImageEncodingMixin):
         question, parse = processor.answer_task(task, text, prompt)
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         batch_size = check_count("batch_size", batch_size)
-        options = self._generation_options(kwargs, max_new_tokens, kwargs.pop("stop_at", None), processor)
-        if (options[0].num_return_sequences or 1) > 1:
+        if (generation_options(self.generation_config, kwargs)[0].num_return_sequences or 1) > 1:
             raise ValueError("`num_return_sequences` must be 1: `predict` gives one answer an image")
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
@@ -490,15 +486,16 @@ class QuestionMixin(ImageEncodingMixin):
             check_choice("depth_range", depth_range, processor.depth_ranges)
         images, focal_lengths = find_focal_lengths(images, focal_length, processor.image_processor, {}, single)
         entries, places = load_images(images, processor, single, on_error, {}, encoded=True)
-        prompts = [entry.prompt if isinstance(entry, EncodedImage) else "" for entry in entries]
-        ids = {prompt: self._prompt_ids(processor, prompt, question) for prompt in set(prompts)}
-        questions = [
-            _Question(entry, with_focal_scale({}, processor, focal_lengths[place], depth_range), *ids[prompt])
-            for entry, place, prompt in zip(entries, places, prompts, strict=True)
-        ]
+        cameras = [focal_lengths[place] for place in places]
+        answers = self.query(
+            entries, question, processor, max_new_tokens, focal_length=cameras, depth_range=depth_range,
+            batch_size=batch_size, **kwargs,
+        )  # fmt: skip
         results = []
-        for (answer,), encoded in self._answer(questions, processor, *options, batch_size):
-            results.append({"text": answer, **parse(answer, encoded.image_size, self._resized_size(encoded))})
+        for entry, focal, answer in zip(entries, cameras, answers, strict=True):
+            image = entry.image if isinstance(entry, EncodedImage) else entry
+            resized_size = self._seen_size(entry, processor, with_focal_scale({}, processor, focal, depth_range))
+            results.append({"text": answer, **parse(answer, (image.height, image.width), resized_size)})
         return at_places(results, places, len(images), single)
 
 

@@ -23,7 +23,7 @@ from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.answers_densemllm import decode_rle
 from densemllm.cli import main
 from densemllm.tasks_densemllm import TASKS
-from tiny import ID2LABEL, make_image, make_model, make_processor
+from tiny import ID2LABEL, answer_with, make_image, make_model, make_processor
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +102,7 @@ def test_panoptic_maps_in_every_form(folder, model, tmp_path, things):
 
 
 def test_classes_of_an_answer(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        DenseMLLMForConditionalGeneration, "query", lambda *args, **kwargs: "<ref>wall</ref><ref>red ball</ref>"
-    )
+    answer_with(monkeypatch, DenseMLLMForConditionalGeneration, "<ref>wall</ref><ref>red ball</ref>")
     assert run(folder, "--labels_from_answer", "--out", tmp_path / "s.npy") == 0
     assert set(np.unique(np.load(tmp_path / "s.npy"))) <= {0, 2}
 

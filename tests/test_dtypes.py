@@ -27,7 +27,7 @@ from densemllm.loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator
 from densemllm.training.trainer import DenseTrainer
-from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
+from tiny import ID2LABEL, answer_with, make_image, make_model, make_processor, make_samples
 
 
 ROOT = Path(densemllm.__file__).parent
@@ -71,7 +71,7 @@ def default_dtype(request):
 def test_decoding_is_the_same_with_another_default_dtype(model, default_dtype, call, monkeypatch):
     box = "<ref>cat</ref><box><x_0><y_0><x_48><y_28></box>"
     if call == "open set":
-        monkeypatch.setattr(model, "query", lambda *args, **kwargs: box)
+        answer_with(monkeypatch, model, box)
     own = list(maps(model.predict_dense(IMAGE, **CALLS[call])))
     torch.set_default_dtype(torch.float32)
     expected = list(maps(model.predict_dense(IMAGE, **CALLS[call])))

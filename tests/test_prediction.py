@@ -13,7 +13,16 @@ from densemllm.answers_densemllm import decode_rle
 from densemllm.crops_densemllm import crop_box
 from densemllm.decoding_densemllm import class_probabilities, resize_map
 from densemllm.refinement_densemllm import refine_crf
-from tiny import NUM_DEPTH_BINS, assert_maps_agree, make_image, make_model, make_processor, make_tokenizer, peak_bytes
+from tiny import (
+    NUM_DEPTH_BINS,
+    answer_with,
+    assert_maps_agree,
+    make_image,
+    make_model,
+    make_processor,
+    make_tokenizer,
+    peak_bytes,
+)
 
 
 LABELS = ["cat", "red ball", "sky", "table"]
@@ -274,10 +283,6 @@ def test_encoded_and_fresh_images_mix_in_one_list(causal):
 
 
 # ---- classes and boxes that the model supplies ----
-
-
-def answer_with(monkeypatch, model, text):
-    monkeypatch.setattr(type(model), "query", lambda self, *args, **kwargs: text)
 
 
 def test_the_model_names_the_classes_itself(causal, monkeypatch):
@@ -604,7 +609,7 @@ def test_open_set_segments_what_it_detects(causal, monkeypatch):
         "<ref>sky</ref><box><x_4><y_4><x_20><y_20></box><box><x_24><y_8><x_40><y_30></box>"
     )
     asked = []
-    monkeypatch.setattr(causal, "query", lambda encoded, question, *args, **kwargs: asked.append(question) or answer)
+    answer_with(monkeypatch, causal, answer, asked)
     prediction = causal.predict_dense(image, task="open_set", labels={7: "cat", 9: "Sky"})
     assert asked == ["Detect every objects that belongs to the following categories: cat,sky"]
     boxes = [(7, (0, 0, 48, 40)), (9, (4, 4, 20, 20)), (9, (24, 8, 40, 30))]
@@ -630,7 +635,7 @@ def test_memory_of_an_open_set_does_not_grow_with_the_boxes(causal, monkeypatch)
     peaks = []
     for count in (2, 24):
         answer = "<ref>cat</ref>" + box * count
-        monkeypatch.setattr(causal, "query", lambda *args, answer=answer, **kwargs: answer)
+        answer_with(monkeypatch, causal, answer)
         peaks.append(
             peak_bytes(lambda: causal.predict_dense(image, task="open_set", labels=["cat"], batch_size=1, scale=0.1))
         )
@@ -648,7 +653,7 @@ def test_named_classes_end_where_the_mask_begins(causal, processor):
 
 def test_others_in_the_named_classes_allow_a_background(causal, monkeypatch):
     image = make_image(24, 32)
-    monkeypatch.setattr(causal, "query", lambda *args, **kwargs: "<ref>cat</ref><ref><OTHERS></ref><ref>sky</ref>")
+    answer_with(monkeypatch, causal, "<ref>cat</ref><ref><OTHERS></ref><ref>sky</ref>")
     prediction = causal.predict_dense(image, task="segmentation")
     expected = causal.predict_dense(image, task="segmentation", labels=["cat", "sky"], background=True)
     assert torch.equal(prediction.segmentation, expected.segmentation)
@@ -686,7 +691,7 @@ ANSWERS = {
 @pytest.mark.parametrize("task", list(ANSWERS))
 def test_answers_become_objects_in_pixels_of_the_image(causal, monkeypatch, task):
     image = make_image(20, 30)  # the model sees 24 x 32
-    monkeypatch.setattr(causal, "query", lambda *args, **kwargs: ANSWERS[task])
+    answer_with(monkeypatch, causal, ANSWERS[task])
     result = causal.predict(image, task=task, text=["dog", "cat"])
     assert result["text"] == ANSWERS[task]
     box = torch.tensor([8 * 30 / 32, 8 * 20 / 24, 24 * 30 / 32, 16 * 20 / 24])
@@ -707,7 +712,7 @@ def test_answers_become_objects_in_pixels_of_the_image(causal, monkeypatch, task
 
 def test_questions_of_answers_in_words(causal, processor, monkeypatch):
     asked = []
-    monkeypatch.setattr(causal, "query", lambda encoded, question, *args, **kwargs: asked.append(question) or "")
+    answer_with(monkeypatch, causal, "", asked)
     causal.predict(make_image(16, 16), task="detection")
     causal.predict(make_image(16, 16), task="detection", text=["a", "b"])
     causal.predict(make_image(16, 16), task="grounding", text="the cat", prompt="Where is {text}?")

@@ -194,9 +194,9 @@ def test_things_are_those_of_the_config_where_nobody_says_which(model, monkeypat
 def test_classes_that_the_model_answers_compete(model, monkeypatch):
     asked = []
 
-    def query(encoded, question, *args, **kwargs):
-        asked.append((question, kwargs["stop_at"]))
-        return "The target categories include <ref>red ball</ref><ref>wall</ref>.<mask>(0,4)"
+    def query(images, questions, *args, **kwargs):
+        asked.extend((question, kwargs["stop_at"]) for question in questions)
+        return ["The target categories include <ref>red ball</ref><ref>wall</ref>.<mask>(0,4)"] * len(images)
 
     monkeypatch.setattr(model, "query", query)
     found = model.predict_dense(IMAGE, labels=ID2LABEL, labels_from_answer=True)

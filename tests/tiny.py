@@ -124,6 +124,19 @@ def make_image(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels)
 
 
+def answer_with(monkeypatch, owner, answer: str, asked: list | None = None) -> None:
+    """Let every question that `owner`, a model or its class, asks have one answer; they are kept in `asked`."""
+
+    def query(*arguments, **kwargs):
+        images, text = arguments[isinstance(owner, type) :][:2]
+        texts = [text] * len(images) if isinstance(images, list) and isinstance(text, str) else text
+        if asked is not None:
+            asked.extend(texts if isinstance(images, list) else [texts])
+        return [answer] * len(images) if isinstance(images, list) else answer
+
+    monkeypatch.setattr(owner, "query", query)
+
+
 def assert_maps_agree(own: torch.Tensor, expected: torch.Tensor, share: float = 0.95) -> None:
     """Maps that an argmax decides, of two computations whose sums round differently (other batches, other kernels): a
     cell whose best two labels are nearly tied falls either way, and takes the pixels around it along."""
