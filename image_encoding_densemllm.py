@@ -317,17 +317,23 @@ class ImageEncodingMixin:
             raise ValueError("`tile` needs `do_resize`: the image is resized before it is cut")
         return tiling
 
-    def _prefill_images(self, images, features, grids, prompt, processor, use_cache) -> list[EncodedImage]:
-        """Run the language model over prompt and vision tokens of each image, images of like length together."""
-        head, _ = self._prompt_ids(processor, prompt, "")
+    def _prefill_images(self, images, features, grids, prompts, processor, use_cache) -> list[EncodedImage]:
+        """Run the language model over prompt and vision tokens of each image, those of like length together.
+
+        Args:
+            prompts: the text before each image, or before all of them.
+        """
+        prompts = [prompts] * len(images) if isinstance(prompts, str) else prompts
+        heads = {prompt: self._prompt_ids(processor, prompt, "")[0] for prompt in dict.fromkeys(prompts)}
+        heads = [heads[prompt] for prompt in prompts]
+        lengths = [len(head) + len(feature) for head, feature in zip(heads, features, strict=True)]
         encoded: list[EncodedImage | None] = [None] * len(images)
-        for group in _length_groups([len(feature) for feature in features], 0.0 if use_cache else 0.1):
-            longest = max(len(features[index]) for index in group)
+        for group in _length_groups(lengths, 0.0 if use_cache else 0.1):
             # Shorter rows are filled up at the right, where a causal model's earlier positions never look.
-            input_ids = head.new_zeros(len(group), len(head) + longest)
-            input_ids[:, : len(head)] = head
+            input_ids = heads[0].new_zeros(len(group), max(lengths[index] for index in group))
             for row, index in enumerate(group):
-                input_ids[row, len(head) : len(head) + len(features[index])] = self.config.image_token_id
+                input_ids[row, : len(heads[index])] = heads[index]
+                input_ids[row, len(heads[index]) : lengths[index]] = self.config.image_token_id
             of_group = [features[index] for index in group]
             outputs = self.model(
                 input_ids=input_ids,
@@ -337,14 +343,13 @@ class ImageEncodingMixin:
                 input_numbers=InputNumbers(None, sum(map(len, of_group))),
             )
             for row, index in enumerate(group):
-                length = len(head) + len(features[index])
                 encoded[index] = EncodedImage(
-                    hidden_states=outputs.last_hidden_state[row, len(head) : length],
+                    hidden_states=outputs.last_hidden_state[row, len(heads[index]) : lengths[index]],
                     image_features=features[index],
                     grid=grids[index],
                     image=images[index],
-                    prompt=prompt,
-                    input_ids=input_ids[row : row + 1, :length],
+                    prompt=prompts[index],
+                    input_ids=input_ids[row : row + 1, : lengths[index]],
                     past_key_values=get_cache(outputs) if use_cache else None,
                 )
         return encoded

@@ -374,21 +374,46 @@ class DensePredictionMixin(QuestionMixin):
             if _reads_image(view, processor):
                 same = by_prompt.setdefault(view.prompt, {})
                 same.setdefault((id(view.entry), id(view.images_kwargs)), []).append(view)
+        read: dict[tuple[int, int], EncodedImage] = {}  # by the tower, which sees no text
+        again: list[tuple[EncodedImage, list[_View]]] = []
         for prompt, same in by_prompt.items():
-            firsts = [group[0] for group in same.values()]
-            together = [view for group in same.values() for view in group]
-            asks = any(view.question is not None for view in together)
-            is_cut = tiling is not None and any(_reads_whole(view, processor) for view in together)
-            entries, kwargs = [view.entry for view in firsts], [view.images_kwargs for view in firsts]
-            as_asked = whole = None
-            if tiling is None or is_cut:
-                whole = self._encode_entries(entries, prompt, asks, kwargs, processor, batch_size, tiling)
-            if tiling is not None and asks:
-                as_asked = self._encode_entries(entries, prompt, True, [{}] * len(entries), processor, batch_size)
-            for place, group in enumerate(same.values()):
+            for key, group in list(same.items()) if tiling is None else []:
+                seen = read.get(key, group[0].entry)
+                if isinstance(seen, EncodedImage) and seen.prompt != prompt:
+                    again.append((seen, same.pop(key)))
+            if same:
+                self._encode_fresh(same, prompt, processor, batch_size, tiling)
+                read |= {key: group[0].encoded for key, group in same.items()}
+        for start in range(0, len(again), batch_size):
+            part = again[start : start + batch_size]
+            images, features, grids = zip(
+                *((seen.image, seen.image_features, seen.grid) for seen, _ in part), strict=True
+            )
+            prompts = [group[0].prompt for _, group in part]
+            encoded = self._prefill_images(images, features, grids, prompts, processor, False)
+            for (_, group), image in zip(part, encoded, strict=True):
                 for view in group:
-                    view.encoded = (whole or as_asked)[place]
-                    view.asked = (as_asked or whole)[place]
+                    view.encoded = view.asked = image
+
+    def _encode_fresh(
+        self, same: dict[tuple[int, int], list[_View]], prompt: str, processor: DenseMLLMProcessor, batch_size: int,
+        tiling: Tiling | None,
+    ) -> None:  # fmt: skip
+        """Read images by tower and language model, those of one group of views once."""
+        firsts = [group[0] for group in same.values()]
+        together = [view for group in same.values() for view in group]
+        asks = any(view.question is not None for view in together)
+        is_cut = tiling is not None and any(_reads_whole(view, processor) for view in together)
+        entries, kwargs = [view.entry for view in firsts], [view.images_kwargs for view in firsts]
+        as_asked = whole = None
+        if tiling is None or is_cut:
+            whole = self._encode_entries(entries, prompt, asks, kwargs, processor, batch_size, tiling)
+        if tiling is not None and asks:
+            as_asked = self._encode_entries(entries, prompt, True, [{}] * len(entries), processor, batch_size)
+        for place, group in enumerate(same.values()):
+            for view in group:
+                view.encoded = (whole or as_asked)[place]
+                view.asked = (as_asked or whole)[place]
 
     def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int = 8) -> None:
         """Ask the model for what was left out: names of classes, boxes; at once for all views that are asked alike."""

@@ -111,9 +111,12 @@ def answer_with(monkeypatch, answer):
     """Let the model answer what `answer` says of the question and of the sizes of the image and of what is seen."""
     asked = []
 
-    def query(self, image, text, processor=None, max_new_tokens=None, **kwargs):
-        asked.append(text)
-        return answer(text, image.image_size, self._resized_size(image))
+    def query(self, images, texts, processor=None, max_new_tokens=None, **kwargs):
+        images, texts = (images, texts) if isinstance(images, list) else ([images], [texts])
+        texts = [texts] * len(images) if isinstance(texts, str) else texts
+        asked.extend(texts)
+        pairs = zip(texts, images, strict=True)
+        return [answer(text, image.image_size, self._resized_size(image)) for text, image in pairs]
 
     monkeypatch.setattr(DenseMLLMForConditionalGeneration, "query", query)
     return asked

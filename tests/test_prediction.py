@@ -220,7 +220,33 @@ def test_two_tasks_share_one_pass_where_the_prompt_allows(causal, monkeypatch):
     causal.predict_dense(make_image(30, 50), task=("segmentation", "depth"), labels=LABELS)
     assert len(passes) == 1
     causal.predict_dense(make_image(30, 50), task=("segmentation", "depth"), labels=LABELS, depth_range="camera")
-    assert len(passes) == 3
+    assert len(passes) == 2  # the text before the image differs, which the tower does not see
+
+
+def test_expressions_of_an_image_share_the_tower_and_a_pass(causal, monkeypatch):
+    """Where a processor has a `referring_prompt`, the expression stands before the image."""
+    processor = make_processor(referring_prompt="Find {text}.")
+    image, texts = make_image(30, 50), ["the cup", "a plate on the table", "it"]
+    single = [causal.predict_dense(image, "referring", text=text, processor=processor) for text in texts]
+    passes, reads = [], []
+    tower, language_model = type(causal.model.vision_tower), type(causal.model.language_model)
+    for owner, seen in ((tower, passes), (language_model, reads)):
+        forward = owner.forward
+        monkeypatch.setattr(
+            owner,
+            "forward",
+            lambda self, *a, seen=seen, forward=forward, **k: seen.append(1) or forward(self, *a, **k),
+        )
+    together = causal.predict_dense(image, "referring", text=texts, processor=processor)
+    assert len(passes) == 1 and len(reads) == 2  # the first, and the others at once
+    for one, other in zip(together, single, strict=True):
+        assert torch.allclose(one.scores, other.scores, atol=1e-4)
+    encoded = causal.encode_image(image, processor=processor)
+    for one, other in zip(
+        causal.predict_dense(encoded, "referring", text=texts, processor=processor), single, strict=True
+    ):
+        assert torch.allclose(one.scores, other.scores, atol=1e-4)
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("depth_range", ["room", "camera"])

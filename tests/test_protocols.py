@@ -74,7 +74,8 @@ def answers(monkeypatch):
 
     def query(self, images, questions, *args, **kwargs):
         single = not isinstance(images, list)
-        seen["questions"] += [questions] if single else questions
+        count = 1 if single else len(images)
+        seen["questions"] += [questions] * count if isinstance(questions, str) else questions
         return seen["answer"] if single else [seen["answer"]] * len(images)
 
     monkeypatch.setattr(DenseMLLMForConditionalGeneration, "predict_dense", predict_dense)

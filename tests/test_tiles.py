@@ -180,9 +180,12 @@ def test_positions_are_those_of_a_tile(processor):
 def test_what_is_asked_in_words_is_asked_of_the_whole_image(model, processor, monkeypatch):
     image, asked = make_image(64, 96), []
     answer = f"<ref>{LABELS[0]}</ref><ref>{LABELS[2]}</ref>"
-    monkeypatch.setattr(
-        type(model), "query", lambda self, encoded, *args, **kwargs: asked.append(encoded.grid) or answer
-    )
+
+    def query(self, images, texts, *args, **kwargs):
+        asked.extend(encoded.grid for encoded in images)
+        return [answer] * len(images)
+
+    monkeypatch.setattr(type(model), "query", query)
     whole = model.encode_image(image, processor=processor).grid
     prediction = model.predict_dense(
         image, labels=LABELS, labels_from_answer=True, processor=processor, tile=32, scale=2.0
