@@ -22,20 +22,32 @@ beside it under `KEY_cpu`: on a machine that has other work it is the steadier o
 - `batch_query_speedup`: 8 calls of `query` over one call with 8 images and 8 questions, those of class lists;
 - `batch_short_query_speedup`: the same with questions that are answered in one or two tokens;
 - `batch_encoded_query_speedup`: the same short questions about images that are encoded already;
-- `referring_8_over_1`: 8 expressions of one image over one of them.
+- `referring_8_over_1`: 8 expressions of one image over one of them;
+- `tile_time`: an image of 4000x3000 pixels in tiles over the same as a whole, at 36,864 patches, through a tower of
+  the released width with one windowed and one full layer and a small language model, random weights; `tile_memory` is
+  the ratio of the memory at its peak, beyond what is held before;
+- `two_process_speedup`: images a second of `densemllm predict FOLDER` by two processes over one, with one thread each;
+- `host_reads_forward`: how often a training forward waits for the device; see `host_reads.py`.
 """
 
 import argparse
 import json
+import os
+import re
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import PIL.Image
 import torch
+from measure import extra_bytes
 
-from densemllm import DenseMLLMForConditionalGeneration
+from densemllm import DenseMLLMConfig, DenseMLLMForConditionalGeneration
 from densemllm.formats.folders import load_samples
 from densemllm.tasks_densemllm import get_task
 from densemllm.training.samples import read_sample
@@ -132,11 +144,96 @@ def paired_times(calls: Ways, repeats: int) -> tuple[list[float], list[float]]:
     return tuple([statistics.median(times) for times in own] for own in spent)
 
 
+# ---- measured in other ways ----
+
+
+def tiles(args: argparse.Namespace) -> dict[str, float]:
+    """Time and memory of an image in tiles, each over that of the whole."""
+    size, tile, patches = ((600, 800), 192, 2500) if args.quick else ((3000, 4000), 1216, 36864)
+    processor = DenseMLLMForConditionalGeneration.from_pretrained(args.model).get_processor()
+    vocab_size = len(processor.tokenizer)
+    torch.manual_seed(0)
+    text = {
+        "model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 16384,
+        "vocab_size": vocab_size,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 2, "num_attention_heads": 16,
+        "patch_size": 16, "spatial_merge_size": 2, "window_size": 256, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    image_processor = type(processor.image_processor)(patch_size=16, merge_size=2, max_num_patches=patches)
+    processor = type(processor)(
+        image_processor, processor.tokenizer, chat_template=processor.chat_template,
+        depth_ranges=processor.depth_ranges, default_depth_range=processor.default_depth_range,
+        num_depth_bins=processor.num_depth_bins,
+    )  # fmt: skip
+    config = DenseMLLMConfig(
+        text_config=text, vision_config=vision, image_token_id=processor.image_token_id,
+        num_depth_bins=processor.num_depth_bins, depth_ranges=processor.depth_ranges,
+        default_depth_range=processor.default_depth_range,
+    )  # fmt: skip
+    model = DenseMLLMForConditionalGeneration(config).eval()
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    # Both see the same pixels: the scale is the one that the cap on patches leaves of the whole image.
+    resized = processor.image_processor.get_resized_size(*size)
+    scale = min(edge / own for edge, own in zip(resized, size, strict=True)) * 0.999
+    options = {"labels": ["floor", "wall"], "processor": processor, "scale": scale}
+    calls = (
+        lambda: model.predict_dense(image, **options, tile=tile),
+        lambda: model.predict_dense(image, **options),
+    )
+    wall, _ = paired_times(calls, 1)
+    memory = [extra_bytes(call) / 2**20 for call in calls]
+    print(f"  {'tile_time':28} wall {wall[0] * 1e3:8.0f} ms / {wall[1] * 1e3:8.0f} ms = {wall[0] / wall[1]:.2f}")
+    print(f"  {'tile_memory':28}      {memory[0]:8.0f} MiB / {memory[1]:7.0f} MiB = {memory[0] / memory[1]:.2f}")
+    return {"tile_time": wall[0] / wall[1], "tile_memory": memory[0] / memory[1]}
+
+
+def two_processes(args: argparse.Namespace) -> dict[str, float]:
+    """Images a second of one and of two processes, as the command prints them."""
+    rates = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = load_samples(args.data, "validation").select(range(8 if args.quick else 96))
+        (Path(folder) / "images").mkdir()
+        for number, row in enumerate(data):
+            read_sample({"image": row["image"]})["image"].save(f"{folder}/images/{number}.png")
+        for count in (1, 2):
+            command = [
+                sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "-m", "densemllm",
+                "predict", f"{folder}/images", "--model", args.model, "--out", f"{folder}/{count}", "--save_every",
+                "8", "--device", "cpu",
+            ]  # fmt: skip
+            done = subprocess.run(
+                command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True
+            )
+            rates.append(float(re.search(r"([0-9.]+) images/s", done.stdout)[1]))
+    print(f"  {'two_process_speedup':28} {rates[1]:.2f} / {rates[0]:.2f} images/s = {rates[1] / rates[0]:.2f}")
+    return {"two_process_speedup": rates[1] / rates[0]}
+
+
+def host_reads(args: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__).with_name("host_reads.py")), *(["--quick"] if args.quick else [])]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    count = json.loads(done.stdout.strip().splitlines()[-1])["host_reads_forward"]
+    print(f"  {'host_reads_forward':28} {count}")
+    return {"host_reads_forward": count}
+
+
+OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "tile_time": tiles,
+    "two_process_speedup": two_processes,
+    "host_reads_forward": host_reads,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="checkpoints/densemllm-rooms")
     parser.add_argument("--data", default="examples/rooms/sample", help="folder that render.py wrote")
-    parser.add_argument("--only", nargs="+", choices=TABLE, default=list(TABLE), help="lines of the table")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*TABLE, *OTHERS], default=[*TABLE, *OTHERS], help="lines of the table"
+    )
     parser.add_argument("--quick", action="store_true", help="two of everything, once: shows that it runs")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -149,6 +246,9 @@ def main() -> None:
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {setting.count} of each")
     results = {}
     for name in args.only:
+        if name in OTHERS:
+            results |= OTHERS[name](args)
+            continue
         wall, cpu = paired_times(TABLE[name](setting), setting.repeats)
         results |= {name: wall[0] / wall[1], f"{name}_cpu": cpu[0] / cpu[1]}
         for kind, (first, second) in (("wall", wall), ("cpu", cpu)):
