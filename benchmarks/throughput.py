@@ -26,6 +26,8 @@ beside it under `KEY_cpu`: on a machine that has other work it is the steadier o
 - `tile_time`: an image of 4000x3000 pixels in tiles over the same as a whole, at 36,864 patches, through a tower of
   the released width with one windowed and one full layer and a small language model, random weights; `tile_memory` is
   the ratio of the memory at its peak, beyond what is held before;
+- `tile_agreement`: the share of pixels that have the class of the whole image, and its depth within 25 %, where views
+  of twice their size are read in tiles of 320 pixels that share 64;
 - `two_process_speedup`: images a second of `densemllm predict FOLDER` by two processes over one, with one thread each;
 - `host_reads_forward`: how often a training forward waits for the device; see `host_reads.py`.
 """
@@ -190,6 +192,26 @@ def tiles(args: argparse.Namespace) -> dict[str, float]:
     return {"tile_time": wall[0] / wall[1], "tile_memory": memory[0] / memory[1]}
 
 
+def tile_agreement(args: argparse.Namespace) -> dict[str, float]:
+    """How far a trained model's maps change with what a tile can't see, on views of twice their size."""
+    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model).eval()
+    data, shares = load_samples(args.data, "validation"), [[], []]
+    for place in range(0, len(data), 200 if args.quick else 20):
+        sample = read_sample({name: data[place][name] for name in ("image", "focal_length")})
+        options = {
+            "task": ("segmentation", "depth"), "labels": model.config.label_names, "scale": 2.0,
+            "focal_length": sample["focal_length"], "max_num_patches": 16384,
+        }  # fmt: skip
+        whole = model.predict_dense(sample["image"], **options)
+        tiled = model.predict_dense(sample["image"], **options, tile=320, tile_overlap=64)
+        ratio = whole.predicted_depth / tiled.predicted_depth
+        shares[0].append(float((whole.segmentation == tiled.segmentation).float().mean()))
+        shares[1].append(float((torch.maximum(ratio, 1 / ratio) < 1.25).float().mean()))
+    classes, depth = map(statistics.mean, shares)
+    print(f"  {'tile_agreement':28} same class {classes:.3f}, depth within 25 % {depth:.3f}, {len(shares[0])} views")
+    return {"tile_agreement_classes": classes, "tile_agreement_depth": depth}
+
+
 def two_processes(args: argparse.Namespace) -> dict[str, float]:
     """Images a second of one and of two processes, as the command prints them."""
     rates = []
@@ -222,6 +244,7 @@ def host_reads(args: argparse.Namespace) -> dict[str, float]:
 
 OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "tile_time": tiles,
+    "tile_agreement": tile_agreement,
     "two_process_speedup": two_processes,
     "host_reads_forward": host_reads,
 }
