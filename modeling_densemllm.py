@@ -168,7 +168,8 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__(config)
-        is_for_vllm(config)  # which is refused where it would compute another attention
+        if is_for_vllm(config):  # which would leave its own output embedding unset
+            self._keys_to_ignore_on_load_unexpected = None
         self.vision_tower = DenseMLLMVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = DenseMLLMMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
