@@ -192,8 +192,8 @@ class DenseClient(DensePredictionMixin):
         retries: int = 2,
         **options: Any,
     ):
-        self.url = _check_url("url", url)
-        self.chat_url = self.url if chat_url is None else _check_url("chat_url", chat_url)
+        self.url = check_url("url", url)
+        self.chat_url = self.url if chat_url is None else check_url("chat_url", chat_url)
         self.timeout = float(check_positive("timeout", timeout))
         self.retries = check_count("retries", retries, least=0)
         files = CheckpointFiles.of_call(checkpoint, options)
@@ -434,12 +434,13 @@ class DenseClient(DensePredictionMixin):
             raise ServerError(f"{answer.url} gave something else than JSON: {answer.text[:200]!r}") from error
 
 
-def _check_url(name: str, url: str) -> str:
+def check_url(name: str, url: str) -> str:
     """The address of a server without what stands behind it."""
     url = check_text(name, url).strip().rstrip("/").removesuffix("/v1")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"`{name}` must be the address of a server, such as http://localhost:8000, got {shown(url)}")
+        name = name if name.startswith("--") else f"`{name}`"
+        raise ValueError(f"{name} must be the address of a server, such as http://localhost:8000, got {shown(url)}")
     return url
 
 
@@ -547,4 +548,4 @@ def _sampling(kwargs: dict, max_new_tokens: int | None, stop_at: str | None, pro
     return fields
 
 
-__all__ = ["DenseClient", "OutputEmbedding", "ServerError"]
+__all__ = ["DenseClient", "OutputEmbedding", "ServerError", "check_url"]
