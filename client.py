@@ -334,17 +334,11 @@ class DenseClient(DensePredictionMixin):
 
         def ask(index: int) -> list[str]:
             prompt, picture, length = sent[index]
-            body = {
-                "messages": [{"role": "user", "content": _content(picture, prompt, texts[index])}],
-                **sampling,
-                "skip_special_tokens": True, "spaces_between_special_tokens": False,
-            }  # fmt: skip
+            fields = sampling
             if self.config.num_positions is not None:
-                body["max_completion_tokens"] = min(
-                    sampling["max_completion_tokens"], self.config.num_positions - length
-                )
-            hint = "is it a vLLM server without `--runner pooling`? `chat_url` says where answers come from"
-            answer = self._json(self._post(self.chat_url, "/v1/chat/completions", body, hint))
+                room = max(1, self.config.num_positions - length)
+                fields = {**sampling, "max_completion_tokens": min(sampling["max_completion_tokens"], room)}
+            answer = self._chat(picture, prompt, texts[index], fields)
             try:
                 return [choice["message"]["content"] or "" for choice in answer["choices"]]
             except (KeyError, TypeError) as error:
@@ -367,8 +361,17 @@ class DenseClient(DensePredictionMixin):
             picture = _resized(image, processor, with_focal_scale({}, processor, focal, depth_range))
         head, tail = self._prompt_ids(processor, prompt, question)
         length = len(head) + (picture.height // cell) * (picture.width // cell) + len(tail)
-        check_prompt_length(length + 1, self.config)
+        check_prompt_length(length, self.config)
         return prompt, picture, length
+
+    def _chat(self, picture: PIL.Image.Image, prompt: str, question: str, fields: dict[str, Any]) -> Any:
+        """What the chat endpoint answers, as it comes."""
+        body = {
+            "messages": [{"role": "user", "content": _content(picture, prompt, question)}],
+            "skip_special_tokens": True, "spaces_between_special_tokens": False, **fields,
+        }  # fmt: skip
+        hint = "is it a vLLM server without `--runner pooling`? `chat_url` says where answers come from"
+        return self._json(self._post(self.chat_url, "/v1/chat/completions", body, hint))
 
     # ---- the servers ----
 
