@@ -154,8 +154,8 @@ class DenseClient(DensePredictionMixin):
     """What [`DenseMLLMForConditionalGeneration`] predicts and answers, of a model that a vLLM server runs.
 
     `predict_dense` and `encode_image` take the arguments of the model's own and give the same; they need a server that
-    was started with `--runner pooling`. `query` needs one that was started without. No weights are loaded, but for the
-    rows of the output embedding that labels need.
+    was started with `--runner pooling`. `query` needs one that was started without, `predict` and tasks that ask in
+    words need both. No weights are loaded, but for the rows of the output embedding that labels need.
 
     A server can't be told which pixels it should see in what size, so images are resized here, and sent as PNG.
     `batch_size` is how many requests are under way at once; the server makes batches of them.
@@ -333,12 +333,12 @@ class DenseClient(DensePredictionMixin):
             sent.append(self._as_sent(entry, question, place, single, focal, depth_range, processor))
 
         def ask(index: int) -> list[str]:
-            prompt, picture, length = sent[index]
+            prompt, sent_image, length = sent[index]
             fields = sampling
             if self.config.num_positions is not None:
                 room = max(1, self.config.num_positions - length)
                 fields = {**sampling, "max_completion_tokens": min(sampling["max_completion_tokens"], room)}
-            answer = self._chat(picture, prompt, texts[index], fields)
+            answer = self._chat(sent_image, prompt, texts[index], fields)
             try:
                 return [choice["message"]["content"] or "" for choice in answer["choices"]]
             except (KeyError, TypeError) as error:
@@ -355,19 +355,19 @@ class DenseClient(DensePredictionMixin):
         prompt = ""
         if isinstance(entry, EncodedImage):
             prompt, size = entry.prompt, (entry.grid[0] * cell, entry.grid[1] * cell)
-            picture = _to_size(entry.image, size, processor, None)
+            sent_image = _to_size(entry.image, size, processor, None)
         else:
             image = load_image(entry, processor.image_processor, "`image`" if single else f"`image[{place}]`")
-            picture = _resized(image, processor, with_focal_scale({}, processor, focal, depth_range))
+            sent_image = _resized(image, processor, with_focal_scale({}, processor, focal, depth_range))
         head, tail = self._prompt_ids(processor, prompt, question)
-        length = len(head) + (picture.height // cell) * (picture.width // cell) + len(tail)
+        length = len(head) + (sent_image.height // cell) * (sent_image.width // cell) + len(tail)
         check_prompt_length(length, self.config)
-        return prompt, picture, length
+        return prompt, sent_image, length
 
-    def _chat(self, picture: PIL.Image.Image, prompt: str, question: str, fields: dict[str, Any]) -> Any:
+    def _chat(self, sent_image: PIL.Image.Image, prompt: str, question: str, fields: dict[str, Any]) -> Any:
         """What the chat endpoint answers, as it comes."""
         body = {
-            "messages": [{"role": "user", "content": _content(picture, prompt, question)}],
+            "messages": [{"role": "user", "content": _content(sent_image, prompt, question)}],
             "skip_special_tokens": True, "spaces_between_special_tokens": False, **fields,
         }  # fmt: skip
         hint = "is it a vLLM server without `--runner pooling`? `chat_url` says where answers come from"

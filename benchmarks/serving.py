@@ -16,12 +16,13 @@ request after another.
 
     vllm serve CHECKPOINT --trust-remote-code --model-impl transformers --runner pooling \
         --pooler-config '{"task": "token_embed"}'
-    python benchmarks/serving.py --server http://localhost:8000 --checkpoint CHECKPOINT [--images 64] [--quick]
+    OMP_NUM_THREADS=1 python benchmarks/serving.py --server http://localhost:8000 --checkpoint CHECKPOINT [--quick]
 
 Both give segmentation and depth of the same images, decoded to maps, in turn; no image comes twice, as a server keeps
 what it has read. Ends with one line of JSON: `served_1`, `served_4`, `served_16` and `in_turn` in images a second,
 their ratios `served_N_over_in_turn`, and `largest_difference` of logits. It is end to end: what the client does (PNG,
-maps) is in it, and on one machine it competes with the server for the same cores.
+maps) is in it, and on one machine it competes with the server for the same cores. `OMP_NUM_THREADS` is how many
+threads the process of transformers has: on a CPU, as many as the server's log says that its worker is bound to.
 """
 
 import argparse
