@@ -23,6 +23,7 @@ r"""DenseMLLM from the command line.
     densemllm predict photo.jpg --model MODEL --task panoptic --thing_labels chair,table --out objects.png
     densemllm predict photo.jpg --model MODEL --task normals --source depth --focal_length 1200 --out normals.png
     densemllm ask photo.jpg "How many chairs are there?" --model MODEL
+    densemllm segment photo.jpg --model MODEL --server URL --out classes.png   (a vLLM server, examples/serving.md)
     densemllm evaluate --model MODEL --data DATA --task depth       (evaluate_densemllm.py)
     densemllm check DATA --sheet check.png                          (look at a data set before training on it)
     densemllm env                                                   (versions and devices, for a bug report)
@@ -70,6 +71,7 @@ import torch
 from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, __version__
+from densemllm.client import DenseClient, check_url
 from densemllm.data_prediction import FORMATS, IMAGE_SUFFIXES, SUMMARY, PredictionJob, predict_dataset
 from densemllm.environment import describe_environment
 from densemllm.evaluation.run import start_process
@@ -101,6 +103,17 @@ def _shared_options() -> argparse.ArgumentParser:
         help="of the images, in pixels; exif: of each image, as its camera wrote it into the file",
     )  # fmt: skip
     shared.add_argument("--depth_range", help="row of the checkpoint's `depth_ranges`, such as nyuv2")
+    shared.add_argument(
+        "--server",
+        metavar="URL",
+        help="a vLLM server that runs the checkpoint, which computes in the place of this process; --model says where "
+        "the checkpoint's small files are. An API key is read from the variable VLLM_API_KEY",
+    )
+    shared.add_argument(
+        "--chat_server",
+        metavar="URL",
+        help="the server for questions, where that of --server gives maps (`--runner pooling`)",
+    )
     shared.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to run on; cuda where there is one"
     )
@@ -255,6 +268,17 @@ def check_images(names: list[str]) -> None:
         open_image(name).close()
 
 
+def check_server(args: argparse.Namespace) -> None:
+    """Raise a `ValueError` for options that no server can follow."""
+    if args.server is None and args.chat_server is not None:
+        raise ValueError("--chat_server is given without --server, which gives the maps")
+    if args.server is not None and args.dtype != "auto":
+        raise ValueError(f"--dtype {args.dtype} says nothing to --server: its own --dtype is what it computes in")
+    for option in ("server", "chat_server"):
+        if getattr(args, option) is not None:
+            check_url(f"--{option}", getattr(args, option))
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     """Raise a `ValueError` for a number that no image has, before a model is loaded."""
     for name in ("scale", "focal_length"):
@@ -319,6 +343,7 @@ def check_form(args: argparse.Namespace, suffix: str) -> None:
 
 def check_arguments(args: argparse.Namespace) -> list[Path]:
     """The file of each image; `ValueError`s name what can't be used."""
+    check_server(args)
     check_numbers(args)
     check_options(args)
     paths = find_outputs(args)
@@ -329,12 +354,17 @@ def check_arguments(args: argparse.Namespace) -> list[Path]:
     return paths
 
 
-def load_model(args: argparse.Namespace) -> DenseMLLMForConditionalGeneration:
-    """The model on its device.
+def load_model(args: argparse.Namespace) -> "DenseMLLMForConditionalGeneration | DenseClient":
+    """The model on its device, or the server that has it.
 
     Raises:
         ValueError: it can't be loaded, or the device can't be used.
     """
+    if args.server is not None:
+        with reading(f"--model {args.model}"):
+            return DenseClient(
+                args.server, args.model, args.chat_server, api_key=os.environ.get("VLLM_API_KEY") or None
+            )
     try:
         torch.empty(1, device=args.device).item()  # of a device without memory, too
     except (RuntimeError, AssertionError) as error:
@@ -396,6 +426,8 @@ def open_model(args: argparse.Namespace) -> tuple[DenseMLLMForConditionalGenerat
 
 def predict_data(args: argparse.Namespace) -> None:
     """Write the maps of all images of a data set."""
+    if args.server is not None:
+        raise ValueError("--server is for image files; a data set is predicted by processes that have the model")
     check_numbers(args)
     check_options(args)
     args.format = args.format or FORMATS[0]
@@ -424,6 +456,7 @@ def predict_data(args: argparse.Namespace) -> None:
 
 def ask(args: argparse.Namespace) -> None:
     """Print the answer to a question."""
+    check_server(args)
     check_numbers(args)
     check_images(args.images)
     if args.max_new_tokens < 1:

@@ -472,6 +472,23 @@ def check_prompt_length(length: int, config: DenseMLLMConfig) -> None:
         )
 
 
+def is_for_vllm(config: DenseMLLMConfig) -> bool:
+    """Whether vLLM builds a model of this config: it gives the language model an attention of its own, by this name.
+
+    Raises:
+        ValueError: the model's attention is one that vLLM would not compute.
+    """
+    if config.get_text_config()._attn_implementation != "vllm":
+        return False
+    if config.vision_attention == "bidirectional":
+        raise ValueError(
+            "`vision_attention` must be 'causal' in a checkpoint that vLLM serves, got 'bidirectional': vLLM's "
+            "attention isn't told which tokens are of one image, and would be causal without a word. Serve it with "
+            "transformers"
+        )
+    return True
+
+
 def class_names(config: DenseMLLMConfig) -> dict[int, str]:
     """The names of `config.id2label` by their integer keys; a `ValueError` where nobody has named the classes."""
     if config.label_names is None:

@@ -39,7 +39,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .compat_densemllm import ENCODES_IMAGES_FIRST, cache_argument, either_cache, get_cache, select_positions
-from .configuration_densemllm import DenseMLLMConfig, check_prompt_length
+from .configuration_densemllm import DenseMLLMConfig, check_prompt_length, is_for_vllm
 from .loss_densemllm import Supervision, check_dense_arguments
 from .numbers_densemllm import IGNORED, InputNumbers, read_forward_numbers
 from .prediction_densemllm import DensePredictionMixin
@@ -169,6 +169,8 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
 
     def __init__(self, config: DenseMLLMConfig):
         super().__init__(config)
+        if is_for_vllm(config):  # which would leave its own output embedding unset
+            self._keys_to_ignore_on_load_unexpected = None
         self.vision_tower = DenseMLLMVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = DenseMLLMMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -366,6 +368,11 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         name = next(name for name, module in self.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+
+    @classmethod
+    def _from_config(cls, config: DenseMLLMConfig, **kwargs: Any) -> "Self | DenseMLLMModel":
+        # vLLM makes the output embedding and the logits itself, and asks `AutoModel.from_config` for the rest.
+        return (DenseMLLMModel if is_for_vllm(config) else super())._from_config(config, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -25,7 +25,7 @@ tiles image_encoding questions streams prediction pipeline parts vision modeling
 """.split()
 # and those that don't.
 OTHERS = """
-files environment arguments
+files environment arguments client
 training.maps training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
 formats.class_maps formats.ade20k formats.cityscapes formats.pascal

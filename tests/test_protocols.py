@@ -18,7 +18,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from official_trees import TREES
 
 from densemllm.evaluate_densemllm import main, parse_arguments
 from densemllm.evaluation.arguments import EvaluationArguments
@@ -29,6 +28,7 @@ from densemllm.evaluation.protocols import PROTOCOLS, compare_protocol, describe
 from densemllm.formats.folders import load_samples
 from densemllm.modeling_densemllm import DenseMLLMForConditionalGeneration
 from densemllm.prediction_densemllm import DensePrediction
+from official_trees import TREES
 from repository import ROOT
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
 
