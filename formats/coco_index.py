@@ -218,7 +218,8 @@ class _Reader:
                 if not self._grow():
                     raise ValueError(f"at byte {self.start + error.pos}: {error.msg}") from error
             else:
-                if end < len(self.text) or not self._grow():  # a number may go on behind the window
+                # A number may go on behind the window: `1` with `.5` or `e-5`, of which `.` or `e-` may be there.
+                if end + 2 < len(self.text) or not self._grow():
                     break
         raw, start = self.text[self.place : end], self.start + self.place
         self.place = end

@@ -203,7 +203,6 @@ def test_post_processing_checks_sizes_alike(model, sizes):
         np.zeros((4, 4, 3), complex), np.zeros((4, 4, 3), "U1"), np.zeros((4, 4), "datetime64[s]"),
         np.zeros((4, 4, 3), [("a", "f4")]), torch.zeros(3, 4, 4, dtype=torch.complex64),
         torch.zeros(3, 4, 4, device="meta"), torch.zeros(3, 4, 4).to_sparse(), [[IMAGE]],
-        (image for image in [IMAGE]),
     ],
     ids=lambda image: type(image).__name__,
 )  # fmt: skip
@@ -212,6 +211,11 @@ def test_what_is_not_an_image_is_named(model, image):
         if not isinstance(images, list) or isinstance(images[0], PIL.Image.Image):
             with pytest.raises((ValueError, TypeError), match=name):
                 model.predict_dense(images, labels=LABELS)
+
+
+def test_a_generator_in_a_list_is_named(model):
+    with pytest.raises(TypeError, match=r"`images\[1\]`"):  # alone it is taken for images that come
+        model.predict_dense([IMAGE, (image for image in [IMAGE])], labels=LABELS)
 
 
 def test_closed_files_are_named(model, closed, tmp_path):

@@ -36,14 +36,14 @@ def test_the_second_of_two_conversions_ends_with_a_sentence(source, tmp_path, mo
     def waiting(*args):
         write(*args)
         started.set()
-        assert go_on.wait(60)
+        assert go_on.wait(600)
 
     monkeypatch.setattr(conversion, "write_weights", waiting)
     released.make_source(tmp_path / "other", seed=1)
     thread = threading.Thread(target=convert, args=(str(tmp_path / "source"), str(tmp_path / "out")))
     thread.start()
     try:
-        assert started.wait(60)
+        assert started.wait(600)
         monkeypatch.setattr(conversion, "write_weights", write)
         assert main([str(tmp_path / "other"), str(tmp_path / "out")]) == 1
         assert "is being written by another process" in capsys.readouterr().err

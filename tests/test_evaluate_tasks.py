@@ -308,7 +308,8 @@ def test_a_resumed_evaluation_has_the_same_ap_and_files(options, model, processo
     assert {path.name: path.read_bytes() for path in (tmp_path / "coco2").rglob("*") if path.is_file()} == files
 
     at_once = InstanceMetrics([2])
-    for *_, prediction, reference in almost_right(model, processor, annotated(), ("instances",), id2label=ID2LABEL):
+    settings = Settings(ID2LABEL, processor.normalize_labels(ID2LABEL))
+    for *_, prediction, reference in almost_right(model, processor, annotated(), ("instances",), settings):
         at_once.add(prediction, reference)
     assert at_once.compute()["mask_ap"] == pytest.approx(whole["instances"]["mask_ap"])
 

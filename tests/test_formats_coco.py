@@ -350,6 +350,16 @@ def test_the_index_finds_what_a_json_parser_reads(tmp_path_factory, data, window
         assert index.annotations(place) == [entry for entry in annotations if entry["image_id"] == key]
 
 
+@pytest.mark.parametrize("number", ["0.5", "-12.25", "1e-05", "2.5E+300", "-0.0", "7"])
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+def test_a_number_may_be_cut_anywhere(tmp_path, monkeypatch, number, window):
+    monkeypatch.setattr(coco_index, "WINDOW", window)
+    rows = f'"images": [{{"id": 1, "file_name": "a"}}], "annotations": [{{"image_id": 1, "score": {number}}}]'
+    path = tmp_path / "file.json"
+    path.write_text(f'{{"version": {number}, {rows}, "categories": [{{"id": 1, "name": "thing"}}]}}')
+    assert index_json(path, "here").annotations(0) == [{"image_id": 1, "score": float(number)}]
+
+
 # ---- panoptic ----
 
 
