@@ -16,7 +16,8 @@
 Around each place of a grid, a map is taken to be a linear function of the image's colours; what fits the grid's values
 and the grid's mean colours best is then read at the colours of a finer grid. That is the guided filter of He, Sun and
 Tang (ECCV 2010) with the coefficients found on the coarse grid (He and Sun, arXiv 1505.00996), in two steps: from
-vision tokens to blocks of a few pixels, and from these to pixels.
+vision tokens to blocks of a few pixels, and from these to pixels. Before them, the scores of classes are averaged over
+near tokens of like scores and colours, which are of one thing: a bilateral filter.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,11 +30,17 @@ import torch.nn.functional as F
 from .decoding_densemllm import class_probabilities
 
 
-BLOCKS = 4  # of the second step, along an edge of a cell
+BLOCKS = 6  # of the second step, along an edge of a cell
 RADIUS, BLOCK_RADIUS = 1, 2  # half the window's edge in cells, and in blocks
-CLASS_SMOOTHNESS, NUMBER_SMOOTHNESS = 5.0, 50.0  # in squared grey levels
+CLASS_SMOOTHNESS, NUMBER_SMOOTHNESS = 3.0, 50.0  # in squared grey levels
 BRIGHTNESS = 0.25  # how much of a difference in brightness counts: shadow and light end where no thing does
-VALUES_AT_ONCE = 2**20  # of coefficients at the size of pixels
+NEAR, LIKE_COLORS, LIKE_SCORES = (
+    4.0,
+    30.0,
+    0.35,
+)  # standard deviations: tokens, grey levels, a share of the scores' own
+TOKEN_RADIUS = 8  # half the edge of the window in which tokens are averaged
+VALUES_AT_ONCE = 2**20  # of coefficients at the size of pixels, and of pairs of tokens
 
 
 @torch.no_grad()
@@ -43,8 +50,9 @@ def guided_segmentation(
     """Class scores on the grid of vision tokens to a segmentation along the image's edges: what `decode_segmentation`
     is, with guided upsampling in the place of the bilinear one.
 
-    The first step reads the scores themselves, the second the probabilities that they are on blocks. Classes whose
-    probability reaches its floor, `1 / num_labels` or 0.5 with a background, at no token take no part.
+    Scores are averaged over like tokens; the first step of the upsampling reads them, the second the probabilities
+    that they are on blocks. Classes whose probability reaches its floor, `1 / num_labels` or 0.5 with a background, at
+    no token win no pixel.
 
     Args:
         logits: `[num_labels, grid_height, grid_width]`, the score of each class at each vision token.
@@ -72,7 +80,7 @@ def guided_segmentation(
         return class_probabilities(values, background, temperature)
 
     contenders = contenders[:, 0]
-    for top, strip in guided_strips(logits[contenders], image, between, CLASS_SMOOTHNESS):
+    for top, strip in guided_strips(_averaged(logits, image)[contenders], image, between, CLASS_SMOOTHNESS):
         rows = slice(top, top + strip.shape[1])
         highest, place = strip.max(dim=0)
         found = contenders[place]
@@ -131,9 +139,11 @@ def guided_strips(
     block_colors = _mean_colors(image, blocks, device)
     of_cells = _fit(maps, _mean_colors(image, grid, device), RADIUS, smoothness)
     rows_per_strip = max(1, VALUES_AT_ONCE // (of_cells.shape[0] * of_cells.shape[1] * size[1]))
-    for top in range(0, size[0], rows_per_strip):
-        rows = torch.arange(top, min(top + rows_per_strip, size[0]), device=device)
-        # The blocks that the strip lies between, and those in the windows of these.
+    # Bands of blocks have windows that reach over their edges: they are no thinner than a cell.
+    rows_per_band = max(rows_per_strip, -(-size[0] // grid[0]))
+    for top in range(0, size[0], rows_per_band):
+        rows = torch.arange(top, min(top + rows_per_band, size[0]), device=device)
+        # The blocks that the band lies between, and those in the windows of these.
         low, high, _ = _sources(rows, size[0], blocks[0])
         first, last = int(low[0]), int(high[-1])
         start, end = max(0, first - BLOCK_RADIUS), min(blocks[0], last + 1 + BLOCK_RADIUS)
@@ -141,7 +151,41 @@ def guided_strips(
         values = _read(of_cells, near, blocks, torch.arange(start, end, device=device))
         of_blocks = _fit(values if between is None else between(values), near, BLOCK_RADIUS, smoothness)
         of_blocks = of_blocks[:, :, first - start : last + 1 - start]
-        yield top, _read(of_blocks, _centred(colors[:, rows]), size, rows, first, blocks[0])
+        for place, part in zip(range(top, size[0], rows_per_strip), rows.split(rows_per_strip), strict=False):
+            part_colors = _centred(colors[:, place : place + len(part)])
+            yield place, _read(of_blocks, part_colors, size, part, first, blocks[0])
+
+
+def _averaged(scores: torch.Tensor, image: PIL.Image.Image) -> torch.Tensor:
+    """Means over near tokens that have like scores and colours, `float32 [num_labels, grid_height, grid_width]`; some
+    rows at a time, as there are many pairs of tokens."""
+    num_labels, height, width = scores.shape
+    device = scores.device
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    spread = scores - scores.mean(dim=(1, 2), keepdim=True)
+    spread = spread / spread.square().mean().mul(num_labels).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    # Half the squared distance of two tokens' features is the exponent of their weight.
+    features = torch.cat(
+        [
+            (rows / NEAR).expand(1, width, height).transpose(1, 2), (columns / NEAR).expand(1, height, width),
+            _mean_colors(image, (height, width), device) / LIKE_COLORS, spread / LIKE_SCORES,
+        ]
+    )  # fmt: skip
+    is_far = (columns[:, None] - columns).abs() > TOKEN_RADIUS
+    averaged, at_once = torch.empty_like(scores), height
+    while at_once > 1 and at_once * min(height, at_once + 2 * TOKEN_RADIUS) * width**2 > VALUES_AT_ONCE:
+        at_once = (at_once + 1) // 2
+    for top in range(0, height, at_once):
+        bottom = min(top + at_once, height)
+        start, end = max(0, top - TOKEN_RADIUS), min(height, bottom + TOKEN_RADIUS)
+        own, near = features[:, top:bottom].flatten(1), features[:, start:end].flatten(1)
+        weights = torch.addmm(near.square().sum(dim=0) / -2, own.T, near)  # but for what all weights of a token share
+        weights = weights.view(bottom - top, width, end - start, width)
+        is_out = (rows[top:bottom, None] - rows[start:end]).abs() > TOKEN_RADIUS
+        weights.masked_fill_(is_out[:, None, :, None] | is_far[:, None], float("-inf"))
+        weights = weights.flatten(0, 1).flatten(1).softmax(dim=1)
+        averaged[:, top:bottom] = (scores[:, start:end].flatten(1) @ weights.T).view(num_labels, -1, width)
+    return averaged
 
 
 def _fit(maps: torch.Tensor, colors: torch.Tensor, radius: int, smoothness: float) -> torch.Tensor:
