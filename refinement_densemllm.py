@@ -399,7 +399,7 @@ class _Windows:
         num_tiles = math.prod(sum(len(own) for own, _, _ in axis) for axis in self.axes)
         self.kept = None
         if num_tiles * math.prod(shape) <= WINDOW_ELEMENTS:
-            weights = torch.empty((num_tiles, *shape), device=colors.device)
+            weights = torch.empty((num_tiles, *shape), dtype=torch.float32, device=colors.device)
             places = [batch[:2] for batch in self._batches(weights)]
             self.kept = (*(torch.cat(part) for part in zip(*places, strict=True)), weights)
 
@@ -418,7 +418,7 @@ class _Windows:
                     for rows, columns in ((own_rows, own_columns), (near_rows, near_columns))
                 )
                 if out is None:
-                    weights = torch.empty((len(tiles), *exponents.shape), device=exponents.device)
+                    weights = exponents.new_empty((len(tiles), *exponents.shape))
                 else:
                     weights, done = out[done : done + len(tiles)], done + len(tiles)
                 self._fill(weights, own, near, exponents)
