@@ -161,7 +161,7 @@ def _averaged(scores: torch.Tensor, image: PIL.Image.Image) -> torch.Tensor:
     rows at a time, as there are many pairs of tokens."""
     num_labels, height, width = scores.shape
     device = scores.device
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    rows, columns = (torch.arange(edge, dtype=torch.float32, device=device) for edge in (height, width))
     spread = scores - scores.mean(dim=(1, 2), keepdim=True)
     spread = spread / spread.square().mean().mul(num_labels).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     # Half the squared distance of two tokens' features is the exponent of their weight.
