@@ -80,8 +80,8 @@ from densemllm.files import OVERWRITE_HELP, USER_ERRORS, check_outputs, one_line
 from densemllm.formats.folders import FILE_KINDS
 from densemllm.image_loading_densemllm import open_image
 from densemllm.object_tasks_densemllm import Foreground
-from densemllm.task_base_densemllm import DenseTask
-from densemllm.tasks_densemllm import DEFAULT_TASK, TASKS, Classes, Depth, Normals, tasks_with
+from densemllm.task_base_densemllm import REFINEMENTS, DenseTask
+from densemllm.tasks_densemllm import DEFAULT_TASK, TASKS, Classes, Depth, Normals, check_refine, tasks_with
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy", ".json")
@@ -160,7 +160,7 @@ def _map_options() -> argparse.ArgumentParser:
     dense.add_argument("--text", help="expression of the object to find")
     dense.add_argument("--threshold", type=float, help="pixels with a lower score, in [0, 1], get no class")
     dense.add_argument("--background", action="store_true", help="pixels may be none of the classes")
-    dense.add_argument("--refine", choices=("crf",), help="let near pixels of like colour agree on their class")
+    dense.add_argument("--refine", choices=REFINEMENTS, help="move maps to the image's edges; crf: of classes")
     dense.add_argument(
         "--source", choices=Normals.sources,
         help="of normals: tokens of their own, or the slopes of the depth map, which need --focal_length",
@@ -300,6 +300,7 @@ def check_options(args: argparse.Namespace) -> None:
     for name in sorted(others):
         if getattr(args, name) not in (None, False) and name not in taken:
             raise ValueError(f"--{name} is for --task {' and '.join(tasks_with(name))}, not for {named}")
+    check_refine(getattr(args, "refine", None), tasks)
     if args.depth_range is not None and "depth_range" not in taken and args.focal_length is None:
         raise ValueError(f"--depth_range says something to --task {named} with --focal_length only")
     for task in tasks:

@@ -24,8 +24,9 @@ from .answers_densemllm import parse_detection, parse_grounding
 from .crops_densemllm import Corners, CropMaps, empty_map, lay_back
 from .decoding_densemllm import decode_segmentation, resize_map
 from .drawing_densemllm import Palette, draw_labels
+from .guided_densemllm import guided_segmentation
 from .targets_densemllm import Targets, present_values
-from .task_base_densemllm import DenseRequest, DenseTask, SegmentMap, TaskProcessor
+from .task_base_densemllm import GUIDED, DenseRequest, DenseTask, SegmentMap, TaskProcessor
 from .tokens_densemllm import FOREGROUND_LABELS, X_SCALE, Y_SCALE
 
 
@@ -37,7 +38,8 @@ class Foreground(DenseTask):
     about = "the object that `text` describes"
     map_field = "mask"
     column = "mask"
-    options = ("text", "box")
+    options = ("text", "box", "refine")
+    refinements = (GUIDED,)
     needs = ("text", "box")
     question = "Please provide the bounding box coordinate of the region this sentence describes: {text}"
     answer_options = {"max_new_tokens": 32}
@@ -103,7 +105,10 @@ class Foreground(DenseTask):
         return [Targets(values, {place: [token_id] for place, token_id in enumerate(ids)}, -1, (tuple(ids),))]
 
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
-        best, scores = decode_segmentation(logits, request.size, temperature=1.0)
+        if request.refine == GUIDED:
+            best, scores = guided_segmentation(logits, request.image_of_maps(), temperature=1.0)
+        else:
+            best, scores = decode_segmentation(logits, request.size, temperature=1.0)
         return {"mask": best == 1, "scores": torch.where(best == 1, scores, 1 - scores)}
 
     def compose(self, crops: Iterable[CropMaps], request: DenseRequest) -> dict[str, Any]:
@@ -135,7 +140,7 @@ class OpenSet(SegmentMap, Foreground):
     about = "objects of `labels`, each by itself"
     map_field = "segmentation"
     column = None
-    options = ("labels", "threshold")
+    options = ("labels", "threshold", "refine")
     needs = ("labels",)
     has_logits = False
     has_objects = True

@@ -60,7 +60,7 @@ from .processing_densemllm import DenseMLLMProcessor
 from .questions_densemllm import QuestionMixin
 from .streams_densemllm import takes_iterators
 from .task_base_densemllm import DenseRequest, DenseTask, Labels, ThingLabels
-from .tasks_densemllm import DEFAULT_TASK, MAP_TASKS, DenseMaps, get_task, tasks_with
+from .tasks_densemllm import DEFAULT_TASK, MAP_TASKS, DenseMaps, check_refine, get_task, tasks_with
 from .tiles_densemllm import Tiling
 from .tokens_densemllm import BACKGROUND_LABEL
 
@@ -278,8 +278,9 @@ class DensePredictionMixin(QuestionMixin):
                 image is scaled to that for every task, as far as the patch cap lets it, and depth is corrected for
                 the rest; a warning says once where it isn't known.
             target_sizes: `(height, width)` of the maps, or one an image; the images' own sizes where left out.
-            refine: `"crf"` lets near pixels of like colour agree on their class, for segmentation: [`refine_crf`] with
-                the processor's `crf_options`.
+            refine: move the edges of maps to the image's. `"guided"`: maps follow the image's colours from token to
+                token ([`guided_segmentation`], [`guided_resize`]), of every task and at little cost. `"crf"`, for
+                classes: near pixels of like colour agree, by [`refine_crf`] with the processor's `crf_options`.
             return_logits: keep the label logits on the grid of vision tokens; an open set has none.
             processor: found from the checkpoint where left out.
             batch_size: images a forward pass.
@@ -464,7 +465,9 @@ class DensePredictionMixin(QuestionMixin):
             encodings = self._encode(crops, "", processor, batch_size, False, [images_kwargs] * len(crops))
             for (view, _), encoded, place in zip(batch, encodings, places, strict=True):
                 logits = self._grid_logits(encoded, view.task.label_ids(view.request, processor))
-                request = DenseRequest(size=encoded.image_size, image_size=encoded.image_size)
+                request = DenseRequest(encoded.image_size, encoded.image_size, refine=view.request.refine)
+                if request.refine is not None:  # along the edges of what is there, and not of the box around it
+                    request.image = view.request.image.crop(place)
                 fields = {name: value.cpu() for name, value in view.task.decode(logits, request, processor).items()}
                 yield CropMaps(place, fields["mask"], fields["scores"], logits.cpu())
 
@@ -534,11 +537,7 @@ def _check_options(
         for task in tasks:
             if not task.has_logits:
                 raise ValueError(f"`return_logits` can't be given with the task {task.name!r}: it has no one map")
-    if refine is not None:
-        takes_it = any("refine" in task.options for task in tasks)
-        if not (isinstance(refine, str) and refine == "crf" and takes_it):
-            names = " or ".join(map(repr, tasks_with("refine")))
-            raise ValueError(f"`refine` must be None, or 'crf' with the task {names}, got {shown(refine)}")
+    check_refine(refine, tasks)
     if source is not None and not any("source" in task.options for task in tasks):
         names = " or ".join(map(repr, tasks_with("source")))
         raise ValueError(f"`source` can be given with the task {names}, got {shown(source)}")

@@ -48,7 +48,7 @@ from .loading_densemllm import FILE_OPTIONS
 from .refinement_densemllm import check_crf_options
 from .targets_densemllm import Targets, cell_targets, id_ranges, pad_ragged, stack_ranges
 from .task_base_densemllm import DenseRequest, Labels, ThingLabels
-from .tasks_densemllm import ANNOTATED_TASKS, add_dense_tokens, get_task
+from .tasks_densemllm import ANNOTATED_TASKS, add_dense_tokens, check_refine, get_task
 from .text_tasks_densemllm import find_class, get_text_task
 from .tokens_densemllm import BACKGROUND_LABEL, DEPTH_SCALE, FOREGROUND_LABELS, IMAGE_TOKEN, TokenScale, find_token_ids
 
@@ -526,7 +526,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             background: whether pixels may be none of the labels (-1); so, too, where `<OTHERS>` is one of them.
             threshold: pixels of a segmentation with a lower score become -1; those of `<OTHERS>` stay.
             depth_range, focal_length: as for [`bins_to_depth`].
-            refine: `"crf"`, for classes: [`refine_crf`] with `crf_options`; needs `image`, the RGB image.
+            refine: as for `predict_dense`, of what the task takes; needs `image`, the RGB image.
             source, thing_labels: as for `predict_dense`.
 
         Returns:
@@ -541,6 +541,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             thing_labels=None if thing_labels is None else tuple(thing_labels),
         )  # fmt: skip
         dense_task = get_task(task)
+        check_refine(refine, [dense_task])
         dense_task.check(request, self)
         dense_task.check_image(request, self)
         count = len(dense_task.label_ids(request, self))

@@ -418,8 +418,7 @@ class _Windows:
                     for rows, columns in ((own_rows, own_columns), (near_rows, near_columns))
                 )
                 if out is None:
-                    size = (len(tiles), *exponents.shape)
-                    weights = torch.empty(size, dtype=torch.float32, device=exponents.device)
+                    weights = exponents.new_empty((len(tiles), *exponents.shape))
                 else:
                     weights, done = out[done : done + len(tiles)], done + len(tiles)
                 self._fill(weights, own, near, exponents)

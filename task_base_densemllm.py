@@ -30,6 +30,7 @@ from .targets_densemllm import Targets
 from .tokens_densemllm import TokenScale
 
 
+CRF, GUIDED = REFINEMENTS = ("crf", "guided")  # what moves a map to the edges of its image
 Labels = list[str] | tuple[str, ...] | dict[int, str]  # names of classes, or `id2label`
 ThingLabels = list[str] | list[int] | tuple[str | int, ...]  # names or keys of classes
 
@@ -80,6 +81,13 @@ class DenseRequest:
             return self.focal_length
         return self.focal_length * math.sqrt(math.prod(self.resized_size) / math.prod(self.image_size))
 
+    def image_of_maps(self) -> PIL.Image.Image:
+        """The image in the size of the maps. `ValueError`: there is none."""
+        if self.image is None:
+            raise ValueError(f"`image` is needed with `refine` {self.refine!r}, got None")
+        height, width = self.size
+        return self.image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+
 
 class TaskProcessor(Protocol):
     """What a task asks of a processor: it does not look into the tokenizer by itself."""
@@ -111,7 +119,8 @@ class DenseTask(ABC):
         column: of a sample or an annotation that trains and evaluates it; `None`: none of its own.
         column_options: entries of an annotation that say how to read the column.
         options: arguments of `predict_dense` that say something to it.
-        needs: those of them of which one must be given; none of them has to be where empty.
+        refinements: values of the option `refine` that it takes.
+        needs: those of `options` of which one must be given; none of them has to be where empty.
         question: what the model is asked in words where something was left out; `None`: nothing can be.
         answer_options: arguments of `query` for that question.
         scales: tokens that its labels are, where these count along something.
@@ -125,6 +134,7 @@ class DenseTask(ABC):
     column: ClassVar[str | None] = None
     column_options: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
+    refinements: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     question: ClassVar[str | None] = None
     answer_options: ClassVar[dict[str, Any]] = {}
@@ -300,4 +310,16 @@ def bin_targets(bins: np.ndarray, label_ids: list[list[int]]) -> Targets:
     return Targets(bins, dict(enumerate(label_ids, start=1)), 0, (own,), needs_share=False)
 
 
-__all__ = ["DenseRequest", "DenseTask", "Labels", "SegmentMap", "TaskProcessor", "ThingLabels", "bin_targets"]
+__all__ = [
+    "CRF",
+    "GUIDED",
+    "REFINEMENTS",
+    "DenseRequest",
+    "DenseTask",
+    "Labels",
+    "SegmentMap",
+    "TaskProcessor",
+    "ThingLabels",
+    "bin_targets",
+    "needed_token_ids",
+]

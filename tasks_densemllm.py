@@ -17,7 +17,7 @@ Whoever predicts, trains, evaluates or draws loops over tasks and never looks at
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,7 @@ from .decoding_densemllm import (
     resize_map,
 )
 from .drawing_densemllm import Palette, add_names, draw_depth, normals_to_colors
+from .guided_densemllm import guided_resize, guided_segmentation
 from .instances_densemllm import coordinate_numbers, decode_instances, encode_centres, make_panoptic
 from .normals_densemllm import bin_neighbours, decode_normals, depth_to_normals, normals_to_bins
 from .object_tasks_densemllm import Foreground, OpenSet
@@ -46,6 +47,9 @@ from .records_densemllm import Record
 from .refinement_densemllm import refine_crf_argmax
 from .targets_densemllm import IGNORE_INDEX, Targets, check_ignore_index, present_values
 from .task_base_densemllm import (
+    CRF,
+    GUIDED,
+    REFINEMENTS,
     DenseRequest,
     DenseTask,
     SegmentMap,
@@ -113,6 +117,7 @@ class Classes(SegmentMap, DenseTask):
     column = "segmentation"
     column_options = ("id2label", "ignore_index")
     options = ("labels", "background", "threshold", "refine", "labels_from_answer")
+    refinements = REFINEMENTS
     question = "Segment all objects in this image."
     list_question = "Segment: {text}"  # of the released checkpoint, which answers with those that it sees
     no_background = ", without the background class."
@@ -211,10 +216,12 @@ class Classes(SegmentMap, DenseTask):
             segmentation = torch.full(request.size, rest, dtype=torch.long, device=logits.device)
             scores = torch.full(request.size, 0.5, dtype=torch.float32, device=logits.device)
             return segmentation, scores, rest
-        if request.refine is None:
-            best, scores = decode_segmentation(logits, request.size, background, contenders=request.contenders)
-        else:
+        if request.refine == CRF:
             best, scores = _refine_classes(logits, request, background, processor.crf_options)
+        elif request.refine == GUIDED:
+            best, scores = guided_segmentation(logits, request.image_of_maps(), background)
+        else:
+            best, scores = decode_segmentation(logits, request.size, background, contenders=request.contenders)
         return torch.tensor([rest, *keys], device=best.device)[best.add_(1)], scores, rest
 
 
@@ -370,7 +377,8 @@ class Depth(DenseTask):
     map_field = "predicted_depth"
     column = "depth"
     column_options = ("depth_range", "focal_length")
-    options = ("depth_range", "focal_length")
+    options = ("depth_range", "focal_length", "refine")
+    refinements = (GUIDED,)
     scales = (DEPTH_SCALE,)
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
@@ -393,6 +401,12 @@ class Depth(DenseTask):
         return [bin_targets(bins, depth_label_ids(processor))]
 
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
+        if request.refine == GUIDED:
+            # Places among the bins, of which the means along an edge are those of neighbours on the same side of it.
+            places, scores = decode_bin_places(logits)
+            places = guided_resize(places[None], request.image_of_maps())[0]
+            depth = processor.depth_bins.metres(places, request.depth_range, request.model_focal_length)
+            return {"predicted_depth": depth, "scores": resize_map(scores, request.size)}
         bins, scores = decode_depth_bins(logits)
         depth = processor.depth_bins.look_up(bins, request.depth_range, request.model_focal_length)
         return {"predicted_depth": resize_map(depth, request.size), "scores": resize_map(scores, request.size)}
@@ -421,7 +435,8 @@ class Normals(DenseTask):
     about = "the direction of each surface"
     map_field = "normals"
     column = "normals"
-    options = ("source", "depth_range", "focal_length")
+    options = ("source", "depth_range", "focal_length", "refine")
+    refinements = (GUIDED,)
     scales = (
         TokenScale(
             "<normal_{}>", 1, "num_normal_bins", 0,
@@ -466,16 +481,27 @@ class Normals(DenseTask):
         return [bin_targets(bins, label_ids)]
 
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:
+        is_guided = request.refine == GUIDED
         if self.source(request, processor) == self.sources[0]:
-            normals, scores = decode_normals(logits, request.size)
-            return {"normals": normals, "scores": scores}
+            if not is_guided:
+                normals, scores = decode_normals(logits, request.size)
+                return {"normals": normals, "scores": scores}
+            normals, scores = decode_normals(logits, logits.shape[1:], upsampling=1)
+            return self._guided(normals.permute(2, 0, 1), scores, request)
         # Between the bins' centres, a token a pixel: the steps of whole bins, and those of a finer map between its
         # tokens, would be slopes of their own (benchmarks/rooms_normals.py).
         places, scores = decode_bin_places(logits, upsampling=1 if min(logits.shape[1:]) > 1 else 2)
         depth = processor.depth_bins.metres(places, request.depth_range, request.model_focal_length)
         pixels = math.sqrt(math.prod(depth.shape) / math.prod(request.image_size))
         normals = depth_to_normals(depth.float(), request.focal_length * pixels).permute(2, 0, 1)
+        if is_guided:
+            return self._guided(normals, scores, request)
         normals = torch.stack([resize_map(axis, request.size) for axis in normals], dim=-1)
+        return {"normals": F.normalize(normals, dim=-1), "scores": resize_map(scores, request.size)}
+
+    def _guided(self, normals: torch.Tensor, scores: torch.Tensor, request: DenseRequest) -> dict[str, Any]:
+        """The fields of [`decode`] of normals `[3, height, width]` on a grid, along the image's edges."""
+        normals = guided_resize(normals, request.image_of_maps()).permute(1, 2, 0)
         return {"normals": F.normalize(normals, dim=-1), "scores": resize_map(scores, request.size)}
 
     def draw(self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
@@ -539,9 +565,7 @@ def _refine_classes(
     probabilities = class_probabilities(logits, background)
     if background:
         probabilities = torch.cat([probabilities, torch.full_like(probabilities[:1], 0.5)])
-    height, width = request.size
-    pixels = np.asarray(request.image.resize((width, height), PIL.Image.Resampling.BILINEAR))
-    best, scores = refine_crf_argmax(probabilities, pixels, **crf_options)
+    best, scores = refine_crf_argmax(probabilities, request.image_of_maps(), **crf_options)
     return (best.masked_fill(best == len(logits), -1) if background else best), scores
 
 
@@ -570,6 +594,15 @@ def get_task(name: str) -> DenseTask:
 def tasks_with(option: str) -> tuple[str, ...]:
     """Names of the tasks to which an argument of `predict_dense` says something."""
     return tuple(task.name for task in TASKS.values() if option in task.options)
+
+
+def check_refine(refine: Any, tasks: Iterable[DenseTask]) -> str | None:
+    """`refine` of `predict_dense`, if it is `None` or one of the tasks takes it; a `ValueError` if not."""
+    if refine is None or (isinstance(refine, str) and any(refine in task.refinements for task in tasks)):
+        return refine
+    takers = {name: [task.name for task in TASKS.values() if name in task.refinements] for name in REFINEMENTS}
+    accepted = ", or ".join(f"{name!r} with the task {' or '.join(map(repr, own))}" for name, own in takers.items())
+    raise ValueError(f"`refine` must be None, or {accepted}, got {shown(refine)}")
 
 
 def add_dense_tokens(
@@ -614,6 +647,7 @@ __all__ = [
     "Foreground",
     "OpenSet",
     "add_dense_tokens",
+    "check_refine",
     "check_things",
     "class_segments",
     "get_task",

@@ -23,6 +23,7 @@ from transformers.hf_argparser import HfArg
 from ..answers_densemllm import normalize_name
 from ..formats.options import read_ignore_index
 from ..targets_densemllm import IGNORE_INDEX
+from ..task_base_densemllm import REFINEMENTS
 from ..tasks_densemllm import Normals
 from ..tiles_densemllm import check_tiling
 from .measured import INSTANCES, MEASURED, PANOPTIC, Settings
@@ -94,7 +95,7 @@ class EvaluationArguments:
         help="read images in tiles: their edge, or height and width, in pixels after `scale`",
     )
     tile_overlap: int | None = HfArg(default=None, help="pixels that tiles share; an eighth of the shorter edge")
-    refine: str | None = HfArg(default=None, help="crf: refine segmentations")
+    refine: str | None = HfArg(default=None, help="guided, or crf for classes: move maps to the image's edges")
     extra_labels: list[str] | None = HfArg(
         default=None, help="names of classes that compete though nothing is annotated with them, joined by commas"
     )
@@ -151,8 +152,8 @@ class EvaluationArguments:
             raise ValueError(
                 f"`normals_source` must be one of {list(Normals.sources)} or left out, got {self.normals_source!r}"
             )
-        if self.refine not in (None, "crf"):
-            raise ValueError(f"`refine` must be 'crf' or left out, got {self.refine!r}")
+        if self.refine not in (None, *REFINEMENTS):
+            raise ValueError(f"`refine` must be one of {list(REFINEMENTS)} or left out, got {self.refine!r}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"`dtype` must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
         if self.update_card and not os.path.isdir(self.model):

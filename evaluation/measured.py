@@ -66,7 +66,7 @@ class Settings:
         ignore_index: value of pixels that are not annotated, for samples that don't bring their own.
         depth_scale: metres a unit of depth, for samples that don't bring their own.
         depth_range: row of the config's `depth_ranges`; its default row where left out.
-        refine: as for `predict_dense`.
+        refine: as for `predict_dense`, of the tasks that take it.
         thing_labels: names or ids of the classes whose objects are told apart; those of the model's config where left
             out.
         thing_ids: their ids in `id2label`, once [`MeasuredTask.prepare`] has found them.
@@ -123,6 +123,11 @@ class Settings:
 
 def _no_arguments(samples: list[dict], settings: Settings) -> dict:
     return {}
+
+
+def _refined(task: DenseTask, settings: Settings) -> dict:
+    """`refine`, where the task takes it."""
+    return {"refine": settings.refine} if settings.refine in task.refinements else {}
 
 
 def _what_came(prediction: Any, settings: Settings) -> Any:
@@ -408,9 +413,11 @@ DEPTH = MeasuredTask(
     score="delta1",
     reference=_true_metres,
     prediction=lambda prediction, settings: prediction.predicted_depth,
+    arguments=lambda samples, settings: _refined(TASKS[Depth.name], settings),
     check=lambda processor, settings: processor.get_depth_range(settings.depth_range),
     average=_average_depth,
     options={
+        "refine": None,
         "min_depth": None,
         "max_depth": None,
         "crop": "none",
@@ -426,7 +433,11 @@ REFERRING = MeasuredTask(
     score="giou",
     reference=lambda sample, settings: read_mask(sample[Foreground.column], settings.ignored(sample)),
     prediction=lambda prediction, settings: prediction.mask,
-    arguments=lambda samples, settings: {"text": [sample["expression"] for sample in samples]},
+    arguments=lambda samples, settings: {
+        "text": [sample["expression"] for sample in samples],
+        **_refined(TASKS[Foreground.name], settings),
+    },
+    options={"refine": None},
     score_name="IoU",
 )
 CLASS_LIST = MeasuredTask(
@@ -449,11 +460,14 @@ NORMALS = MeasuredTask(
     score="under_11_25",
     reference=lambda sample, settings: read_normals(sample[Normals.column], f"column `{Normals.column}`"),
     prediction=lambda prediction, settings: prediction.normals,
-    arguments=lambda samples, settings: {"source": settings.normals_source},
+    arguments=lambda samples, settings: {
+        "source": settings.normals_source,
+        **_refined(TASKS[Normals.name], settings),
+    },
     needs_camera=lambda settings: settings.normals_source == Normals.sources[1],
     prepare=_prepare_normals,
     in_training=WHERE_POSSIBLE,
-    options={"normals_source": None},
+    options={"normals_source": None, "refine": None},
 )
 PANOPTIC = MeasuredTask(
     task=TASKS[Panoptic.name],

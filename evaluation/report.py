@@ -442,6 +442,8 @@ def update_card(folder: str, results: dict) -> None:
     for task, values in results["metrics"].items():
         shaped = CARD_OPTIONS | MEASURED[task].options
         shaped = {key: options[key] for key, default in shaped.items() if options[key] != default}
+        if MEASURED[task].task is not None and shaped.get("refine") not in MEASURED[task].task.refinements:
+            shaped.pop("refine", None)
         shaped |= MEASURED[task].facts
         for metric, value in values.items():
             if value is None:

@@ -111,6 +111,7 @@ def test_classes_of_an_answer(folder, tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["--task", "depth", "--source", "depth"], "--source is for --task normals, not for depth"),
+        (["--task", "depth", "--refine", "crf"], "`refine` must be None, or 'crf' with the task 'segmentation'"),
         (["--thing_labels", "wall"], "--thing_labels is for --task panoptic, not for segmentation"),
         (["--task", "depth", "--labels_from_answer"], "--labels_from_answer is for --task segmentation and panoptic"),
         (["--task", "panoptic", "--thing_labels", "sofa"], "`thing_labels` must be names or keys"),

@@ -37,6 +37,8 @@ CALLS = {
     "background": {"labels": ["cat", "red ball"], "background": True},
     "only others": {"labels": ["<OTHERS>"]},
     "refined": {"labels": ["cat", "red ball"], "refine": "crf"},
+    "guided": {"labels": ["cat", "red ball"], "refine": "guided"},
+    "guided_depth": {"task": "depth", "refine": "guided"},
     "depth": {"task": "depth", "depth_range": "road", "focal_length": 50.0, "return_logits": True},
     "both": {"task": ("segmentation", "depth"), "labels": ["cat"], "target_sizes": (12, 14)},
     "referring": {"task": "referring", "box": (2, 2, 20, 20)},

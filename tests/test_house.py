@@ -19,7 +19,7 @@ MAX_LINES, MAX_FUNCTION_LINES = 700, 80
 # checkpoint, without their ending:
 TRAVELLING = """
 compat checks records refinement answers numbers loss image_loading exif released drawing loading generation tokens
-chat targets decoding crops configuration image_processing image_processing_torchvision depth instances normals
+chat targets decoding guided crops configuration image_processing image_processing_torchvision depth instances normals
 task_base object_tasks tasks text_tasks processing
 tiles image_encoding questions streams prediction pipeline parts vision modeling auto_models
 """.split()

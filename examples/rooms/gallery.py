@@ -30,6 +30,7 @@ from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
+from densemllm.task_base_densemllm import REFINEMENTS
 from densemllm.training.samples import read_sample
 
 
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--rows", type=int, default=5, help="number of rooms")
     parser.add_argument("--depth_scale", type=float, default=0.002, help="metres a unit")
-    parser.add_argument("--refine", choices=("crf",), help="of the classes")
+    parser.add_argument("--refine", choices=REFINEMENTS, help="of classes, or guided of depth, too")
     parser.add_argument("--photos", nargs="*", default=[], help="pictures without annotations")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
