@@ -2,11 +2,8 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,7 +13,7 @@ from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator
 from densemllm.training.datasets import DenseDataset, DenseSource
-from densemllm.training.prompts import QUESTIONS, TRUTHS, choose_questions, make_prompts
+from densemllm.training.prompts import make_prompts
 from densemllm.training.trainer import DenseTrainer
 from repository import require
 from tiny import ID2LABEL, LLAMA, make_image, make_model, make_processor, make_samples
@@ -80,3 +77,200 @@ def test_a_step_from_a_file(source, tmp_path):
     model = DenseMLLMForConditionalGeneration.from_pretrained(out)
     assert model.predict_dense(make_image(16, 24), labels=["wall"], processor=processor).segmentation.shape == (16, 24)
     assert "ntp_m_loss" not in (main([str(source / "grpo.yaml"), *words[:2], *words[4:]]), logs_of(out)[0])[1]
+
+
+def test_a_run_goes_on_where_it_stopped(source, tmp_path):
+    """Four steps at once, and two and two: the same answers, rewards and weights."""
+    words = [str(source / "grpo.yaml"), "--max_steps", "4", "--save_steps", "2", "--lr_scheduler_type", "constant"]
+    words += ["--dense_loss_weight", "0.5", "--num_iterations", "2"]
+    main([*words, "--output_dir", str(tmp_path / "whole")])
+    main([*words, "--output_dir", str(tmp_path / "parts"), "--max_steps", "2"])
+    parts = [*words, "--output_dir", str(tmp_path / "parts"), "--resume_from_checkpoint", "true"]
+    main(parts)
+    whole, own = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    for name, value in whole.items():
+        torch.testing.assert_close(own[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    rows = [[row["reward"] for row in logs_of(tmp_path / name)] for name in ("whole", "parts")]
+    assert rows[0] == pytest.approx(rows[1])
+    with pytest.raises(ValueError, match="has no trainer_state.json"):
+        main([*words, "--output_dir", str(tmp_path / "parts"), "--resume_from_checkpoint", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["grpo.yaml", "grpo_dapo.yaml"])
+def test_example_configurations_run_without_a_gpu(source, tmp_path, name):
+    if torch.accelerator.is_available():
+        pytest.skip("has an accelerator")
+    own = yaml.safe_load((source / "grpo.yaml").read_text())
+    words = ["--model_name_or_path", own["model_name_or_path"], "--dataset", *own["dataset"]]
+    words += ["--id2label", *own["id2label"], "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]
+    words += ["--max_completion_length", "5", "--soft_punish_cache", "2", "--gradient_accumulation_steps", "2"]
+    words += ["--num_generations", "4", "--per_device_train_batch_size", "4", "--use_cpu", "--save_strategy", "no"]
+    metrics = main([str(require("examples/configs") / name), *words, "--disable_tqdm", "true"])
+    assert math.isfinite(metrics["train_loss"])
+
+
+def test_the_file_of_dapo_says_what_dapo_is():
+    script, args, _ = parse_arguments(["--config", str(require("examples/configs") / "grpo_dapo.yaml"), "--use_cpu"])
+    assert (args.loss_type, args.epsilon, args.epsilon_high, args.beta) == ("dapo", 0.2, 0.24, 0)
+    assert args.num_iterations == 4 and args.mask_truncated_completions and script.filter_groups
+    assert "soft_overlong" in script.reward_funcs
+
+
+def test_adapters(source, tmp_path):
+    words = [
+        str(source / "grpo.yaml"),
+        "--output_dir",
+        str(tmp_path),
+        "--use_peft",
+        "--lora_r",
+        "2",
+        "--max_steps",
+        "1",
+    ]
+    main([*words, "--dense_loss_weight", "0.5", "--save_steps", "1"])
+    assert (tmp_path / "adapters" / "adapter_config.json").is_file()
+    before, after = weights_of(source / "model"), weights_of(tmp_path)
+    changed = {name for name in before if not torch.allclose(before[name].float(), after[name].float(), atol=1e-7)}
+    assert changed and all("language_model" in name or "projector" in name for name in changed)
+    with pytest.raises(ValueError, match="--use_peft"):
+        main([*words[:3], "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")])
+
+
+def said(capsys, *words) -> str:
+    assert run([str(word) for word in words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train_grpo.py: ")]
+    return line
+
+
+def test_what_cannot_be_used_is_said(source, tmp_path, capsys):
+    words = [source / "grpo.yaml", "--output_dir", tmp_path / "out"]
+    assert "`reward_funcs` must be some of" in said(capsys, *words, "--reward_funcs", "iou")
+    assert "each name once" in said(capsys, *words, "--reward_funcs", "soft_overlong", "soft_overlong")
+    assert "`soft_punish_cache`" in said(capsys, *words, "--soft_punish_cache", "7")
+    assert "`questions` must be some of" in said(capsys, *words, "--questions", "sums")
+    assert "question of the kinds ['pose']" in said(capsys, *words, "--questions", "pose")
+    assert "`crop_size` can't be given" in said(capsys, *words, "--crop_size", "8", "8")
+    assert "`use_dora` can't be given" in said(capsys, *words, "--use_dora")
+    assert "`dense_loss_weight` must be at least 0" in said(capsys, *words, "--dense_loss_weight", "-1")
+    assert "`filter_groups` needs `beta` = 0" in said(capsys, *words, "--filter_groups", "--beta", "0.1")
+    assert "must not be the folder of `model_name_or_path`" in said(
+        capsys, *words[:2], source / "model", "--reward_funcs", "format"
+    )
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+# ---- the trainer ----
+
+
+def make_trainer(folder: Path, samples: DenseDataset, processor, **kwargs) -> DenseGRPOTrainer:
+    from trl import GRPOConfig
+
+    options = {name: kwargs.pop(name) for name in list(kwargs) if name in GRPOConfig.__dataclass_fields__}
+    args = GRPOConfig(
+        **{
+            "output_dir": str(folder), "use_cpu": True, "report_to": "none", "bf16": False, "disable_tqdm": True,
+            "gradient_checkpointing": False, "per_device_train_batch_size": 4, "num_generations": 2,
+            "max_completion_length": 4, "max_steps": 1, "save_strategy": "no", **options,
+        }
+    )  # fmt: skip
+    return DenseGRPOTrainer(
+        model=make_model(processor, text=LLAMA), args=args, train_dataset=make_prompts(samples, processor),
+        processing_class=processor, reward_funcs=make_rewards(["format", "repetition"], 4, 1),
+        dense_collator=DenseCollator(processor), **kwargs,
+    )  # fmt: skip
+
+
+def data_of(rows: list[dict], **kwargs) -> DenseDataset:
+    return DenseDataset(DenseSource(rows, id2label=ID2LABEL, is_measured=True, **kwargs))
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def test_dense_gradients_are_those_of_train_hf(tmp_path):
+    processor = make_processor()
+    samples = data_of(make_samples(3))
+    batch = DenseCollator(processor)([samples[place] for place in range(3)])
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+
+    args = DenseTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", save_strategy="no")
+    expected = DenseTrainer(make_model(processor, text=LLAMA), args, data_collator=DenseCollator(processor))
+    (counted,), count = expected.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    expected.model.train()
+    expected.compute_loss(expected.model, counted, num_items_in_batch=count).backward()
+
+    trainer = make_trainer(tmp_path, samples, processor, dense_loss_weight=0.5)
+    trainer.model.train()
+    own = {name: value for name, value in batch.items() if name != "labels"}
+    trainer.dense_loss(trainer.model, own).backward()
+    found = gradients(trainer.model)
+    assert found.keys() == gradients(expected.model).keys()
+    for name, value in gradients(expected.model).items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_dense_loss_of_a_step_is_that_of_its_samples(tmp_path, monkeypatch, steps):
+    """Every reward alike, so that the gradient is that of the dense loss, times its weight: of each micro-batch's
+    samples, divided by the count of all of them."""
+    processor = make_processor()
+    samples = data_of(make_samples(4))
+    trainer = make_trainer(
+        tmp_path, samples, processor, dense_loss_weight=0.5, max_grad_norm=0.0, gradient_accumulation_steps=steps
+    )
+    trainer.reward_funcs = [lambda completions, **columns: [1.0] * len(completions)] * 2
+    used, kept = [], {}
+
+    def collate(chosen, own=trainer.dense_collator):
+        used.append(chosen)
+        return own(chosen)
+
+    def keep(*args, **kwargs):
+        kept.update({name: value.clone() for name, value in gradients(trainer.model).items()})
+
+    trainer.dense_collator = collate
+    before = make_model(processor, text=LLAMA)
+    trainer.create_optimizer()
+    monkeypatch.setattr(trainer.optimizer, "step", keep)
+    trainer.train()
+    assert len(used) == steps and all(1 <= len(chosen) <= 4 for chosen in used)
+
+    before.train()
+    batches = [DenseCollator(processor)(chosen) for chosen in used]
+    losses, counts = [], []
+    for batch in batches:
+        batch.pop("labels")
+        losses.append(before(**batch, num_dense_items_in_batch=1).loss)
+        counts.append(int((batch["dense_candidates"] >= 0).sum()))
+    (0.5 * sum(losses) / sum(counts)).backward()
+    assert kept.keys() == gradients(before).keys()
+    for name, value in gradients(before).items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_advantages_are_finite_and_groups_alike_are_left_out(tmp_path):
+    processor = make_processor()
+    trainer = make_trainer(tmp_path, data_of(make_samples(4)), processor, filter_groups=True)
+    values = iter([0.25, 0.75, 0.5, 0.5])
+    trainer.reward_funcs = [
+        lambda completions, **columns: [next(values) for _ in completions],
+        lambda completions, **columns: [None] * len(completions),
+    ]
+    trainer.model.train()
+    rows = [row for place in (0, 1) for row in [trainer.train_dataset[place]] * 2]
+    batch = trainer._generate_and_score_completions(rows)
+    assert torch.isfinite(batch["advantages"]).all()
+    assert batch["advantages"][0] < 0 < batch["advantages"][1] and (batch["advantages"][2:] == 0).all()
+    assert (batch["completion_mask"][:2].sum(dim=1) > 0).all() and not batch["completion_mask"][2:].any()
+    assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
+    trainer.current_gradient_accumulation_steps = 1  # which `train` says
+    assert torch.isfinite(trainer._compute_loss(trainer.model, batch))
+
+
+def test_private_parts_of_trl_are_there():
+    from trl import GRPOTrainer
+
+    for name in ("_generate_and_score_completions", "_prepare_inputs", "_compute_loss"):
+        assert callable(getattr(GRPOTrainer, name)), name
+    assert set(make_rewards(["soft_overlong", "format"], 8, 4)[1:]) == set(grpo.get_rewards(["format"]))

@@ -24,7 +24,8 @@ A sample gives a question for each kind of annotation that it has:
 | `counting` | `question` and `answer` | `true_count` |
 | `pose` | `person`, in a crop around its box | `true_person` |
 
-The words are the tasks' own. Places are pixels of `image`, as the question shows it.
+The words are the tasks' own. The model sees the image as it does when it is asked for maps: resized where the depth
+range has a focal length and the sample, too. Places are pixels of the image as it was.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,6 +44,7 @@ from ..targets_densemllm import present_values
 from ..task_base_densemllm import DenseRequest
 from ..tasks_densemllm import TASKS, Classes, Panoptic, thing_keys
 from ..text_tasks_densemllm import COUNT_INSTRUCTION, COUNTING, DETECTION, GROUNDING, POLYGON, POSE, TEXT_TASKS
+from .collator import at_focal_length
 from .datasets import DenseDataset
 from .samples import COLUMNS
 
@@ -52,7 +54,8 @@ KEPT_SAMPLES = 32  # a trainer reads a row once for each of its answers, and aga
 
 def _request(sample: Mapping[str, Any], processor: DenseMLLMProcessor) -> DenseRequest:
     size = (sample["image"].height, sample["image"].width)
-    resized = processor.image_processor.get_resized_size(*size)
+    image, _ = at_focal_length(sample["image"], sample, processor)
+    resized = processor.image_processor.get_resized_size(image.height, image.width)
     return DenseRequest(size=size, image_size=size, resized_size=resized, expression=sample.get("expression"))
 
 
@@ -225,12 +228,13 @@ class PromptReader:
 
     def _row(self, place: int, sample: dict, asked: dict[str, Any]) -> dict[str, Any]:
         image = asked.get("image", sample["image"])
+        shown, _ = at_focal_length(image, sample, self.processor)
         parts = [{"type": "image"}, {"type": "text", "text": asked["question"]}]
         return {
             "prompt": [{"role": "user", "content": parts}],
-            "image": image,
+            "image": shown,
             "image_size": (image.height, image.width),
-            "resized_size": self.processor.image_processor.get_resized_size(image.height, image.width),
+            "resized_size": self.processor.image_processor.get_resized_size(shown.height, shown.width),
             **{truth: asked.get(truth) for truth in TRUTHS},
             "place": place,
             "sample": sample,
@@ -250,8 +254,9 @@ def make_prompts(
 
     Returns:
         rows that are read when they are asked for: `prompt`, a chat with a placeholder for `image`; `image_size` and
-        `resized_size`, `(height, width)` in pixels of the image and of what the model sees; the columns of what is
-        true, all but one of them `None`; `place` and `sample`, which sample of `samples` it is, and the sample.
+        `resized_size`, `(height, width)` in pixels of the sample's image and of what the model sees; the columns of
+        what is true, all but one of them `None`; `place` and `sample`, which sample of `samples` it is, and the
+        sample.
 
     Raises:
         ValueError: a kind that there isn't, or no sample that has the columns for one.
