@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,8 +135,28 @@ def test_adapters(source, tmp_path):
     before, after = weights_of(source / "model"), weights_of(tmp_path)
     changed = {name for name in before if not torch.allclose(before[name].float(), after[name].float(), atol=1e-7)}
     assert changed and all("language_model" in name or "projector" in name for name in changed)
+    resumed = ["--max_steps", "2", "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")]
+    main([*words, *resumed])
+    assert any(not torch.equal(after[name], value) for name, value in weights_of(tmp_path).items())
     with pytest.raises(ValueError, match="--use_peft"):
-        main([*words[:3], "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")])
+        main([*words[:3], *resumed])
+
+
+def test_answers_are_rewarded_on_other_data_while_training(source, tmp_path):
+    words = [
+        str(source / "grpo.yaml"),
+        "--output_dir",
+        str(tmp_path),
+        "--max_steps",
+        "1",
+        "--dense_loss_weight",
+        "0.5",
+    ]
+    words += ["--eval_split", "train", "--eval_strategy", "steps", "--eval_steps", "1", "--do_eval"]
+    main([*words, "--per_device_eval_batch_size", "4"])
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    (row,) = [row for row in history if "eval_reward" in row]
+    assert math.isfinite(row["eval_reward"]) and 0 <= row["eval_rewards/class_list_iou/mean"] <= 1
 
 
 def said(capsys, *words) -> str:
@@ -157,6 +180,25 @@ def test_what_cannot_be_used_is_said(source, tmp_path, capsys):
         capsys, *words[:2], source / "model", "--reward_funcs", "format"
     )
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one(source, tmp_path):
+    """Every reward alike, so that it is the dense loss's, of which each process has a part."""
+    words = [str(source / "grpo.yaml"), "--reward_funcs", "format", "--filter_groups", "--dense_loss_weight", "0.5"]
+    words += ["--save_strategy", "no", "--max_grad_norm", "100"]
+    main([*words, "--output_dir", str(tmp_path / "1")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    command += ["densemllm.train_grpo", *words, "--output_dir", str(tmp_path / "2")]
+    ended = subprocess.run(
+        [*command, "--per_device_train_batch_size", "2"], capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for one, two in zip(logs_of(tmp_path / "1"), logs_of(tmp_path / "2"), strict=True):
+        assert one["reward_std"] == two["reward_std"] == 0 and one["groups_left_out"] == two["groups_left_out"] == 1
+        for name in ("grad_norm", "ntp_m_loss"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
 
 
 # ---- the trainer ----

@@ -191,7 +191,8 @@ class DenseGRPOTrainer(GRPOTrainer):
             batch = {name: value.to(self.accelerator.device) for name, value in inputs["dense"].items()}
             steps = self.current_gradient_accumulation_steps
             dense_loss = self.dense_loss(model, batch, batch.pop("num_dense_items_in_batch") * steps)
-            self._metrics["train"]["ntp_m_loss"].append(dense_loss.item() * steps)
+            whole = self.accelerator.gather(dense_loss.detach()).mean()
+            self._metrics["train"]["ntp_m_loss"].append(whole.item() * steps)
             loss = loss + self.dense_loss_weight * dense_loss
         return loss
 
