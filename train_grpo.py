@@ -56,8 +56,8 @@ from densemllm.train_hf import (
 )
 from densemllm.training.check import check_before_training
 from densemllm.training.collator import DenseCollator
-from densemllm.training.grpo import DenseGRPOTrainer, make_rewards
-from densemllm.training.prompts import choose_questions, make_prompts
+from densemllm.training.grpo import DenseGRPOTrainer, check_dense_options, make_rewards
+from densemllm.training.prompts import choose_questions, make_prompts, need_measured
 from densemllm.training.rewards import columns_of
 
 
@@ -89,10 +89,6 @@ class ScriptArguments(DataArguments):
     filter_groups: bool = field(
         default=False, metadata={"help": "leave out of the loss answers whose whole group has the same reward"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.is_measured = True
 
 
 # Options of `train_hf.py` and of TRL that mean nothing here, or would be wrong.
@@ -151,14 +147,14 @@ def as_model_arguments(model_args: ModelConfig, args: GRPOConfig) -> ModelArgume
 
 
 def make_questions(
-    data: Evaluated, script_args: ScriptArguments, rewards: list, processor: DenseMLLMProcessor
+    data: Evaluated, kinds: list[str], processor: DenseMLLMProcessor
 ) -> Dataset | dict[str, Dataset] | None:
     """The questions about a data set, or about each of several."""
     if data is None:
         return None
     if isinstance(data, dict):
-        return {name: make_questions(own, script_args, rewards, processor) for name, own in data.items()}
-    return make_prompts(data, processor, choose_questions(columns_of(rewards), script_args.questions))
+        return {name: make_questions(own, kinds, processor) for name, own in data.items()}
+    return make_prompts(data, processor, kinds)
 
 
 def save_trained(trainer: DenseGRPOTrainer, model_args: ModelArguments) -> None:
@@ -183,7 +179,9 @@ def main(arguments: list[str] | None = None) -> dict:
     args.do_train = True
     model_args = as_model_arguments(model_args, args)
     rewards = make_rewards(script_args.reward_funcs, args.max_completion_length, script_args.soft_punish_cache)
-    choose_questions(columns_of(rewards), script_args.questions)
+    kinds = choose_questions(columns_of(rewards), script_args.questions)
+    script_args.is_measured = need_measured(kinds)
+    check_dense_options(script_args.dense_loss_weight, script_args.filter_groups, args.beta)
     check_output(model_args, script_args, args)
     checkpoint = find_checkpoint(model_args, args)
     set_seed(args.seed)
@@ -196,8 +194,8 @@ def main(arguments: list[str] | None = None) -> dict:
         model=model,
         reward_funcs=rewards,
         args=args,
-        train_dataset=make_questions(train_samples, script_args, rewards, processor),
-        eval_dataset=make_questions(eval_samples, script_args, rewards, processor),
+        train_dataset=make_questions(train_samples, kinds, processor),
+        eval_dataset=make_questions(eval_samples, kinds, processor),
         processing_class=processor,
         dense_collator=DenseCollator(
             processor, candidates=script_args.candidates, min_label_share=script_args.min_label_share

@@ -303,6 +303,12 @@ def test_advantages_are_finite_and_groups_alike_are_left_out(tmp_path):
     assert torch.isfinite(trainer._compute_loss(trainer.model, batch))
 
 
+def test_samples_know_their_epoch(tmp_path):
+    samples = data_of(make_samples(4))
+    make_trainer(tmp_path, samples, make_processor(), max_steps=3).train()  # two steps an epoch
+    assert samples.epoch == 1
+
+
 def test_private_parts_of_trl_are_there():
     from trl import GRPOTrainer
 

@@ -11,7 +11,7 @@ from densemllm.object_tasks_densemllm import Foreground
 from densemllm.tasks_densemllm import Classes
 from densemllm.text_tasks_densemllm import COUNT_INSTRUCTION, COUNTING, DETECTION, GROUNDING, POLYGON, POSE, TEXT_TASKS
 from densemllm.training.datasets import DenseDataset, DenseSource
-from densemllm.training.prompts import QUESTIONS, TRUTHS, choose_questions, make_prompts
+from densemllm.training.prompts import QUESTIONS, TRUTHS, choose_questions, make_prompts, need_measured
 from densemllm.training.rewards import REWARDS, columns_of, get_rewards
 from repository import require
 from tiny import ID2LABEL, make_image, make_processor
@@ -54,6 +54,7 @@ def test_each_truth_has_a_reward():
     assert choose_questions(columns_of(get_rewards(["class_list_iou", "format"]))) == [Classes.name]
     assert choose_questions(columns_of(get_rewards(["format"]))) == list(QUESTIONS)
     assert choose_questions({"true_box"}, [COUNTING]) == [COUNTING]
+    assert need_measured([GROUNDING, COUNTING]) and not need_measured([Classes.name, GROUNDING, POLYGON])
     for kinds in ([], ["sums"]):
         with pytest.raises(ValueError, match="`questions`"):
             choose_questions((), kinds)

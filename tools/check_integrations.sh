@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # The tests of what other engines do with this package, each in an environment of its own, before a release: lmms-eval
-# runs its own evaluator with our model and tasks, Ray Data maps a folder with two copies of the model, TRL trains by
-# rewards.
+# runs its own evaluator with our model and tasks, Ray Data maps a folder with two copies of the model.
 #
-#   tools/check_integrations.sh [lmms] [ray] [trl]        all where none is named
+#   tools/check_integrations.sh [lmms] [ray]        both where none is named
 #
 # `.ci/run` leaves them out: they install half a dozen gigabytes of other people's requirements.
 set -euo pipefail
@@ -17,7 +16,7 @@ environment() {
   "$work/$1/bin/pip" install --quiet -c constraints/tested.txt -e ".[test]" "${@:2}"
 }
 
-for name in "${@:-lmms ray trl}"; do
+for name in "${@:-lmms ray}"; do
   for one in $name; do
     case $one in
       lmms)
@@ -30,11 +29,7 @@ for name in "${@:-lmms ray trl}"; do
         environment ray "ray[data]"
         "$work/ray/bin/pytest" -q tests/test_ray.py
         ;;
-      trl)
-        environment trl trl
-        "$work/trl/bin/pytest" -q tests/test_grpo.py
-        ;;
-      *) echo "unknown: $one; there are lmms, ray and trl" >&2 && exit 2 ;;
+      *) echo "unknown: $one; there are lmms and ray" >&2 && exit 2 ;;
     esac
   done
 done

@@ -70,6 +70,14 @@ def make_rewards(names: Sequence[str], max_completion_length: int, soft_punish_c
     return [found[name] for name in names]
 
 
+def check_dense_options(dense_loss_weight: float, filter_groups: bool, beta: float) -> None:
+    """Raise a `ValueError` for options of [`DenseGRPOTrainer`] that can't be used."""
+    if not 0 <= dense_loss_weight < float("inf"):
+        raise ValueError(f"`dense_loss_weight` must be at least 0, got {dense_loss_weight}")
+    if filter_groups and beta:
+        raise ValueError(f"`filter_groups` needs `beta` = 0, got {beta}")
+
+
 class SetEpoch(TrainerCallback):
     """Tell the samples behind the questions their epoch."""
 
@@ -124,13 +132,10 @@ class DenseGRPOTrainer(GRPOTrainer):
         filter_groups: bool = False,
         **kwargs: Any,
     ):
-        if not 0 <= dense_loss_weight < float("inf"):
-            raise ValueError(f"`dense_loss_weight` must be at least 0, got {dense_loss_weight}")
         if dense_loss_weight and dense_collator is None:
             raise ValueError("`dense_loss_weight` needs a `dense_collator`")
         super().__init__(*args, **kwargs)
-        if filter_groups and self.beta:
-            raise ValueError(f"`filter_groups` needs `beta` = 0, got {self.beta}")
+        check_dense_options(dense_loss_weight, filter_groups, self.beta)
         self.dense_collator, self.dense_loss_weight = dense_collator, dense_loss_weight
         self.filter_groups = filter_groups
         self.add_callback(SetEpoch())
@@ -217,4 +222,4 @@ def _without_talk(sample: dict) -> dict:
     return {name: value for name, value in sample.items() if name != "messages"}
 
 
-__all__ = ["DenseGRPOTrainer", "make_rewards"]
+__all__ = ["DenseGRPOTrainer", "check_dense_options", "make_rewards"]

@@ -46,7 +46,7 @@ from ..tasks_densemllm import TASKS, Classes, Panoptic, thing_keys
 from ..text_tasks_densemllm import COUNT_INSTRUCTION, COUNTING, DETECTION, GROUNDING, POLYGON, POSE, TEXT_TASKS
 from .collator import at_focal_length
 from .datasets import DenseDataset
-from .samples import COLUMNS
+from .samples import COLUMNS, SCHEMA
 
 
 KEPT_SAMPLES = 32  # a trainer reads a row once for each of its answers, and again for each step that learns from them
@@ -187,6 +187,12 @@ def choose_questions(truths: Collection[str], kinds: Sequence[str] | None = None
     return [kind for kind, question in QUESTIONS.items() if not truths or question.truth in truths]
 
 
+def need_measured(kinds: Sequence[str]) -> bool:
+    """Whether one of these kinds of questions is about columns that nothing is learned from; see [`DenseSource`]."""
+    needed = {name for kind in kinds for names in QUESTIONS[kind].needs for name in names}
+    return any(column.is_measured for name, column in SCHEMA.items() if name in needed)
+
+
 class PromptReader:
     """Rows of a data set of [`make_prompts`], read from samples when they are asked for."""
 
@@ -290,4 +296,4 @@ def _columns_of(source: Any) -> dict[str, Any]:
     return {**dict.fromkeys(names, True), **settings}
 
 
-__all__ = ["QUESTIONS", "TRUTHS", "PromptReader", "Question", "choose_questions", "make_prompts"]
+__all__ = ["QUESTIONS", "TRUTHS", "PromptReader", "Question", "choose_questions", "make_prompts", "need_measured"]
