@@ -56,7 +56,7 @@ NO_TASKS = {
     "evaluation.state": {"panoptic"},  # the name of a folder
     "pipeline_densemllm": {"depth", "panoptic"},  # a key, and a subtask, of transformers' pipelines
     **dict.fromkeys(("formats.ddad", "formats.ibims1", "formats.kitti", "formats.nyuv2"), {"depth"}),  # a column
-    "evaluation.measured": {"class_list", "answered_labels"},  # measured only: `predict_dense` doesn't know them
+    "evaluation.measured": {"class_list", "answered_labels", "named_labels"},  # `predict_dense` doesn't know them
 }
 
 
