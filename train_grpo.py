@@ -43,7 +43,7 @@ except ImportError as error:
     raise ImportError(f"train_grpo.py needs TRL: `pip install densemllm[rl]` ({error})") from error
 
 from densemllm import DenseMLLMProcessor
-from densemllm.arguments import parse_with_file
+from densemllm.arguments import HelpFormatter, parse_with_file
 from densemllm.train_hf import (
     DataArguments,
     Evaluated,
@@ -120,6 +120,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ScriptArguments
         (ScriptArguments, GRPOConfig, ModelConfig),
         description=__doc__,
         usage="train_grpo.py [CONFIG] [--ARGUMENT VALUE ...], see --help",
+        formatter_class=HelpFormatter,
     )
     return parse_with_file(parser, words)
 
