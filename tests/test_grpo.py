@@ -303,6 +303,28 @@ def test_advantages_are_finite_and_groups_alike_are_left_out(tmp_path):
     assert torch.isfinite(trainer._compute_loss(trainer.model, batch))
 
 
+def test_probabilities_of_a_batch_are_those_of_each_answer_alone(tmp_path):
+    """Images of different sizes, so that prompts are padded: as the trainer scores them, and without TRL."""
+    processor = make_processor()
+    trainer = make_trainer(tmp_path, data_of(make_samples(4)), processor, temperature=1.0)
+    trainer.model.train()
+    rows = [trainer.train_dataset[place] for place in (0, 0, 2, 2)]
+    batch = trainer._generate_and_score_completions(rows)
+    assert len(set(batch["prompt_mask"].sum(dim=1).tolist())) == 2
+    ids, mask = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask"))
+    length = batch["completion_ids"].shape[1]
+    images = {name: batch[name] for name in ("pixel_values", "image_grid_thw", "num_images")}
+    found, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, length, **images)
+    plain, patches = make_model(processor, text=LLAMA), batch["image_grid_thw"].prod(dim=1).tolist()
+    for row, pixels in enumerate(batch["pixel_values"].split(patches)):
+        own, answer = ids[row][mask[row] == 1][None], int(batch["completion_mask"][row].sum())
+        logits = plain(
+            input_ids=own, pixel_values=pixels, image_grid_thw=batch["image_grid_thw"][row : row + 1]
+        ).logits
+        expected = logits[0, :-1].log_softmax(dim=-1).gather(1, own[0, 1:, None])[-answer:, 0]
+        torch.testing.assert_close(found[row, :answer], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_samples_know_their_epoch(tmp_path):
     samples = data_of(make_samples(4))
     make_trainer(tmp_path, samples, make_processor(), max_steps=3).train()  # two steps an epoch
