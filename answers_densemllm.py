@@ -46,6 +46,8 @@ _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+|[a-z]+")
 _MOST_DIGITS = 18  # of a number that is read: Python's conversion of very long ones is not linear, and it has a limit
 _MOST_POINTS = 4096  # of a polygon: the time to draw one is not linear in them
 _MOST_UNPARSED = 1000
+_MOST_LETTERS = 500  # of a name: the time to compose one is not linear in its accents
+_REF = re.compile(rf"<ref>([^<]{{0,{_MOST_LETTERS}}})</ref>")
 
 
 def plain_name(name: str) -> str:
@@ -58,10 +60,16 @@ def normalize_name(name: str) -> str:
     return unicodedata.normalize("NFC", plain_name(name).lower())
 
 
+def all_refs(text: str) -> list[str]:
+    """Names in `<ref>name</ref>`, as [`normalize_name`] makes them, in order of appearance, repeated ones
+    as well."""
+    names = (normalize_name(name) for name in _REF.findall(text))
+    return [name for name in names if name]
+
+
 def parse_refs(text: str) -> list[str]:
-    """Names in `<ref>name</ref>`, as [`normalize_name`] makes them, in order of appearance, each once."""
-    names = (normalize_name(name) for name in re.findall(r"<ref>([^<]*)</ref>", text))
-    return list(dict.fromkeys(name for name in names if name))
+    """Those of [`all_refs`], each once."""
+    return list(dict.fromkeys(all_refs(text)))
 
 
 def _items(text: str) -> tuple[list[tuple], str | None]:
@@ -110,7 +118,8 @@ def _items(text: str) -> tuple[list[tuple], str | None]:
             leaf, x, visible = (name, match.start(), []), None, None
         elif leaf is not None and leaf[0] == name:
             if name == "ref":
-                piece = (name, plain_name(text[leaf[1] + len("<ref>") : match.start()]))
+                words = text[leaf[1] + len("<ref>") : match.start()]
+                piece = (name, plain_name(words) if len(words) <= _MOST_LETTERS else "")
                 complete = bool(piece[1])
             elif name == "kpt":
                 piece = (name, (*leaf[2][0], visible)) if len(leaf[2]) == 1 and visible is not None else None

@@ -23,6 +23,8 @@ Tasks, and the columns of DATA that they need (see `training/samples.py`):
     referring     `mask`, `expression`  cIoU, gIoU, boundary IoU; or `instances`, `expressions` and
                                         `expression_instances`, of which one is drawn, the same in every run
     class_list    `segmentation`        precision, recall and F1 of the classes that the model names when asked
+    named_labels  `segmentation`        as segmentation; of `id2label`, those are candidates that the model names when
+                                        asked what is there, of answered_labels when it gets the list
     normals       `normals`             mean and median angle, shares under 11.25, 22.5 and 30 degrees; where the model
                                         has no tokens of normals they are those of its depth, with `focal_length`
     panoptic      `segmentation`,       PQ, SQ and RQ of all classes, of things and of stuff; things are those that

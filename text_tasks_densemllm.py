@@ -117,8 +117,8 @@ COUNT_INSTRUCTION = "Output the final answer as a single number."
 CLASS_QUESTION = (
     "What is the category of the primary object in this image? Answer the question with a single word or phrase."
 )
-# Names of tasks that an evaluation measures.
-DETECTION, GROUNDING, POSE, COUNTING = "detection", "grounding", "pose", "counting"
+# Names of tasks that an evaluation measures, or a reward.
+DETECTION, GROUNDING, POSE, COUNTING, POLYGON = "detection", "grounding", "pose", "counting", "polygon"
 TEXT_TASKS = {
     DETECTION: TextTask(
         OpenSet.question, "Detect all objects in the provided image.",
@@ -128,7 +128,7 @@ TEXT_TASKS = {
         Foreground.question, None,
         _without_names(parse_grounding),
     ),
-    "polygon": TextTask(
+    POLYGON: TextTask(
         'Can you segment "{text}" in this image?', None,
         _without_names(parse_polygons),
     ),
@@ -161,6 +161,7 @@ __all__ = [
     "DETECTION",
     "DETECT_THEN_COUNT",
     "GROUNDING",
+    "POLYGON",
     "POSE",
     "TEXT_TASKS",
     "TextTask",

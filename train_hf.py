@@ -206,6 +206,7 @@ class DataArguments:
     flip_probability: float = field(default=0.0, metadata={"help": "augmentation: probability of mirroring"})
     color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
     own_options: list[dict] = field(init=False)  # of each data set, by name
+    is_measured: bool = field(init=False, default=False)  # see `DenseSource`
 
     def __post_init__(self) -> None:
         entries = [_read_entry(entry) for entry in self.dataset]
@@ -416,7 +417,8 @@ def _options_of_sources(args: DataArguments) -> dict[str, list]:
             *OPTIONS,
         )  # fmt: skip
     }
-    options["reduce_labels"] = [args.reduce_labels] * len(args.dataset)
+    for name in ("reduce_labels", "is_measured"):
+        options[name] = [getattr(args, name)] * len(args.dataset)
     options["layout"] = [{} for _ in args.dataset]
     for place, own in enumerate(args.own_options):
         for name, value in own.items():
@@ -454,6 +456,7 @@ def _make_source(name: str, split: str, options: dict, weight: float | None = No
         options["columns"],
         facts.ignore_index,
         facts.thing_labels if options["thing_labels"] == [OWN_THINGS] else options["thing_labels"] or None,
+        options["is_measured"],
     )
 
 

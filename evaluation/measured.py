@@ -275,6 +275,19 @@ def _list_question(names: list[str], row: int, settings: Settings) -> str:
 
 def _ask_for_labels(model: Any, samples: list[dict], settings: Settings, options: dict[str, Any]) -> list[DenseMaps]:
     """Segmentations in which only those classes compete that the model names when it gets the list of all."""
+    names = list(options["processor"].normalize_labels(settings.candidates).values())
+    questions = [_list_question(names, sample.get("row", 0), settings) for sample in samples]
+    return _segment_named(model, samples, questions, settings, options)
+
+
+def _ask_for_names(model: Any, samples: list[dict], settings: Settings, options: dict[str, Any]) -> list[DenseMaps]:
+    """Segmentations in which only those classes compete that the model names by itself."""
+    return _segment_named(model, samples, [Classes.question] * len(samples), settings, options)
+
+
+def _segment_named(
+    model: Any, samples: list[dict], questions: list[str], settings: Settings, options: dict[str, Any]
+) -> list[DenseMaps]:
     processor = options["processor"]
     names = processor.normalize_labels(settings.candidates)
     cameras = {
@@ -284,7 +297,6 @@ def _ask_for_labels(model: Any, samples: list[dict], settings: Settings, options
     asked = encodings
     if options.get("tile") is not None:  # what is asked in words is asked of the whole image, as in `predict_dense`
         asked = model.encode_image([sample["image"] for sample in samples], processor=processor)
-    questions = [_list_question(list(names.values()), sample.get("row", 0), settings) for sample in samples]
     answers = model.query(asked, questions, processor, **Classes.answer_options)
     predictions = []
     for sample, encoded, answer in zip(samples, encodings, answers, strict=True):
@@ -496,6 +508,14 @@ ANSWERED = replace(
     facts={"labels": "answered"},
     label_prefix="answered_",
 )
+NAMED = replace(
+    ANSWERED,
+    name="named_labels",
+    ask=_ask_for_names,
+    options=SEGMENTATION.options,
+    facts={"labels": "named"},
+    label_prefix="named_",
+)
 COUNTS = MeasuredTask(
     name=COUNTING,
     columns=(("question", "answer"),),
@@ -542,8 +562,8 @@ REFERRED_BOX = MeasuredTask(
 MEASURED = {
     task.name: task
     for task in (
-        SEGMENTATION, ANSWERED, DEPTH, REFERRING, CLASS_LIST, NORMALS, PANOPTIC, INSTANCES, COUNTS, BOXES, POSES,
-        REFERRED_BOX,
+        SEGMENTATION, ANSWERED, NAMED, DEPTH, REFERRING, CLASS_LIST, NORMALS, PANOPTIC, INSTANCES, COUNTS, BOXES,
+        POSES, REFERRED_BOX,
     )
 }  # fmt: skip
 
@@ -557,6 +577,7 @@ __all__ = [
     "DEPTH",
     "INSTANCES",
     "MEASURED",
+    "NAMED",
     "NEVER",
     "NORMALS",
     "PANOPTIC",

@@ -29,6 +29,7 @@ from .measured import (
     COUNTS,
     DEPTH,
     INSTANCES,
+    NAMED,
     NORMALS,
     PANOPTIC,
     POSES,
@@ -242,6 +243,7 @@ def _pose_panels(case, image, id2label):
 PANELS = {
     SEGMENTATION.name: _segmentation_panels,
     ANSWERED.name: _segmentation_panels,
+    NAMED.name: _segmentation_panels,
     DEPTH.name: _depth_panels,
     REFERRING.name: _referring_panels,
     CLASS_LIST.name: _class_list_panels,

@@ -32,12 +32,13 @@ formats.class_maps formats.ade20k formats.cityscapes formats.pascal
 formats.ddad formats.ibims1 formats.kitti formats.mpii formats.nyuv2 formats.tallyqa
 formats.labels formats.options formats.own_folders formats.registry formats.folders
 training.check training.check_sheet training.check_command
-evaluation.metrics evaluation.panoptic evaluation.text_metrics evaluation.measured_words evaluation.measured
+evaluation.metrics evaluation.panoptic evaluation.text_metrics training.rewards
+evaluation.measured_words evaluation.measured training.prompts
 evaluation.protocols evaluation.arguments evaluation.predict evaluation.state
 evaluation.panels evaluation.report
 evaluation.run
-training.optimizers training.checkpoints training.model_card training.arguments training.trainer
-convert_youtu_vl_to_densemllm train_hf evaluate_densemllm data_prediction cli __main__
+training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
+convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction cli __main__
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.
@@ -55,7 +56,7 @@ NO_TASKS = {
     "evaluation.state": {"panoptic"},  # the name of a folder
     "pipeline_densemllm": {"depth", "panoptic"},  # a key, and a subtask, of transformers' pipelines
     **dict.fromkeys(("formats.ddad", "formats.ibims1", "formats.kitti", "formats.nyuv2"), {"depth"}),  # a column
-    "evaluation.measured": {"class_list", "answered_labels"},  # measured only: `predict_dense` doesn't know them
+    "evaluation.measured": {"class_list", "answered_labels", "named_labels"},  # `predict_dense` doesn't know them
 }
 
 

@@ -28,6 +28,7 @@ from densemllm.evaluation.protocols import PROTOCOLS, compare_protocol, describe
 from densemllm.formats.folders import load_samples
 from densemllm.modeling_densemllm import DenseMLLMForConditionalGeneration
 from densemllm.prediction_densemllm import DensePrediction
+from densemllm.tasks_densemllm import Classes
 from official_trees import TREES
 from repository import ROOT
 from tiny import ID2LABEL, make_image, make_model, make_processor, make_samples
@@ -263,6 +264,24 @@ def test_only_what_the_model_answers_competes(monkeypatch):
             sample["image"], labels=ID2LABEL, labels_from_answer=True, processor=processor
         ).segmentation
         assert torch.equal(segmentation, expected)
+
+
+def test_named_labels_are_those_of_the_models_own_list(monkeypatch):
+    processor = make_processor()
+    model, samples = make_model(processor), make_samples(2)
+    asked = []
+
+    def query(self, image, text, *rest, **options):
+        asked.extend(text)
+        return ["<ref>wall</ref><ref>unicorn</ref><ref>red ball</ref>"] * len(image)
+
+    monkeypatch.setattr(type(model), "query", query)
+    settings = Settings(ID2LABEL, processor.normalize_labels(ID2LABEL))
+    found = predict_samples(model, processor, samples, ["named_labels"], settings)
+    for (_, _, segmentation, _), sample in zip(found, samples, strict=True):
+        expected = model.predict_dense(sample["image"], labels={0: "wall", 2: "red ball"}, processor=processor)
+        assert torch.equal(segmentation, expected.segmentation)
+    assert asked == [Classes.question] * 2
 
 
 def test_the_page_has_the_table():

@@ -14,7 +14,7 @@
 
 """Samples to batches: packed patches, padded text and targets for both losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -109,7 +109,7 @@ class DenseCollator:
         sample = {**sample, **{name: self._setting(sample, name) for name in SETTINGS}}
         sample = upright_sample(sample, "a sample", self.processor.image_processor)
         original, processor = sample["image"], self.processor
-        image, focal_length = self._at_focal_length(original, sample)
+        image, focal_length = at_focal_length(original, sample, processor)
         request = DenseRequest(
             size=(original.height, original.width), image_size=(original.height, original.width),
             resized_size=processor.image_processor.get_resized_size(image.height, image.width),
@@ -150,18 +150,6 @@ class DenseCollator:
         """The crop around an object as `predict_dense` sees it, and the annotation in it."""
         crop, (x0, y0, x1, y1) = crop_box(image, box, self.processor.referring_crop_size)
         return crop, {**annotation, task.column: annotation[task.column][y0:y1, x0:x1]}, self._texts(SILENCE)
-
-    def _at_focal_length(self, image: PIL.Image.Image, sample: dict) -> tuple[PIL.Image.Image, float | None]:
-        """The image as `predict_dense` resizes it for its focal length, and the focal length that it has then."""
-        focal_length = sample.get("focal_length")
-        scale = self.processor.get_scale(focal_length, sample["depth_range"])
-        if scale is None:
-            return image, None
-        height, width = self.processor.image_processor.get_resized_size(image.height, image.width, {"scale": scale})
-        resized = image.resize((width, height), PIL.Image.Resampling(self.processor.image_processor.resample))
-        # The processor's own scale comes on top.
-        height, width = self.processor.image_processor.get_resized_size(height, width)
-        return resized, focal_length * (height * width / (image.height * image.width)) ** 0.5
 
     def _conversation(self, sample: dict, talk: tuple[str, str] | None, before: str) -> list[str]:
         """Prompt, answer, next prompt, ... of a sample; a prompt alone where there is no text.
@@ -204,4 +192,20 @@ class DenseCollator:
         return texts or [template(messages, add_generation_prompt=True)]
 
 
-__all__ = ["DenseCollator"]
+def at_focal_length(
+    image: PIL.Image.Image, sample: Mapping[str, Any], processor: DenseMLLMProcessor
+) -> tuple[PIL.Image.Image, float | None]:
+    """The image as `predict_dense` resizes it for its focal length, and the focal length that it has then; `None`
+    where the sample's `focal_length` and `depth_range` don't ask for that."""
+    focal_length = sample.get("focal_length")
+    scale = processor.get_scale(focal_length, sample["depth_range"])
+    if scale is None:
+        return image, None
+    height, width = processor.image_processor.get_resized_size(image.height, image.width, {"scale": scale})
+    resized = image.resize((width, height), PIL.Image.Resampling(processor.image_processor.resample))
+    # The processor's own scale comes on top.
+    height, width = processor.image_processor.get_resized_size(height, width)
+    return resized, focal_length * (height * width / (image.height * image.width)) ** 0.5
+
+
+__all__ = ["DenseCollator", "at_focal_length"]

@@ -56,6 +56,7 @@ class DenseSource:
             take another one, such as -1, which no image can have.
         thing_labels: names or ids of the classes whose objects are told apart, by `instances` beside `segmentation`.
             `None`: of `instances`, only what `expressions` name is learned.
+        is_measured: keep the columns, too, that are there for an evaluation alone: a reward compares with them.
     """
 
     data: Samples | IterableDataset
@@ -66,6 +67,7 @@ class DenseSource:
     columns: Sequence[str] | None = None
     ignore_index: int = IGNORE_INDEX
     thing_labels: Sequence[str | int] | None = None
+    is_measured: bool = False
 
     def __post_init__(self) -> None:
         check_ignore_index(self.ignore_index, self.id2label)
@@ -78,7 +80,8 @@ class DenseSource:
         if self.columns is not None and ("image" not in self.columns or set(self.columns) - set(COLUMNS)):
             raise ValueError(f"`columns` must contain 'image' and be some of {COLUMNS}, got {self.columns}")
         there = [SCHEMA[name] for name in getattr(self.data, "column_names", None) or () if name in SCHEMA]
-        if any(column.is_measured for column in there) and not any(column.is_learned for column in there):
+        has_measured = any(column.is_measured for column in there)
+        if has_measured and not self.is_measured and not any(column.is_learned for column in there):
             raise ValueError(
                 f"`data` has nothing to learn from: its columns {self.data.column_names} are for an evaluation alone"
             )
@@ -181,7 +184,9 @@ class _Mixture:
         settings = self.sources[source]
         if settings.columns is not None:
             row = {column: row.get(column) for column in settings.columns}
-        sample = read_sample(row, where, settings.id2label, settings.depth_scale, settings.ignore_index)
+        sample = read_sample(
+            row, where, settings.id2label, settings.depth_scale, settings.ignore_index, settings.is_measured
+        )
         if self.augmentation is not None or "expression" not in sample:
             sample = draw_expression(sample, self._generator(source, index, 1), settings.ignore_index)
         if settings.thing_labels is None:
