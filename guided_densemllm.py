@@ -139,7 +139,7 @@ def guided_strips(
     block_colors = _mean_colors(image, blocks, device)
     of_cells = _fit(maps, _mean_colors(image, grid, device), RADIUS, smoothness)
     rows_per_strip = max(1, VALUES_AT_ONCE // (of_cells.shape[0] * of_cells.shape[1] * size[1]))
-    # Bands of blocks have windows that reach over their edges: they are no thinner than a cell.
+    # Bands of blocks have windows that reach over their edges: they are at least as high as a cell.
     rows_per_band = max(rows_per_strip, -(-size[0] // grid[0]))
     for top in range(0, size[0], rows_per_band):
         rows = torch.arange(top, min(top + rows_per_band, size[0]), device=device)

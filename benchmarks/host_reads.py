@@ -149,7 +149,7 @@ def counting_device() -> torch.device:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A model, a tensor, or a dict of them on `device`, also on the stand-in; what is no tensor stays."""
+    """A model, a tensor, or a dict of them on `device`, also on the stand-in; anything else stays."""
     if isinstance(value, dict):
         return {name: to_device(entry, device) for name, entry in value.items()}
     if not hasattr(value, "to"):

@@ -71,18 +71,18 @@ def main() -> None:
     image = PIL.Image.open(args.image).convert("RGB").resize((256, 256))
     options = model.get_processor().crf_options
     found = model.predict_dense(image, "segmentation", labels=id2label, return_logits=True)
-    chances = class_probabilities(found.logits)
-    noise = torch.randn(chances.shape, generator=torch.Generator().manual_seed(0)).mul_(3).softmax(dim=0)
+    probabilities = class_probabilities(found.logits)
+    noise = torch.randn(probabilities.shape, generator=torch.Generator().manual_seed(0)).mul_(3).softmax(dim=0)
     pixels = np.asarray(image)
     calls = {
         "model": lambda: model.predict_dense(image, "segmentation", labels=id2label),
-        "crf": lambda: refine_crf_argmax(chances, pixels, **options),
+        "crf": lambda: refine_crf_argmax(probabilities, pixels, **options),
         "crf_all_classes": lambda: refine_crf_argmax(noise, pixels, **options),
     }
     others = [multiprocessing.Process(target=compute_for_ever, daemon=True) for _ in range(args.busy)]
     for other in others:
         other.start()
-    results = {"classes": len(chances), "crf_options": options, "busy": args.busy}
+    results = {"classes": len(probabilities), "crf_options": options, "busy": args.busy}
     try:
         for threads in (1,) if args.quick else (1, 2):
             torch.set_num_threads(threads)
