@@ -22,7 +22,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from packaging.version import Version
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -99,6 +99,8 @@ def gradients(loss, states, head):
 
 
 def assert_equal_losses(own, expected, states, head, loss_tolerance=1e-6, tolerance=1e-5):
+    if own.dtype == torch.float32:  # sums of some hundred terms in another order; a small loss has lost digits before
+        loss_tolerance = max(loss_tolerance, 1e-5)
     torch.testing.assert_close(own, expected, rtol=loss_tolerance, atol=1e-12)
     for a, b in zip(gradients(own, states, head), gradients(expected, states, head), strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.norm()) + 1e-12)
@@ -154,6 +156,7 @@ def test_fused_equals_plain(
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), top_k=st.integers(1, 60))
+@example(seed=1211, top_k=1)
 def test_near_ties_may_be_broken_either_way(seed, top_k):
     states, head, targets = random_problem(seed, vocab_size=200, width=64, dtype=torch.float32)
     with torch.no_grad():  # ids come in pairs whose scores differ by about the rounding of a score
