@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import torch
@@ -73,6 +74,14 @@ def empty_map(size: tuple[int, int]) -> torch.Tensor:
     return torch.zeros(tuple(size), dtype=torch.float32, device="cpu")
 
 
+def mask_corners(mask: "np.ndarray | torch.Tensor") -> tuple[int, int, int, int] | None:
+    """The box around what is not 0 in a mask `[height, width]`, (x0, y0, x1, y1) in whole pixels, of which x1 and y1
+    are behind the last ones; `None` around nothing."""
+    found = np.asarray(mask) != 0
+    rows, columns = (np.flatnonzero(found.any(axis=axis)).tolist() for axis in (1, 0))
+    return (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if rows else None
+
+
 def check_box(box: Box, image_size: tuple[int, int]) -> Corners:
     """`box` clipped to an image of `(width, height)` pixels, or a `ValueError` if it has no area there."""
     values = check_corners("box", box)
@@ -111,4 +120,4 @@ def crop_box(
     return crop.resize(size, PIL.Image.Resampling.BILINEAR), place
 
 
-__all__ = ["CropMaps", "check_box", "crop_box", "empty_map", "lay_back"]
+__all__ = ["CropMaps", "check_box", "crop_box", "empty_map", "lay_back", "mask_corners"]

@@ -36,12 +36,12 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from .checks_densemllm import check_count
 from .configuration_densemllm import __version__
+from .evaluation.panoptic import bounding_box
 from .evaluation.state import State, write_atomically
 from .exif_densemllm import EXIF
 from .files import reading
@@ -54,7 +54,10 @@ from .tasks_densemllm import TASKS, Classes
 
 
 FORMATS = ("png", "npz", "coco", "parquet")
-IMAGE_SUFFIXES = frozenset(PIL.Image.registered_extensions())
+# Of files that Pillow can read, and not only write.
+IMAGE_SUFFIXES = frozenset(
+    suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN
+)
 SUMMARY, COCO = "predictions.json", "coco.json"
 # Fields of a prediction that run lengths can say.
 SEGMENT_FIELDS = (Classes.map_field, Foreground.map_field)
@@ -305,13 +308,7 @@ def _segments(prediction: DensePrediction, text: str | None) -> list[dict]:
         masks, rows[0]["area"] = [mask], int(mask.sum())
     else:
         masks = [prediction.segmentation == row["id"] for row in prediction.segments_info]
-    return [{**row, "bbox": _bbox(mask)} for row, mask in zip(rows, masks, strict=True) if mask.any()]
-
-
-def _bbox(mask: torch.Tensor) -> list[int]:
-    """COCO's box of a mask: x, y, width and height in pixels."""
-    (top, bottom), (left, right) = (mask.any(dim=axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
-    return [left, top, right - left + 1, bottom - top + 1]
+    return [{**row, "bbox": bounding_box(mask.numpy())} for row, mask in zip(rows, masks, strict=True) if mask.any()]
 
 
 def _png(values: np.ndarray) -> bytes:

@@ -376,14 +376,23 @@ class ImageEncodingMixin:
         """The chat prompt's ids before and after the vision tokens."""
         content = [{"type": "text", "text": prompt}] if prompt else []
         content += [{"type": "image"}] + ([{"type": "text", "text": question}] if question else [])
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        wrong = (
+            "`processor.chat_template` must write one image placeholder for an image, got {}; does the text contain "
+            "{!r}?"
+        )
+        return self._ids_around_image(processor, [{"role": "user", "content": content}], wrong)
+
+    def _ids_around_image(self, processor, messages: list[dict], wrong: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A chat's ids before and after the vision tokens; found without asking the device.
+
+        Args:
+            wrong: message for a text with another number of placeholders than one: that number, and the placeholder.
+        """
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
         ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         at = [place for place, token_id in enumerate(ids) if token_id == self.config.image_token_id]
         if len(at) != 1:
-            raise ValueError(
-                f"`processor.chat_template` must write one image placeholder for an image, got {len(at)}; does the "
-                f"text contain {processor.image_token!r}?"
-            )
+            raise ValueError(wrong.format(len(at), processor.image_token))
         ids = torch.tensor(ids, dtype=torch.long, device=self._input_device)
         return ids[: at[0]], ids[at[0] + 1 :]
 

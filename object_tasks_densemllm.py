@@ -21,7 +21,7 @@ import PIL.Image
 import torch
 
 from .answers_densemllm import parse_detection, parse_grounding
-from .crops_densemllm import Corners, CropMaps, empty_map, lay_back
+from .crops_densemllm import Corners, CropMaps, empty_map, lay_back, mask_corners
 from .decoding_densemllm import decode_segmentation, resize_map
 from .drawing_densemllm import Palette, draw_labels
 from .guided_densemllm import guided_segmentation
@@ -69,11 +69,8 @@ class Foreground(DenseTask):
         # Without words for it, a mask is the image's one foreground.
         if request.expression is None or self.crops(request, processor) is None:
             return None
-        found = annotation[self.column] > 0
-        if not found.any():
-            return []
-        rows, columns = (np.flatnonzero(found.any(axis=axis)) for axis in (1, 0))
-        return [(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)]
+        corners = mask_corners(annotation[self.column] > 0)
+        return [] if corners is None else [corners]
 
     def teach(
         self, annotation: Mapping[str, Any], request: DenseRequest, processor: TaskProcessor

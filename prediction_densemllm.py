@@ -416,7 +416,7 @@ class DensePredictionMixin(QuestionMixin):
                 view.encoded = (whole or as_asked)[place]
                 view.asked = (as_asked or whole)[place]
 
-    def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int = 8) -> None:
+    def _ask_views(self, views: list[_View], processor: DenseMLLMProcessor, batch_size: int) -> None:
         """Ask the model for what was left out: names of classes, boxes; at once for all views that are asked alike."""
         alike: dict[str, list[_View]] = {}
         for view in views:

@@ -399,15 +399,8 @@ class QuestionMixin(ImageEncodingMixin):
         self, processor: DenseMLLMProcessor, messages: list[dict], prompt: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A chat's ids before and after the vision tokens; see `_prompt_ids`."""
-        text = processor.apply_chat_template(_with_image(messages, prompt), add_generation_prompt=True)
-        ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"], device=self._input_device)
-        at = (ids == self.config.image_token_id).nonzero()[:, 0]
-        if len(at) != 1:
-            raise ValueError(
-                f"`messages` must be written with one image placeholder, got {len(at)}; do they contain "
-                f"{processor.image_token!r}?"
-            )
-        return ids[: at[0]], ids[at[0] + 1 :]
+        wrong = "`messages` must be written with one image placeholder, got {}; do they contain {!r}?"
+        return self._ids_around_image(processor, _with_image(messages, prompt), wrong)
 
     @overload
     def predict(

@@ -103,6 +103,7 @@ class Settings:
     shuffle_labels: bool = False
     label_prompts: tuple[str, ...] = (Classes.list_question + Classes.no_background,)
     seed: int = 0
+    detection_scales: Sequence[float] = (1.0,)
 
     @property
     def candidates(self) -> dict[int, str]:
@@ -113,8 +114,6 @@ class Settings:
     def only_known(self, segmentation: torch.Tensor) -> torch.Tensor:
         """Predicted ids, with -1, none of the classes, where it is one of `extra_labels`."""
         return segmentation.masked_fill(segmentation > max(self.id2label), -1) if self.extra_labels else segmentation
-
-    detection_scales: Sequence[float] = (1.0,)
 
     def ignored(self, sample: dict) -> int:
         """The value of pixels of a sample that are not annotated."""
@@ -297,7 +296,7 @@ def _segment_named(
     asked = encodings
     if options.get("tile") is not None:  # what is asked in words is asked of the whole image, as in `predict_dense`
         asked = model.encode_image([sample["image"] for sample in samples], processor=processor)
-    answers = model.query(asked, questions, processor, **Classes.answer_options)
+    answers = model.query(asked, questions, processor, batch_size=options["batch_size"], **Classes.answer_options)
     predictions = []
     for sample, encoded, answer in zip(samples, encodings, answers, strict=True):
         seen, size = set(parse_refs(answer)), sample[Classes.column].shape[:2]

@@ -22,6 +22,7 @@ import numpy as np
 import PIL.Image
 
 from ..answers_densemllm import normalize_name
+from ..crops_densemllm import mask_corners
 from ..object_tasks_densemllm import Foreground, OpenSet
 from ..text_tasks_densemllm import COUNT_INSTRUCTION, COUNTING, DETECTION, GROUNDING, POSE
 from ..training.maps import read_mask
@@ -177,10 +178,8 @@ def ask_box(
 def true_box(sample: dict, settings: "Settings") -> list[float] | None:
     """The box around a sample's mask; `None` where the mask is empty, as an expression for nothing has no box."""
     mask = np.asarray(read_mask(sample[Foreground.column], settings.ignored(sample))) > 0
-    if not mask.any():
-        return None
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
-    return [float(edge) for edge in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+    corners = mask_corners(mask)
+    return None if corners is None else [float(edge) for edge in corners]
 
 
 # ---- pose ----

@@ -35,6 +35,7 @@ from accelerate.utils import gather_object
 
 from ..answers_densemllm import decode_rle, encode_rle
 from ..checks_densemllm import shown
+from ..crops_densemllm import mask_corners
 from ..files import check_outputs, whole_file
 from .metrics import DenseMetrics
 
@@ -274,7 +275,7 @@ def _instances(
                     "category_id": int(row["label_id"]),
                     "segmentation": encode_rle(mask),
                     "area": int(mask.sum()),
-                    "bbox": _bounding_box(mask),
+                    "bbox": bounding_box(mask),
                 }
             )
             if row.get("score") is not None:
@@ -330,7 +331,7 @@ def save_coco_panoptic(
                     "id": place,
                     "category_id": int(row["label_id"]),
                     "area": int(mask.sum()),
-                    "bbox": _bounding_box(mask),
+                    "bbox": bounding_box(mask),
                     "iscrowd": int(row.get("iscrowd", 0)),
                 }
             )
@@ -401,10 +402,10 @@ def _png_name(image_id: int | str) -> str:
     return name
 
 
-def _bounding_box(mask: np.ndarray) -> list[int]:
+def bounding_box(mask: np.ndarray) -> list[int]:
     """`[x, y, width, height]` of the pixels of a mask that has any."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
-    return [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+    x0, y0, x1, y1 = mask_corners(mask)
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 # ---- pycocotools ----

@@ -16,20 +16,19 @@ environment() {
   "$work/$1/bin/pip" install --quiet -c constraints/tested.txt -e ".[test]" "${@:2}"
 }
 
-for name in "${@:-lmms ray}"; do
-  for one in $name; do
-    case $one in
-      lmms)
-        environment lmms ./integrations/lmms_eval
-        # Its requirement torchvision may come built for another torch than the pinned one; nothing here needs it.
-        "$work/lmms/bin/pip" uninstall --quiet --yes torchvision
-        "$work/lmms/bin/pytest" -q tests/test_lmms_eval.py
-        ;;
-      ray)
-        environment ray "ray[data]"
-        "$work/ray/bin/pytest" -q tests/test_ray.py
-        ;;
-      *) echo "unknown: $one; there are lmms and ray" >&2 && exit 2 ;;
-    esac
-  done
+[ $# -gt 0 ] || set -- lmms ray
+for one in "$@"; do
+  case $one in
+    lmms)
+      environment lmms ./integrations/lmms_eval
+      # Its requirement torchvision may come built for another torch than the pinned one; nothing here needs it.
+      "$work/lmms/bin/pip" uninstall --quiet --yes torchvision
+      "$work/lmms/bin/pytest" -q tests/test_lmms_eval.py
+      ;;
+    ray)
+      environment ray "ray[data]"
+      "$work/ray/bin/pytest" -q tests/test_ray.py
+      ;;
+    *) echo "unknown: $one; there are lmms and ray" >&2 && exit 2 ;;
+  esac
 done

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
@@ -28,6 +27,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
+from densemllm.crops_densemllm import mask_corners
 
 
 # Of the `generation_kwargs` of a task, which are for many models, what `query` is told as it stands.
@@ -202,13 +202,8 @@ def to_answer(prediction: DensePrediction) -> str:
     if not mask.any():
         return json.dumps({"masks": [], "boxes": [], "scores": []})
     height, width = mask.shape
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    box = {
-        "x_min": float(columns[0] / width),
-        "y_min": float(rows[0] / height),
-        "x_max": float((columns[-1] + 1) / width),
-        "y_max": float((rows[-1] + 1) / height),
-    }
+    x0, y0, x1, y1 = mask_corners(mask)
+    box = {"x_min": x0 / width, "y_min": y0 / height, "x_max": x1 / width, "y_max": y1 / height}
     score = float(prediction.scores[prediction.mask].mean())
     return json.dumps({"masks": [prediction.to_rle()], "boxes": [box], "scores": [score]})
 
