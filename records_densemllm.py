@@ -79,4 +79,4 @@ class Record:
         loaded = _Later(getattr, _Later(importlib.import_module, "sys"), "modules")
         module = _Later(dict.get, loaded, own.__module__)
         found = _Later(getattr, module, own.__qualname__, SimpleNamespace)
-        return operator.call, (_Later(getattr, found, "__new__"), found), vars(self)
+        return operator.call, (_Later(getattr, found, "__new__"), found), self.__getstate__()

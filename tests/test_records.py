@@ -1,6 +1,7 @@
 """Predictions and encoded images go from process to process, with and without the code that made them."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
@@ -28,8 +29,13 @@ def predict(model, image=IMAGE):
     return model.predict_dense(image, ("segmentation", "depth"), labels=ID2LABEL, return_logits=True)
 
 
+def fields_of(record):
+    """Those of a record, or of what stands in its place, without what it remembers of the process."""
+    return {name: value for name, value in vars(record).items() if not name.startswith("_")}
+
+
 def assert_same(own, other):
-    own, other = (value if isinstance(value, dict) else vars(value) for value in (own, other))
+    own, other = (value if isinstance(value, dict) else fields_of(value) for value in (own, other))
     assert list(own) == list(other)
     for name, value in other.items():
         if isinstance(value, torch.Tensor):
@@ -88,7 +94,7 @@ def test_pickles_of_the_package_are_of_its_classes(model):
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_remote_code(model, remote, monkeypatch, protocol):
     for record in (predict(model), model.encode_image(IMAGE)):
-        own = getattr(remote, type(record).__name__)(**vars(record))
+        own = getattr(remote, type(record).__name__)(**fields_of(record))
         data = pickle.dumps(own, protocol)
         for again in (pickle.loads(data), copy.copy(own), copy.deepcopy(own)):
             assert type(again) is type(own)
@@ -136,3 +142,30 @@ def test_a_pool_that_loads_remote_code(model, tmp_path):
     prediction, encoded = pickle.loads((tmp_path / "result.pickle").read_bytes())
     assert_same(DensePrediction.from_dict(prediction), model.predict_dense(IMAGE, "depth"))
     assert_same(predict(model, EncodedImage.from_dict(encoded)), predict(model))
+
+
+def test_an_encoded_image_asks_the_model_that_read_it(model):
+    encoded = model.encode_image(IMAGE)
+    options = {"max_new_tokens": 6}
+    messages = [{"role": "user", "content": "What is there?"}]
+    assert encoded.query("What is there?", **options) == model.query(encoded, "What is there?", **options)
+    answer = model.chat(encoded, messages, **options)
+    assert encoded.chat(messages, **options) == copy.copy(encoded).chat(messages, **options) == answer
+    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And what else?"}]
+    assert encoded.chat(messages, **options) == model.chat(encoded, messages, **options)
+    with pytest.raises(ValueError, match="messages"):
+        encoded.chat([])
+
+
+def test_an_encoded_image_without_its_model_says_whom_to_ask():
+    processor = make_processor()
+    gone = make_model(processor)
+    gone.set_processor(processor)
+    encoded = gone.encode_image(IMAGE)
+    elsewhere = pickle.loads(pickle.dumps(encoded))
+    with pytest.raises(ValueError, match=r"another process.*model.chat\(encoded"):
+        elsewhere.chat([{"role": "user", "content": "What is there?"}])
+    del gone
+    gc.collect()  # the record doesn't keep it
+    with pytest.raises(ValueError, match="is gone"):
+        encoded.query("What is there?")
