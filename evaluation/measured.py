@@ -22,6 +22,7 @@ import torch
 
 from ..answers_densemllm import normalize_name, parse_refs
 from ..configuration_densemllm import DenseMLLMConfig
+from ..image_encoding_densemllm import EncodedImage
 from ..object_tasks_densemllm import Foreground
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX, index_values, present_values
@@ -164,6 +165,7 @@ class MeasuredTask:
         ask: of the model, samples, settings and the options of `predict_dense` that all tasks share (`processor`,
             `batch_size`, those of the image processor) to a prediction of each sample, where neither `task` alone nor
             `question` says how the model is asked.
+        takes_encodings: whether `ask` reads images by [`encode_samples`].
         needs_labels: whether classes are compared, so that their names are needed.
         needs_camera: settings to whether the prediction needs the image's `focal_length`.
         check: processor and settings; raises a `ValueError` where the two don't fit.
@@ -190,6 +192,7 @@ class MeasuredTask:
     question: str | None = None
     answer_options: dict[str, Any] = field(default_factory=dict)
     ask: Callable[[Any, list[dict], Settings, dict[str, Any]], list] | None = None
+    takes_encodings: bool = False
     needs_labels: bool = False
     needs_camera: Callable[[Settings], bool] = _never
     check: Callable[[DenseMLLMProcessor, Settings], object] = _no_check
@@ -218,6 +221,13 @@ class MeasuredTask:
         """Whether a sample, as [`read_sample`] gives it, has this task's annotation, and what the prediction needs."""
         needed = (*self.columns[0], "focal_length") if self.needs_camera(settings) else self.columns[0]
         return all(sample.get(column) is not None for column in needed)
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether it looks at each image as it is: what others have read of it serves."""
+        if self.ask is not None:
+            return self.takes_encodings
+        return self.question is not None or not self.task.on_crops
 
     def shares_pass(self, other: "MeasuredTask") -> bool:
         """Whether one call of `predict_dense` does both: what looks at crops, or fills the same map with something
@@ -284,16 +294,29 @@ def _ask_for_names(model: Any, samples: list[dict], settings: Settings, options:
     return _segment_named(model, samples, [Classes.question] * len(samples), settings, options)
 
 
+def cameras(samples: list[dict], settings: Settings) -> dict[str, Any]:
+    """Of samples, as `predict_dense` and `encode_image` take them."""
+    return {
+        "focal_length": [sample.get("focal_length") for sample in samples], "depth_range": settings.depth_range,
+    }  # fmt: skip
+
+
+def encode_samples(model: Any, samples: list[dict], settings: Settings, options: dict[str, Any]) -> list[EncodedImage]:
+    """The image of each sample as the model read it: what stands under `encoded`, or else read now."""
+    fresh = [sample for sample in samples if "encoded" not in sample]
+    read = iter(
+        model.encode_image([sample["image"] for sample in fresh], **cameras(fresh, settings), **options)
+        if fresh else []
+    )  # fmt: skip
+    return [sample["encoded"] if "encoded" in sample else next(read) for sample in samples]
+
+
 def _segment_named(
     model: Any, samples: list[dict], questions: list[str], settings: Settings, options: dict[str, Any]
 ) -> list[DenseMaps]:
     processor = options["processor"]
     names = processor.normalize_labels(settings.candidates)
-    cameras = {
-        "focal_length": [sample.get("focal_length") for sample in samples], "depth_range": settings.depth_range,
-    }  # fmt: skip
-    encodings = model.encode_image([sample["image"] for sample in samples], **cameras, **options)
-    asked = encodings
+    asked = encodings = encode_samples(model, samples, settings, options)
     if options.get("tile") is not None:  # what is asked in words is asked of the whole image, as in `predict_dense`
         asked = model.encode_image([sample["image"] for sample in samples], processor=processor)
     answers = model.query(asked, questions, processor, batch_size=options["batch_size"], **Classes.answer_options)
@@ -502,6 +525,7 @@ ANSWERED = replace(
     SEGMENTATION,
     name="answered_labels",
     ask=_ask_for_labels,
+    takes_encodings=True,
     in_training=NEVER,
     options=SEGMENTATION.options | {"shuffle_labels": False, "label_prompts": None, "seed": 0},
     facts={"labels": "answered"},
@@ -511,6 +535,7 @@ NAMED = replace(
     ANSWERED,
     name="named_labels",
     ask=_ask_for_names,
+    takes_encodings=True,
     options=SEGMENTATION.options,
     facts={"labels": "named"},
     label_prefix="named_",

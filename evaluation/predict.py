@@ -13,9 +13,11 @@
 # limitations under the License.
 """Predictions beside their references, and the metrics of both."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import PIL.Image
 import PIL.ImageOps
 from tqdm.auto import tqdm
 
@@ -23,7 +25,7 @@ from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX
 from ..training.maps import Samples
 from ..training.samples import upright_sample
-from .measured import ALWAYS, MEASURED, NEVER, MeasuredTask, Settings
+from .measured import ALWAYS, MEASURED, NEVER, MeasuredTask, Settings, cameras, encode_samples
 from .metrics import DenseMetrics
 
 
@@ -104,12 +106,14 @@ def predict_samples(
         for position, sample in enumerate(samples)
     ]
     results = []
-    for shared, positions in _group(samples, tasks, settings).items():
+    groups = _group(samples, tasks, settings)
+    samples = _read_once(model, samples, groups, settings, options)
+    for shared, positions in groups.items():
         asked = [MEASURED[name] for name in shared]
         group = [samples[position] for position in positions]
         predictions = _ask(model, group, asked, settings, options)
         if settings.mirror and any(task.average is not None for task in asked):
-            mirrored = [{**sample, "image": PIL.ImageOps.mirror(sample["image"])} for sample in group]
+            mirrored = [{**sample, "image": PIL.ImageOps.mirror(sample["image"])} for sample in map(_unread, group)]
             others = _ask(model, mirrored, asked, settings, options)
             predictions = [_average(asked, *pair) for pair in zip(predictions, others, strict=True)]
         for position, sample, prediction in zip(positions, group, predictions, strict=True):
@@ -149,6 +153,34 @@ def _passes(tasks: Iterable[MeasuredTask]) -> list[tuple[str, ...]]:
     return [tuple(task.name for task in own) for own in passes]
 
 
+def _read_once(
+    model: "DenseMLLMForConditionalGeneration",
+    samples: list[dict],
+    groups: dict[tuple[str, ...], list[int]],
+    settings: Settings,
+    options: dict,
+) -> list[dict]:
+    """The samples; those whose image several of the groups look at as a whole have it read, under `encoded`."""
+    looks = Counter(
+        position
+        for shared, positions in groups.items() if all(MEASURED[name].reads_whole for name in shared)
+        for position in positions
+    )  # fmt: skip
+    if options.get("tile") is not None:  # maps and words are of other readings
+        return samples
+    several = [position for position, count in looks.items() if count > 1]
+    encodings = encode_samples(model, [samples[position] for position in several], settings, options)
+    read = dict(zip(several, encodings, strict=True))
+    return [
+        {**sample, "encoded": read[position]} if position in read else sample
+        for position, sample in enumerate(samples)
+    ]
+
+
+def _unread(sample: dict) -> dict:
+    return {name: value for name, value in sample.items() if name != "encoded"}
+
+
 def _ask(
     model: "DenseMLLMForConditionalGeneration",
     samples: list[dict],
@@ -159,23 +191,24 @@ def _ask(
     """What the model says of each sample: maps, or the answer to a question."""
     if tasks[0].ask is not None:
         return tasks[0].ask(model, samples, settings, options)
-    images = [sample["image"] for sample in samples]
-    cameras = {
-        "focal_length": [sample.get("focal_length") for sample in samples],
-        "depth_range": settings.depth_range,
-    }
     question = tasks[0].question
     if question is not None:
-        processor = options["processor"]
-        encodings = model.encode_image(images, **cameras, **options)
-        return model.query(encodings, question, processor, **tasks[0].answer_options)
+        encodings = encode_samples(model, samples, settings, options)
+        return model.query(encodings, question, options["processor"], **tasks[0].answer_options)
+    images = [sample["image"] for sample in samples]
+    if all(task.reads_whole for task in tasks):
+        images = [sample.get("encoded", sample["image"]) for sample in samples]
+    if not any(
+        image is sample["image"] for image, sample in zip(images, samples, strict=True)
+    ):  # how it is read was said then
+        options = {name: options[name] for name in ("processor", "batch_size")}
     arguments = {name: value for task in tasks for name, value in task.arguments(samples, settings).items()}
     return model.predict_dense(
         images,
         task=tuple(dict.fromkeys(task.task.name for task in tasks)),
         target_sizes=[sample[tasks[0].columns[0][0]].shape[:2] for sample in samples],
         **arguments,
-        **cameras,
+        **cameras(samples, settings),
         **options,
     )
 

@@ -427,3 +427,31 @@ def test_predict_batch_asks_for_the_classes_and_minds_the_camera():
             processor=processor,
         )  # fmt: skip
         assert_maps_agree(found[position, "depth"][0], own.predicted_depth)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 1.5}], ids=["as it is", "scaled"])
+def test_an_image_is_read_once_for_all_that_looks_at_the_whole_of_it(monkeypatch, options):
+    processor = make_processor()
+    model = make_model(processor)
+    samples = make_samples(3)
+    samples[0]["focal_length"] = 50.0
+    tasks = ("segmentation", "depth", "class_list", "named_labels", "answered_labels")
+    alone = [
+        row for task in tasks for row in predict_batch(model, processor, samples, (task,), ID2LABEL, **options)
+    ]  # fmt: skip
+    read, tower = [], model.model.get_image_features
+
+    def count(pixel_values, image_grid_thw, **kwargs):
+        read.extend(image_grid_thw.tolist())
+        return tower(pixel_values, image_grid_thw, **kwargs)
+
+    monkeypatch.setattr(model.model, "get_image_features", count)
+    together = predict_batch(model, processor, samples, tasks, ID2LABEL, **options)
+    assert len(read) == len(samples)
+    found = {row[:2]: row[2] for row in together}
+    assert len(found) == len(together) == len(alone)
+    for position, task, prediction, _ in alone:
+        if isinstance(prediction, torch.Tensor):
+            assert_maps_agree(found[position, task], prediction)
+        else:
+            assert found[position, task] == prediction

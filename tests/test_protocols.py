@@ -79,6 +79,13 @@ def answers(monkeypatch):
         seen["questions"] += [questions] * count if isinstance(questions, str) else questions
         return seen["answer"] if single else [seen["answer"]] * len(images)
 
+    encode = DenseMLLMForConditionalGeneration.encode_image
+
+    def encode_image(self, images, *args, **kwargs):
+        seen["calls"].append(kwargs)
+        return encode(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(DenseMLLMForConditionalGeneration, "encode_image", encode_image)
     monkeypatch.setattr(DenseMLLMForConditionalGeneration, "predict_dense", predict_dense)
     monkeypatch.setattr(DenseMLLMForConditionalGeneration, "query", query)
     return seen
