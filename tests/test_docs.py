@@ -1,0 +1,77 @@
+"""The pages: their code runs on the checkpoint of the repository, their commands have only options that there are, and
+their links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from repository import ROOT, load_script, require
+
+
+require("docs")
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")) + ["README.md"]
+OTHERS = [
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *(ROOT / "examples").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"),
+                 *(ROOT / "integrations").rglob("*.md"))
+    if path.name != "README.md" or path.parent != ROOT
+]  # fmt: skip
+NOT_RUN = re.compile(r"<!-- not run: [^\n]+ -->\s*\Z")
+LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+
+
+def blocks(page, language):
+    """Code of a page in that language; what a comment before it says is not run is left out."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for match in re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        if not NOT_RUN.search(text[: match.start()]):
+            yield match.group(1)
+
+
+def anchors(path):
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python"))])
+def test_code_runs(page, tmp_path, monkeypatch):
+    for name in ("checkpoints", "examples"):
+        (tmp_path / name).symlink_to(require(name))
+    (tmp_path / "tuned").symlink_to(ROOT / "checkpoints/densemllm-rooms")  # what finetune.md trains
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES + OTHERS)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    wrong = []
+    for target in LINK.findall(text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors(there)):
+            wrong.append(target)
+    assert wrong == []
+
+
+def test_links_of_the_site():
+    site_link = load_script("tools/docs_site.py").site_link
+    pages = {"examples/serving.md", "benchmarks/README.md"}
+    assert site_link("docs/gpu.md", "released.md#what-was-verified", pages) == "released.md#what-was-verified"
+    assert site_link("docs/gpu.md", "../examples/serving.md", pages) == "repository/examples/serving.md"
+    assert site_link("examples/serving.md", "../docs/gpu.md#memory", pages) == "../../gpu.md#memory"
+    assert site_link("examples/serving.md", "../benchmarks/README.md", pages) == "../benchmarks/README.md"
+    assert site_link("examples/serving.md", "../README.md", pages) == "../../index.md"
+    assert site_link("docs/predict.md", "../benchmarks/refinement.py", pages) is None
+    assert (
+        site_link("docs/predict.md", "https://arxiv.org/abs/2602.14134", pages) == "https://arxiv.org/abs/2602.14134"
+    )
+    assert site_link("docs/predict.md", "#images", pages) == "#images"
