@@ -41,7 +41,7 @@ evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
 convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction
 commands.tables commands.parsers commands.inputs commands.models commands.videos commands.predict
-commands.checkpoints cli __main__
+commands.data_sets commands.checkpoints cli __main__
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.
