@@ -82,6 +82,7 @@ def predict(args: argparse.Namespace) -> None:
     inputs.check_numbers(args)
     inputs.check_options(args)
     args.format = inputs.choose_format(args, found)
+    inputs.check_extras(args, found)
     if found.data is not None:
         if args.server is not None:
             raise ValueError("--server is for image files; a data set is predicted by processes that have the model")
@@ -139,7 +140,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def _run(module: str, name: str, *arguments: Any) -> None:
     """A function of `commands`, whose import brings torch and transformers."""
-    getattr(import_module(f"densemllm.commands.{module}"), name)(*arguments)
+    from densemllm.commands.models import quiet
+
+    with quiet():
+        getattr(import_module(f"densemllm.commands.{module}"), name)(*arguments)
 
 
 def _run_own(command: str, arguments: list[str]) -> int:
@@ -160,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _run_own(arguments[0], arguments[1:])
         args = parser.parse_args(arguments)
         COMMANDS.get(args.command, predict)(args)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, ImportError) as error:  # of a package that an extra has
         print(f"{parser.prog} {arguments[0]}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -19,6 +19,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..addresses import check_url
@@ -249,6 +250,18 @@ def choose_format(args: argparse.Namespace, inputs: Inputs) -> str:
     if form == "ply" and args.focal_length is None:
         raise ValueError("--format ply needs --focal_length, in pixels or exif")
     return form
+
+
+def check_extras(args: argparse.Namespace, inputs: Inputs) -> None:
+    """Raise a `ValueError` where a package lacks that only an extra has."""
+    needed = []
+    if args.format in ("geojson", "yolo") or (args.format == "coco" and args.polygons):
+        needed.append(("shapely", "polygons", f"--format {args.format}" + " --polygons" * args.polygons))
+    if inputs.video is not None:
+        needed.append(("av", "video", f"a video, {inputs.video},"))
+    for package, extra, what in needed:
+        if find_spec(package) is None:
+            raise ValueError(f"{what} needs the package {package}: pip install 'densemllm[{extra}]'")
 
 
 def find_outputs(args: argparse.Namespace, images: list[str]) -> list[Path]:
