@@ -30,6 +30,7 @@ is there already is replaced with --overwrite only; an input is never written ov
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -50,7 +51,6 @@ OWN_COMMANDS = {
     "serve": ("serve", "a server that answers as OpenAI's do"),
     "export": ("export", "the dense path as an ONNX file"),
 }
-MANY_MAPS = ("npz", "side_by_side", "ply")  # forms that have the maps of several tasks
 
 
 class _Version(argparse.Action):
@@ -86,12 +86,14 @@ def predict(args: argparse.Namespace) -> None:
     if found.data is not None:
         if args.server is not None:
             raise ValueError("--server is for image files; a data set is predicted by processes that have the model")
+        if os.path.isfile(args.out):
+            raise ValueError(f"--out must be a folder for a data set, got the file {args.out}")
         args.model = find_model(args.model)
         return _run("data_sets", "predict_data", args, found.data)
-    if len(args.task) > 1 and args.format not in MANY_MAPS:
+    if len(args.task) > 1 and args.format not in inputs.MANY_MAPS:
         raise ValueError(
             f"--task must be one for image files, and may be several for a data set or with --format "
-            f"{', '.join(MANY_MAPS)}, got {args.task}"
+            f"{', '.join(inputs.MANY_MAPS)}, got {args.task}"
         )
     if found.video is not None:
         inputs.check_video(args, found.video)
