@@ -14,6 +14,7 @@
 """`densemllm`: every form of file from every kind of input, each what the calls in Python give."""
 
 import json
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -23,6 +24,7 @@ import pytest
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.cli import main
 from densemllm.commands.inputs import find_inputs
+from densemllm.commands.videos import read_frames
 from tiny import ID2LABEL, make_image, make_model, make_processor
 
 
@@ -194,6 +196,19 @@ def test_a_video_of_a_video(folder, film, tmp_path, capsys, command, form, width
         assert stream.average_rate == Fraction(24000, 1001) and len(frames) == 5
         assert frames[0].height == 30 and (width is None or frames[0].width == width)
     assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
+
+
+def test_a_video_of_a_phone_is_turned(film, tmp_path):
+    """A phone held upright writes its frames lying, and beside them how they are to be turned."""
+    content = bytearray(film.read_bytes())
+    matrix = content.index(b"tkhd") + 44  # behind its version, times, numbers, layer and volume
+    one = 1 << 16
+    assert struct.unpack_from(">9i", content, matrix) == (one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", content, matrix, 0, one, 0, -one, 0, 0, 30 * one, 0, 1 << 30)  # clockwise
+    (tmp_path / "turned.mp4").write_bytes(content)
+    lying, upright = (next(read_frames(path).images) for path in (film, tmp_path / "turned.mp4"))
+    assert upright.size == (30, 50)
+    assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(lying), -1))
 
 
 def test_frames_of_a_video(folder, film, model, tmp_path):
