@@ -50,7 +50,7 @@ from .image_encoding_densemllm import load_image
 from .modeling_densemllm import DenseMLLMForConditionalGeneration
 from .prediction_densemllm import DensePrediction
 from .saving_densemllm import FORMATS as FILE_FORMATS
-from .saving_densemllm import OBJECT, SEGMENTS, merge_coco
+from .saving_densemllm import OBJECT, SEGMENTS, coco_segments, merge_coco
 from .tasks_densemllm import TASKS
 
 
@@ -60,6 +60,7 @@ IMAGE_SUFFIXES = frozenset(
     suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN
 )
 SUMMARY = "predictions.json"
+YOLO_NAMES = "classes.txt"  # beside the labels: a name a line
 # Forms that have all images in one file, and its name; the PNGs of the second are in the folder of its name.
 PANOPTIC = "coco_panoptic"
 COCO = {"coco": "coco.json", PANOPTIC: f"{PANOPTIC}.json"}
@@ -321,7 +322,7 @@ def _write_image(job: PredictionJob, row: dict, prediction: DensePrediction) -> 
             png.save(buffer, "PNG")
             write_atomically(job.out / PANOPTIC / content["annotations"][0]["file_name"], buffer.getvalue())
         # Of the categories those that are there: a list of all of them an image is much.
-        used = {row["category_id"] for row in annotation_rows(content)}
+        used = {row["category_id"] for row in coco_segments(content)}
         content["categories"] = [category for category in content["categories"] if category["id"] in used]
         return {**row, "coco": content}, None
     return row, None
@@ -335,11 +336,6 @@ def _coco_of(job: PredictionJob, row: dict, prediction: DensePrediction) -> tupl
         return content, png
     label = job.options.get("text") or OBJECT
     return prediction.to_coco(row["name"], row["number"], job.polygons, job.tolerance, label), None
-
-
-def annotation_rows(content: dict) -> list[dict]:
-    """The rows of segments of COCO's file, of which a panoptic one has a list for each image."""
-    return [one for row in content["annotations"] for one in row.get("segments_info", [row])]
 
 
 def _save_image(
@@ -378,6 +374,11 @@ def _write_summary(job: PredictionJob, rows: list[dict]) -> None:
     if job.form in COCO:
         content = merge_coco([row["coco"] for row in rows if "coco" in row])
         write_atomically(job.out / COCO[job.form], json.dumps(content).encode())
+    if job.form == "yolo":
+        names = job.options.get("labels") or [job.options.get("text") or OBJECT]
+        names = list(names.values()) if isinstance(names, dict) else names
+        for task in job.tasks:
+            write_atomically(job.out / task / YOLO_NAMES, "".join(f"{name}\n" for name in names).encode())
     listed = [{key: row[key] for key in ("name", "error") if key in row} for row in rows]
     job_options = {
         **{key: value for key, value in asdict(job).items() if key != "out"},

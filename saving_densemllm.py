@@ -593,11 +593,18 @@ def find_format(path: str | os.PathLike, format: str | None = None) -> str:
 
 
 def merge_coco(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The contents of several COCO files as one: annotations are numbered anew, and a category is there once.
+    """The contents of several COCO files as one: annotations are numbered anew, and a category is there once. Where
+    one number has several names, as when the model names the classes of each image, categories are numbered by name.
 
     Args:
-        contents: of [`StoredMaps.to_coco`] or [`StoredMaps.to_coco_panoptic`], images with ids of their own.
+        contents: of [`StoredMaps.to_coco`] or [`StoredMaps.to_coco_panoptic`], images with ids of their own; they are
+            changed in place.
     """
+    names: dict[int, set[str]] = {}
+    for row in (row for content in contents for row in content["categories"]):
+        names.setdefault(row["id"], set()).add(row["name"])
+    if any(len(own) > 1 for own in names.values()):
+        _number_by_name(contents)
     merged: dict[str, Any] = {
         name: [row for content in contents for row in content[name]] for name in ("images", "annotations")
     }
@@ -610,6 +617,22 @@ def merge_coco(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if "isthing" in row:
             kept["isthing"] = max(kept["isthing"], row["isthing"])
     return {**merged, "categories": [categories[key] for key in sorted(categories)]}
+
+
+def _number_by_name(contents: Sequence[dict[str, Any]]) -> None:
+    """Give a name of categories one number in all contents, from 1."""
+    numbers: dict[str, int] = {}
+    for content in contents:
+        own = {row["id"]: numbers.setdefault(row["name"], len(numbers) + 1) for row in content["categories"]}
+        for row in coco_segments(content):
+            row["category_id"] = own[row["category_id"]]
+        for row in content["categories"]:
+            row["id"] = own[row["id"]]
+
+
+def coco_segments(content: dict[str, Any]) -> list[dict]:
+    """The rows of segments in the content of a COCO file, of which a panoptic one has a list for each image."""
+    return [one for row in content["annotations"] for one in row.get("segments_info", [row])]
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:
@@ -644,4 +667,13 @@ def _text_writer(text: str) -> Writer:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
-__all__ = ["FORMATS", "Format", "StoredMaps", "bounding_box", "find_format", "merge_coco", "numbers_to_rgb"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "StoredMaps",
+    "bounding_box",
+    "coco_segments",
+    "find_format",
+    "merge_coco",
+    "numbers_to_rgb",
+]

@@ -56,6 +56,8 @@ def open_model(args: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
         raise ValueError(
             f"--format {args.format} is for class numbers to {MAX_NUMBER}, got {max(labels)}: take .npy or .json"
         )
+    if args.format == "yolo" and labels is None and any("labels" in task.options for task in tasks):
+        raise ValueError("--format yolo needs --labels: a class has one number in all images")
     taken = {name for task in tasks for name in task.options if name in args}
     names = {"text", "scale", "tile", *CAMERA_OPTIONS, *taken}
     options = {name: getattr(args, name) for name in sorted(names)} | {"labels": labels, "thing_labels": things}
@@ -83,7 +85,7 @@ def predict_files(args: argparse.Namespace, names: list[str], paths: list[Path])
             continue
         focal_length = exif_focal_length(name) if args.focal_length == EXIF else args.focal_length
         _save(args, prediction, paths[number], scene, focal_length)
-        found_in_it = "; ".join(TASKS[name].describe(prediction) for name in args.task)
+        found_in_it = "; ".join(TASKS[own].describe(prediction) for own in args.task)
         tqdm.write(f"{paths[number]}: {found_in_it}")
         if number == 0 and yolo_names(args) is not None:
             _write_yolo_names(yolo_names(args), prediction, args)

@@ -147,6 +147,8 @@ def test_yolo_has_its_names_beside_it(folder, tmp_path):
     assert (tmp_path / "out/classes.txt").read_text().splitlines() == list(ID2LABEL.values())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.txt", "b.txt", "c.txt", "classes.txt"]
     assert run(folder, "segment", folder / "images/*.png", "--format", "yolo", "--out", tmp_path / "out") == 2
+    assert run(folder, "segment", folder / "images", "--format", "yolo", "--out", tmp_path / "set") == 0
+    assert (tmp_path / "set/segmentation/classes.txt").read_text().splitlines() == list(ID2LABEL.values())
 
 
 def test_patterns_and_folders(folder, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from densemllm.answers_densemllm import decode_rle
 from densemllm.drawing_densemllm import add_names, add_scale, label_colors
 from densemllm.normals_densemllm import depth_to_normals
 from densemllm.polygons_densemllm import joined_ring, segment_polygons, simple_rings
-from densemllm.saving_densemllm import FORMATS
+from densemllm.saving_densemllm import FORMATS, coco_segments, merge_coco
 from tiny import make_image
 
 
@@ -155,6 +155,22 @@ def test_a_panoptic_file_says_which_pixel_is_whose():
         assert np.array_equal(numbers == segment["id"], values == row["id"])
         assert segment["category_id"] == row["label_id"] and segment["area"] == (values == row["id"]).sum()
     assert ((numbers == 0) == (values < 0)).all()
+
+
+def test_files_of_several_images_have_a_category_once():
+    first, second = of_classes(ring_with_a_hole()), of_classes(np.full((4, 4), 1))
+    merged = merge_coco([first.to_coco("a", 1), second.to_coco("b", 2)])
+    assert {row["id"]: row["name"] for row in merged["categories"]} == NAMES
+    assert [row["id"] for row in merged["annotations"]] == [1, 2, 3, 4]
+    # Where the model names the classes of each image, a number has several names.
+    second.labels, second.segments_info[0]["label"] = {1: "sky"}, "sky"
+    for merged in (
+        merge_coco([first.to_coco("a", 1), second.to_coco("b", 2)]),
+        merge_coco([first.to_coco_panoptic("a", 1)[0], second.to_coco_panoptic("b", 2)[0]]),
+    ):
+        names = {row["id"]: row["name"] for row in merged["categories"]}
+        assert sorted(names.values()) == ["floor", "red ball", "sky", "wall"]
+        assert [names[row["category_id"]] for row in coco_segments(merged)] == ["wall", "floor", "red ball", "sky"]
 
 
 def test_geojson_has_holes_and_parts(classes):
