@@ -195,10 +195,11 @@ def add_names(image: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL
     font = PIL.ImageFont.load_default(size)
     box, step, gap = size, round(1.5 * size), size // 2
     per_column = max(1, (image.height - 4) // step)
-    widths = _column_widths(rows, per_column, font, box + 3 * gap)
+    lengths = [box + 3 * gap + math.ceil(font.getlength(name)) for name, _ in rows]
+    widths = _column_widths(lengths, per_column)
     while len(widths) > 1 and sum(widths) > max(image.width, 20 * size):
         per_column += 1
-        widths = _column_widths(rows, per_column, font, box + 3 * gap)
+        widths = _column_widths(lengths, per_column)
     height = max(image.height, min(per_column, len(rows)) * step + 4)
     sheet = PIL.Image.new("RGB", (image.width + sum(widths), height), "white")
     sheet.paste(image)
@@ -212,9 +213,8 @@ def add_names(image: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL
     return sheet
 
 
-def _column_widths(rows: list[tuple[str, np.ndarray]], per_column: int, font: Any, beside: int) -> list[int]:
-    columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
-    return [beside + max(math.ceil(font.getlength(name)) for name, _ in column) for column in columns]
+def _column_widths(lengths: list[int], per_column: int) -> list[int]:
+    return [max(lengths[start : start + per_column]) for start in range(0, len(lengths), per_column)]
 
 
 def add_scale(image: PIL.Image.Image, low: float, high: float) -> PIL.Image.Image:
