@@ -18,14 +18,15 @@ MAX_LINES, MAX_FUNCTION_LINES = 700, 80
 # All modules from the ground up: one imports only from those above it in this list. The files that travel with a
 # checkpoint, without their ending:
 TRAVELLING = """
-compat checks records refinement answers numbers loss image_loading exif released drawing loading generation tokens
+compat whole_files checks records refinement answers numbers loss image_loading exif released drawing loading
+polygons points generation tokens
 chat targets decoding guided crops configuration image_processing image_processing_torchvision depth instances normals
 task_base object_tasks tasks text_tasks processing
-tiles image_encoding questions streams prediction pipeline parts vision modeling auto_models
+tiles image_encoding questions streams saving prediction pipeline parts vision modeling auto_models
 """.split()
 # and those that don't.
 OTHERS = """
-files environment arguments client
+files addresses environment arguments client registration
 training.maps training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
 formats.class_maps formats.ade20k formats.cityscapes formats.pascal
@@ -38,7 +39,9 @@ evaluation.protocols evaluation.arguments evaluation.predict evaluation.state
 evaluation.panels evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
-convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction cli __main__
+convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction
+commands.tables commands.parsers commands.inputs commands.models commands.videos commands.predict
+commands.data_sets commands.checkpoints cli __main__
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.
@@ -49,8 +52,9 @@ NO_TASKS = {
     "image_processing_densemllm": {"segmentation"},  # a key of transformers' result
     "instances_densemllm": {"segmentation"},  # the name of an argument, in messages
     "normals_densemllm": {"depth", "normals"},  # likewise
-    "prediction_densemllm": {"segmentation"},  # COCO's key for run lengths
-    "data_prediction": {"segmentation"},  # likewise
+    "points_densemllm": {"normals"},  # likewise
+    "saving_densemllm": {"segmentation"},  # COCO's key for run lengths and polygons
+    "commands.parsers": {"depth"},  # a command
     "evaluation.panoptic": {"segmentation"},  # likewise
     "evaluation.report": {"segmentation"},  # likewise
     "evaluation.state": {"panoptic"},  # the name of a folder
@@ -67,7 +71,7 @@ def path_of(module: str) -> Path:
 def modules() -> list[str]:
     files = [
         *ROOT.glob("*.py"),
-        *(file for name in ("training", "formats", "evaluation") for file in ROOT.glob(f"{name}/*.py")),
+        *(file for name in ("training", "formats", "evaluation", "commands") for file in ROOT.glob(f"{name}/*.py")),
     ]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return sorted(name for name in names if not name.endswith("__init__"))
