@@ -41,7 +41,6 @@ from tqdm.auto import tqdm
 
 from .checks_densemllm import check_count
 from .configuration_densemllm import __version__
-from .evaluation.panoptic import bounding_box
 from .evaluation.state import State, write_atomically
 from .exif_densemllm import EXIF
 from .files import reading
@@ -50,6 +49,7 @@ from .image_encoding_densemllm import load_image
 from .modeling_densemllm import DenseMLLMForConditionalGeneration
 from .object_tasks_densemllm import Foreground
 from .prediction_densemllm import DensePrediction
+from .saving_densemllm import bounding_box
 from .tasks_densemllm import TASKS, Classes
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What maps look like: colours of labels and of depth, legends and scales."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -182,39 +183,87 @@ def colorize_depth(depth: np.ndarray, low: float | None = None, high: float | No
     return colors
 
 
+def _text_size(image: PIL.Image.Image) -> int:
+    """The height of letters beside an image, in pixels: to be read when the image is seen as a whole."""
+    return max(11, round(min(image.size) / 36))
+
+
 def add_names(image: PIL.Image.Image, rows: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:
-    """The image with a legend at its right, in as many columns as its height asks for."""
-    step = 18
-    per_column = max(1, image.height // step)
-    columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
-    font = PIL.ImageFont.load_default()
-    widths = [28 + max(int(font.getlength(name)) for name, _ in column) for column in columns]
-    sheet = PIL.Image.new("RGB", (image.width + sum(widths), max(image.height, step)), "white")
+    """The image with a legend at its right: in as many columns as its height asks for, and below its end only where
+    these would be wider than the image itself."""
+    size = _text_size(image)
+    font = PIL.ImageFont.load_default(size)
+    box, step, gap = size, round(1.5 * size), size // 2
+    per_column = max(1, (image.height - 4) // step)
+    widths = _column_widths(rows, per_column, font, box + 3 * gap)
+    while len(widths) > 1 and sum(widths) > max(image.width, 20 * size):
+        per_column += 1
+        widths = _column_widths(rows, per_column, font, box + 3 * gap)
+    height = max(image.height, min(per_column, len(rows)) * step + 4)
+    sheet = PIL.Image.new("RGB", (image.width + sum(widths), height), "white")
     sheet.paste(image)
-    draw, left = PIL.ImageDraw.Draw(sheet), image.width + 6
-    for column, width in zip(columns, widths, strict=True):
-        for place, (name, color) in enumerate(column):
-            top = place * step + 2
-            draw.rectangle([left, top, left + 12, top + 12], fill=tuple(int(c) for c in color), outline="black")
-            draw.text((left + 18, top + 1), name, fill="black", font=font)
+    draw, left = PIL.ImageDraw.Draw(sheet), image.width + gap
+    for column, width in enumerate(widths):
+        for place, (name, color) in enumerate(rows[column * per_column : (column + 1) * per_column]):
+            top = place * step + 4
+            draw.rectangle([left, top, left + box, top + box], fill=tuple(int(c) for c in color), outline="black")
+            draw.text((left + box + gap, top + box / 2), name, fill="black", font=font, anchor="lm")
         left += width
     return sheet
 
 
+def _column_widths(rows: list[tuple[str, np.ndarray]], per_column: int, font: Any, beside: int) -> list[int]:
+    columns = [rows[start : start + per_column] for start in range(0, len(rows), per_column)]
+    return [beside + max(math.ceil(font.getlength(name)) for name, _ in column) for column in columns]
+
+
 def add_scale(image: PIL.Image.Image, low: float, high: float) -> PIL.Image.Image:
     """The image of a depth map with its scale in metres at the right."""
-    height = max(image.height, 14)
-    sheet = PIL.Image.new("RGB", (image.width + 74, height), "white")
+    size = _text_size(image)
+    font, gap, bar = PIL.ImageFont.load_default(size), size // 2, max(16, size)
+    height = max(image.height, 2 * size)
+    count = max(2, min(6, height // (3 * size)))
+    texts = [f"{low + (high - low) * place / (count - 1):.2f} m" for place in range(count)]
+    width = 3 * gap + bar + math.ceil(max(font.getlength(text) for text in texts))
+    sheet = PIL.Image.new("RGB", (image.width + width, height), "white")
     sheet.paste(image)
-    ramp = np.linspace(low, high, height)[:, None].repeat(16, axis=1)
-    sheet.paste(PIL.Image.fromarray(colorize_depth(ramp, low, high)), (image.width + 6, 0))
+    ramp = np.linspace(low, high, height)[:, None].repeat(bar, axis=1)
+    left = image.width + gap
+    sheet.paste(PIL.Image.fromarray(colorize_depth(ramp, low, high)), (left, 0))
     draw = PIL.ImageDraw.Draw(sheet)
-    count = max(2, min(6, height // 24))
-    for place in range(count):
-        top = place * (height - 1) / (count - 1)
-        metres = low + (high - low) * place / (count - 1)
-        draw.text((image.width + 27, min(max(0, top - 6), height - 12)), f"{metres:.2f} m", fill="black")
+    for place, text in enumerate(texts):
+        middle = min(max(place * (height - 1) / (count - 1), size / 2 + 1), height - size / 2 - 1)
+        draw.text((left + bar + gap, middle), text, fill="black", font=font, anchor="lm")
     return sheet
+
+
+def beside(panels: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
+    """Images from left to right, on white."""
+    gap = 8
+    width = sum(panel.width for panel in panels) + gap * (len(panels) - 1)
+    sheet = PIL.Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
+    left = 0
+    for panel in panels:
+        sheet.paste(panel, (left, 0))
+        left += panel.width + gap
+    return sheet
+
+
+def draw_outlines(colors: np.ndarray, values: np.ndarray) -> None:
+    """Draw the borders between different numbers, of which one at least is not below 0, in white into a map's image.
+
+    Args:
+        colors: `uint8 [height, width, 3]`; changed in place.
+        values: integers or booleans `[height, width]`.
+    """
+    values = values.astype(np.int64)
+    border = np.zeros(values.shape, dtype=bool)
+    border[:, 1:] |= (values[:, 1:] != values[:, :-1]) & (np.maximum(values[:, 1:], values[:, :-1]) >= 0)
+    border[1:] |= (values[1:] != values[:-1]) & (np.maximum(values[1:], values[:-1]) >= 0)
+    for _ in range(round(min(values.shape) / 400)):  # thicker in large images
+        border[:-1] |= border[1:]
+        border[:, :-1] |= border[:, 1:]
+    colors[border] = 255
 
 
 def draw_labels(

@@ -16,13 +16,14 @@
 import argparse
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .whole_files_densemllm import whole_file as whole_file
 
 
 OVERWRITE_HELP = "replace files that are there already; inputs are never written over"
@@ -103,40 +104,6 @@ def check_outputs_of_script(parser: argparse.ArgumentParser, *args: Any, **kwarg
 def _identity(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_dev, stat.st_ino
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Write a file that is whole as soon as it has its name: what the block writes to the path that it is given gets
-    the name `path` at its end, and is removed where the block fails.
-
-    Args:
-        path: the file; folders that lack are made.
-        overwrite: whether a file of that name is replaced.
-
-    Yields:
-        a new path in the same folder, with the same suffix.
-
-    Raises:
-        OSError: the file can't be written, or is there; the message has its name.
-    """
-    path = Path(path)
-    staged = path.with_name(f".{secrets.token_hex(6)}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield staged
-        with open(staged, "rb+") as file:
-            os.fsync(file.fileno())
-        if not overwrite and os.path.lexists(path):  # since it was looked for
-            raise FileExistsError(f"{path} is there already; give another name, or --overwrite")
-        os.replace(staged, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -19,12 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
-import numpy as np
 import PIL.Image
 import torch
 from transformers.utils import logging
 
-from .answers_densemllm import encode_rle
 from .checks_densemllm import (
     Box,
     FocalLengths,
@@ -42,7 +40,6 @@ from .checks_densemllm import (
     shown,
 )
 from .crops_densemllm import CropMaps, check_box, crop_box
-from .drawing_densemllm import Palette
 from .exif_densemllm import find_focal_lengths
 from .image_encoding_densemllm import (
     EncodedImage,
@@ -50,17 +47,16 @@ from .image_encoding_densemllm import (
     at_places,
     check_images_kwargs,
     check_processor,
-    load_image,
     load_images,
     with_focal_scale,
 )
-from .image_processing_densemllm import DenseMLLMImageProcessor
 from .numbers_densemllm import copies_on_host, read_numbers
 from .processing_densemllm import DenseMLLMProcessor
 from .questions_densemllm import QuestionMixin
+from .saving_densemllm import StoredMaps
 from .streams_densemllm import takes_iterators
 from .task_base_densemllm import DenseRequest, DenseTask, Labels, ThingLabels
-from .tasks_densemllm import DEFAULT_TASK, MAP_TASKS, DenseMaps, check_refine, get_task, tasks_with
+from .tasks_densemllm import DEFAULT_TASK, check_refine, get_task, tasks_with
 from .tiles_densemllm import Tiling
 from .tokens_densemllm import BACKGROUND_LABEL
 
@@ -69,72 +65,12 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass
-class DensePrediction(DenseMaps):
+class DensePrediction(StoredMaps):
     """Maps of one image, with what shows and stores them; the fields are those of [`DenseMaps`].
 
     A prediction goes from process to process as a pickle, or as [`to_dict`] and [`from_dict`]; where a checkpoint's
     own code is not loaded, a pickle of it is read as a `types.SimpleNamespace` of the fields.
     """
-
-    def to_pil(
-        self, field: str | None = None, legend: bool = False, palette: Palette | None = None
-    ) -> PIL.Image.Image:
-        """An image of one field: classes and the mask in colours, depth from near (bright) to far (dark).
-
-        Args:
-            field: `"segmentation"`, `"predicted_depth"`, `"mask"`...; the first that is there where left out.
-            legend: add the names of the classes, or a scale in metres, at the right of the map.
-            palette: colours of the classes, as for [`label_colors`]: a fixed table where left out, `"ade20k"`,
-                `"voc"`, `"cityscapes"`, a dict from name or number to colour, or `[n, 3]`.
-        """
-        return MAP_TASKS[self._field(field)].draw(self, check_flag("legend", legend), palette)
-
-    def to_rle(self) -> "dict | list[dict]":
-        """Masks as COCO's compressed run lengths, `{"size": [height, width], "counts": str}`, as `pycocotools` reads
-        and writes them: of `mask`, or of each segment, in the form of its results.
-
-        Returns:
-            one dict for a mask; for a segmentation a list with `segmentation`, `category_id`, `category`, `score` and
-            `area` of each row of `segments_info`.
-        """
-        if self.mask is not None:
-            return encode_rle(self.mask.numpy())
-        if self.segmentation is None:
-            raise ValueError("there is no mask and no segmentation to encode")
-        return [
-            {
-                "segmentation": encode_rle((self.segmentation == row["id"]).numpy()), "category_id": row["label_id"],
-                "category": row["label"], "score": row["score"], "area": row["area"],
-            }
-            for row in self.segments_info
-        ]  # fmt: skip
-
-    def overlay(
-        self, image: ImageOrEncoded, field: str | None = None, alpha: float = 0.55, palette: Palette | None = None
-    ) -> PIL.Image.Image:
-        """The image of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
-
-        Args:
-            image: of the scene, in any form that `predict_dense` takes.
-            field: as for [`to_pil`].
-            alpha: weight of the map in [0, 1].
-            palette: as for [`to_pil`].
-        """
-        field, alpha = self._field(field), check_share("alpha", alpha)
-        colors = np.array(self.to_pil(field, palette=palette))
-        image = image.image if isinstance(image, EncodedImage) else image
-        scene = load_image(image, DenseMLLMImageProcessor(), "`image`")  # upright, as it was seen
-        scene = np.asarray(scene.resize((colors.shape[1], colors.shape[0]), PIL.Image.Resampling.BILINEAR))
-        drawn = MAP_TASKS[field].is_drawn(getattr(self, field).cpu().numpy())
-        bands = (np.array_split(whole, 1 + drawn.size // 2**20) for whole in (colors, scene, drawn))
-        for mixed, below, is_drawn in zip(*bands, strict=True):
-            over = np.float32(alpha) * mixed + np.float32(1 - alpha) * below
-            mixed[:] = np.where(is_drawn[..., None], over, below).round()
-        return PIL.Image.fromarray(colors)
-
-    def _field(self, field: str | None) -> str:
-        there = [name for name in MAP_TASKS if getattr(self, name) is not None]
-        return there[0] if field is None and there else check_choice("field", field, there)
 
 
 @dataclass

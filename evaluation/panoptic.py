@@ -29,14 +29,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL.Image
 import torch
 from accelerate.utils import gather_object
 
 from ..answers_densemllm import decode_rle, encode_rle
 from ..checks_densemllm import shown
-from ..crops_densemllm import mask_corners
 from ..files import check_outputs, whole_file
+from ..saving_densemllm import bounding_box, numbers_to_rgb
 from .metrics import DenseMetrics
 
 
@@ -320,8 +319,7 @@ def save_coco_panoptic(
             raise ValueError(f"`predictions` has the class id {unknown[0]} in {image_id!r}, which is no category")
         name = _png_name(image_id)
         with whole_file(Path(folder_png) / name, overwrite) as staged:
-            rgb = np.stack([places >> shift & 255 for shift in (0, 8, 16)], axis=-1)
-            PIL.Image.fromarray(rgb.astype(np.uint8)).save(staged)
+            numbers_to_rgb(places).save(staged)
         images.append({"id": image_id, "file_name": name, "height": places.shape[0], "width": places.shape[1]})
         segments_info = []
         for place, row in enumerate(rows, 1):
@@ -400,12 +398,6 @@ def _png_name(image_id: int | str) -> str:
     if Path(name).name != name or "\\" in name:
         raise ValueError(f"`predictions`: an image id must be a whole number or a file's name, got {image_id!r}")
     return name
-
-
-def bounding_box(mask: np.ndarray) -> list[int]:
-    """`[x, y, width, height]` of the pixels of a mask that has any."""
-    x0, y0, x1, y1 = mask_corners(mask)
-    return [x0, y0, x1 - x0, y1 - y0]
 
 
 # ---- pycocotools ----

@@ -18,10 +18,11 @@ MAX_LINES, MAX_FUNCTION_LINES = 700, 80
 # All modules from the ground up: one imports only from those above it in this list. The files that travel with a
 # checkpoint, without their ending:
 TRAVELLING = """
-compat checks records refinement answers numbers loss image_loading exif released drawing loading generation tokens
+compat whole_files checks records refinement answers numbers loss image_loading exif released drawing loading
+polygons points generation tokens
 chat targets decoding guided crops configuration image_processing image_processing_torchvision depth instances normals
 task_base object_tasks tasks text_tasks processing
-tiles image_encoding questions streams prediction pipeline parts vision modeling auto_models
+tiles image_encoding questions streams saving prediction pipeline parts vision modeling auto_models
 """.split()
 # and those that don't.
 OTHERS = """
@@ -49,7 +50,8 @@ NO_TASKS = {
     "image_processing_densemllm": {"segmentation"},  # a key of transformers' result
     "instances_densemllm": {"segmentation"},  # the name of an argument, in messages
     "normals_densemllm": {"depth", "normals"},  # likewise
-    "prediction_densemllm": {"segmentation"},  # COCO's key for run lengths
+    "points_densemllm": {"normals"},  # likewise
+    "saving_densemllm": {"segmentation"},  # COCO's key for run lengths and polygons
     "data_prediction": {"segmentation"},  # likewise
     "evaluation.panoptic": {"segmentation"},  # likewise
     "evaluation.report": {"segmentation"},  # likewise

@@ -1,0 +1,1 @@
+../../polygons_densemllm.py

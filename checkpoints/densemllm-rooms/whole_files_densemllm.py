@@ -1,0 +1,1 @@
+../../whole_files_densemllm.py
