@@ -72,9 +72,9 @@ from .tokens_densemllm import (
 
 MILLIMETRES = 1000
 AXIS_SHARE = math.sin(math.radians(22.5))  # of a unit vector, from which it is turned along an axis
-AXES = (("to the left", "", "to the right"), ("down", "", "up"), ("away", "", "to the camera"))
+AXES = (("left", "", "right"), ("down", "", "up"), ("away", "", "to the camera"))
 DIRECTIONS = {
-    x + 3 * y + 9 * z: " and ".join(filter(None, (AXES[1][y + 1], AXES[0][x + 1], AXES[2][z + 1]))) or "unknown"
+    x + 3 * y + 9 * z: ", ".join(filter(None, (AXES[1][y + 1], AXES[0][x + 1], AXES[2][z + 1]))) or "unknown"
     for x, y, z in itertools.product((-1, 0, 1), repeat=3)
 }  # fmt: skip
 

@@ -30,7 +30,6 @@ from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, Encode
 from densemllm.app import limits, readings
 from densemllm.exif_densemllm import exif_focal_length
 from densemllm.files import one_line
-from densemllm.points_densemllm import PointCloud
 from densemllm.task_base_densemllm import DenseRequest, DenseTask, PixelWords
 from densemllm.tasks_densemllm import DEFAULT_TASK, TASKS, Depth
 
@@ -56,12 +55,12 @@ class Seen:
     Attributes:
         encoded: what is predicted and asked from.
         focal_length: in pixels of its image, or `None`.
-        words: of the maps that were predicted of it, by task.
+        beside: what tasks say of each place without being told more than names of classes, by task and names.
     """
 
     encoded: EncodedImage
     focal_length: float | None
-    words: dict[str, PixelWords] = field(default_factory=dict)
+    beside: dict[tuple[str, str], PixelWords] = field(default_factory=dict)
 
 
 @dataclass
@@ -127,7 +126,7 @@ class Demo:
         self.names = model.config.label_names
         self.labels = "\n".join(one_line(name) for name in (self.names or {}).values())
         self.things = "\n".join(map(one_line, model.config.thing_labels or ()))
-        self._seen: OrderedDict[tuple[str, float | None], Seen] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str], Seen] = OrderedDict()
         self._folder = tempfile.TemporaryDirectory(prefix="densemllm-app-")
         self._folders: deque[tempfile.TemporaryDirectory] = deque(maxlen=limits.MAX_QUEUE)
 
@@ -163,22 +162,6 @@ class Demo:
         """The class names of the text field, one a line; the checkpoint's own with their numbers."""
         lines = _lines("classes", labels, len(self.labels), len(self.names or ()))
         return self.names if lines == self.labels.splitlines() else lines or None
-
-    def focal_length_of(self, text: str | None, edge: int) -> float | None:
-        """A focal length in pixels of the upload, whose longer edge is `edge`; `None` where the field is empty."""
-        if not (text or "").strip():
-            return None
-        low, high = (factor * edge for factor in limits.FOCAL_LENGTHS)
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise PageError(
-                f"The focal length must be {low:.0f} to {high:.0f} pixels for this image, or left empty, got "
-                f"“{one_line(text)[:40]}”."
-            )
-        return value
 
     @staticmethod
     def camera(path: str | None) -> str:
@@ -223,11 +206,9 @@ class Demo:
         with self._request():
             seen = self._read(path, focal_length, progress)
             progress(0.6, desc=words_of(task))
-            prediction = self._predict(seen, [task], given)
-            self._read_beside(seen, task, given)
-        words = task.to_words(prediction)
-        # The latest stands first.
-        seen.words = {task.name: readings.thin_out(words)} | {k: v for k, v in seen.words.items() if k != task.name}
+            prediction = self._predict(seen, task, given)
+            words = task.to_words(prediction)
+            places = {words_of(task): readings.thin_out(words), **self._read_beside(seen, task, names)}
         image = seen.encoded.image
         colors = np.asarray(task.draw(prediction))
         drawn = prediction.overlay(image, task.map_field, alpha=0.7 if words.values is None else 1.0)
@@ -235,8 +216,8 @@ class Demo:
             image,
             drawn,
             readings.legend(words, colors),
-            readings.reading(HINT, {words_of(self.tasks[name]): own for name, own in seen.words.items()}),
-            task.describe(prediction),
+            readings.reading(HINT, places),
+            "" if words.values is None else task.describe(prediction),  # a legend has it
             save_files(prediction, image, os.path.join(self._new_folder(), f"{Path(path).stem}_{task.name}")),
         )
 
@@ -264,16 +245,17 @@ class Demo:
         with self._request():
             seen = self._read(path, focal_length, progress)
             progress(0.7, desc="the points")
-            prediction = self._predict(seen, [self.tasks[Depth.name]], {})
-            image = seen.encoded.image
+            image, depth = seen.encoded.image, self.tasks[Depth.name]
             focal = seen.focal_length or max(image.size) / 2 / math.tan(math.radians(VIEW / 2))
-            cloud = prediction.to_pointcloud(focal, image)
+            cloud = self._predict(seen, depth, {}).to_pointcloud(focal, image)
             start = os.path.join(self._new_folder(), Path(path).stem)
             cloud.save(f"{start}.ply")
-            # Viewers hold y for up, and look along -z.
-            every = 1 + len(cloud) // limits.MAX_POINTS
-            turned = PointCloud(cloud.points[::every] * np.float32([1, -1, -1]), cloud.colors[::every])
-            turned.save(f"{start}_view.ply")
+            # As many points as a screen has room for. Viewers hold y for up, and look along -z.
+            scale = math.sqrt(limits.MAX_POINTS / math.prod(image.size))
+            size = tuple(max(1, int(edge * scale)) for edge in (image.height, image.width))
+            shown = self._predict(seen, depth, {"target_sizes": size}).to_pointcloud(focal * scale, image)
+            shown.points[:, 1:] *= -1
+            shown.save(f"{start}_view.ply")
         about = f"{len(cloud)} points."
         if seen.focal_length is None:
             about += f" The focal length is not known: a view of {VIEW} degrees is assumed, so sizes may be wrong."
@@ -297,43 +279,48 @@ class Demo:
             raise PageError(in_words(one_line(error))) from error
 
     def _read(self, path: str | None, focal_length: str | None, progress: Progress) -> Seen:
-        """An upload as the model reads it; the last few are kept."""
-        image, size = self.read(path)
-        focal = self.focal_length_of(focal_length, max(size))
-        key = (str(path), focal)
+        """An upload as the model reads it; the last few are kept. One thread at a time comes here."""
+        given = (focal_length or "").strip()
+        key = (str(path), given)
         if key in self._seen:
             self._seen.move_to_end(key)
             return self._seen[key]
+        image, size = self.read(path)
+        own = None
+        if given:
+            own = check_focal_length(given, max(size)) * image.width / size[0]
         progress(0.1, desc="reading the image")
-        own = None if focal is None else focal * image.width / size[0]
         seen = Seen(self.model.encode_image(image, focal_length=own), own)
         self._seen[key] = seen
         while len(self._seen) > limits.MAX_ENCODED:
             self._seen.popitem(last=False)
         return seen
 
-    def _predict(self, seen: Seen, tasks: Sequence[DenseTask], given: Mapping[str, Any]) -> DensePrediction:
-        options = {**given, "focal_length": seen.focal_length}
-        taken = {name for task in tasks for name in task.options}
+    def _predict(self, seen: Seen, task: DenseTask, given: Mapping[str, Any]) -> DensePrediction:
+        options = {"focal_length": seen.focal_length, **given}
+        taken = {"target_sizes", *task.options}
         options = {name: value for name, value in options.items() if value is not None and name in taken}
-        return self.model.predict_dense(seen.encoded, task=tuple(task.name for task in tasks), **options)
+        return self.model.predict_dense(seen.encoded, task=task.name, **options)
 
-    def _read_beside(self, seen: Seen, shown: DenseTask, given: Mapping[str, Any]) -> None:
-        """What other tasks say of each place, of those that cost no further pass over the image and need no words."""
-        processor = self.model.get_processor()
-        request = DenseRequest((0, 0), expression=given["text"], focal_length=seen.focal_length)
-        beside: dict[str, DenseTask] = {}
+    def _read_beside(self, seen: Seen, shown: DenseTask, names: Any) -> dict[str, PixelWords]:
+        """What other tasks say of each place: those that cost no further pass over the image and need no words."""
+        processor, found = self.model.get_processor(), {}
+        request = DenseRequest((0, 0), focal_length=seen.focal_length)
+        fields = {shown.map_field}
         for task in self.tasks.values():
-            can = not task.on_crops and ("labels" not in task.options or given["labels"] is not None)
-            is_new = task.name not in seen.words and task.map_field != shown.map_field
-            if can and is_new and task.prompt(request, processor) == seen.encoded.prompt:
-                beside.setdefault(task.map_field, task)
-        for task in beside.values():
-            try:
-                prediction = self._predict(seen, [task], {"labels": given["labels"]})
-            except ValueError:  # it needs what wasn't asked for, such as a focal length
+            is_asked = task.on_crops or ("labels" in task.options and names is None)
+            if is_asked or task.map_field in fields or task.prompt(request, processor) != seen.encoded.prompt:
                 continue
-            seen.words[task.name] = readings.thin_out(task.to_words(prediction))
+            key = task.name, repr(names) if "labels" in task.options else ""
+            if key not in seen.beside:
+                try:
+                    prediction = self._predict(seen, task, {"labels": names})
+                except ValueError:  # it needs what isn't there, such as a focal length
+                    continue
+                seen.beside[key] = readings.thin_out(task.to_words(prediction))
+            fields.add(task.map_field)
+            found[words_of(task)] = seen.beside[key]
+        return found
 
     def _new_folder(self) -> str:
         """For files to download. The page copies them when it shows them; so they are here for a few requests only."""
@@ -354,6 +341,21 @@ def save_files(prediction: DensePrediction, image: PIL.Image.Image, start: str) 
     return [str(path) for path in written]
 
 
+def check_focal_length(text: str, edge: int) -> float:
+    """A focal length in pixels of an image whose longer edge is `edge`, from what was typed."""
+    low, high = (factor * edge for factor in limits.FOCAL_LENGTHS)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise PageError(
+            f"The focal length must be {low:.0f} to {high:.0f} pixels for this image, or left empty, got "
+            f"“{one_line(text)[:40]}”."
+        )
+    return value
+
+
 def words_of(task: DenseTask) -> str:
     """How the page calls a task."""
     return task.name.replace("_", " ")
@@ -361,6 +363,7 @@ def words_of(task: DenseTask) -> str:
 
 def in_words(text: str) -> str:
     """A sentence about arguments as one about the fields of the page."""
+    text = text.removesuffix(", got None")
     for name, called in FIELDS.items():
         text = text.replace(f"`{name}`", f"“{called}”")
     return text[:1].upper() + text[1:]

@@ -37,6 +37,8 @@ TASK_FIELDS = ("text", "labels", "thing_labels")
 MODEL_QUEUE = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "public"}
 AT_ONCE = {"concurrency_limit": None, "queue": False, "show_progress": "hidden"}
 HIDDEN = gr.update(value=None, visible=False)
+# On a phone the map is below the fields.
+SHOW = "() => document.querySelector('#said').scrollIntoView({ behavior: 'smooth', block: 'nearest' }) ?? []"
 START = "Choose an image and a task, then press “Predict”."
 EDGES = {"as predicted": "", "guided by the image": GUIDED, "by a CRF": CRF}
 
@@ -50,7 +52,7 @@ def make_page(demo: Demo) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 image = _upload_field(
-                    label="image", elem_id="image", height=280, sources=["upload", "clipboard"], buttons=[]
+                    label="image", elem_id="image", height=280, sources=["upload", "clipboard"], buttons=["fullscreen"]
                 )
                 if EXAMPLES:
                     gr.Examples([[str(path)] for path in EXAMPLES], [image], label="or a room", elem_id="examples")
@@ -67,10 +69,11 @@ def make_page(demo: Demo) -> gr.Blocks:
         task, *fields = inputs
         focal_length = fields[-2]
         task.change(lambda name: _of_task(demo, name), [task], [task, *fields], **AT_ONCE, api_visibility="private")
-        look.click(
-            _predicting(demo), [image, *inputs], shown, scroll_to_output=True, show_progress_on=shown[1],
-            api_name="predict", **MODEL_QUEUE,
+        done = look.click(
+            _predicting(demo), [image, *inputs], shown, show_progress_on=[look, shown[1]], api_name="predict",
+            **MODEL_QUEUE,
         )  # fmt: skip
+        done.then(None, js=SHOW, api_visibility="private")
         _connect_chat(demo, image, focal_length, chat)
         if demo.can_measure:
             button, *outputs = space
@@ -91,7 +94,7 @@ def launch(page: gr.Blocks, **kwargs: Any) -> Any:
     """Serve the page with its bounds; `kwargs` are for gradio's own `launch`, and what it returns comes back."""
     return page.queue(max_size=limits.MAX_QUEUE).launch(
         max_file_size=limits.MAX_UPLOAD_BYTES, theme=THEME, css_paths=FOLDER / "page.css", ssr_mode=False,
-        footer_links=["api"], **kwargs,
+        footer_links=["api", "settings"], **kwargs,
     )  # fmt: skip
 
 
@@ -169,8 +172,7 @@ def _chat_tab() -> list[gr.components.Component]:
             max_length=limits.MAX_CHARACTERS, min_width=180,
         )  # fmt: skip
         send = gr.Button("Ask", variant="primary", scale=1, min_width=70, elem_id="ask")
-    clear = gr.Button("Clear the conversation", size="sm", elem_id="clear")
-    return [chat, said, question, send, clear]
+    return [chat, said, question, send]
 
 
 def _space_tab() -> list[gr.components.Component]:
@@ -218,7 +220,7 @@ def _predicting(demo: Demo) -> Callable[..., list[Any]]:
 
 
 def _connect_chat(demo: Demo, image: gr.Image, focal_length: gr.Textbox, parts: list[gr.components.Component]) -> None:
-    chat, said, question, send, clear = parts
+    chat, said, question, send = parts
 
     def ask(path, text, turns, focal_length, progress=gr.Progress()):  # noqa: B008 - gradio's way
         if not (text or "").strip():
@@ -234,7 +236,7 @@ def _connect_chat(demo: Demo, image: gr.Image, focal_length: gr.Textbox, parts: 
         [send.click, question.submit], ask, [image, question, chat, focal_length], [chat, said, question],
         show_progress_on=chat, api_name="ask", **MODEL_QUEUE,
     )  # fmt: skip
-    clear.click(lambda: ([], ""), None, [chat, said], api_visibility="private", **AT_ONCE)
+    chat.clear(lambda: "", None, [said], api_visibility="private", **AT_ONCE)
 
 
 def _plain(turn: dict[str, Any]) -> dict[str, str]:

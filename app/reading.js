@@ -30,12 +30,13 @@ const read = (event) => {
     const image = [...view.querySelectorAll("img")].find((one) => one.naturalWidth);
     const place = image && placeIn(image, event);
     if (!place) return;
-    line.replaceChildren(...maps.flatMap((map) => {
+    line.replaceChildren(...maps.map((map) => {
         const pixel = Math.floor(place[1] * map.height) * map.width + Math.floor(place[0] * map.width);
-        const name = document.createElement("small"), words = document.createElement("b");
+        const [both, name, words] = ["span", "small", "b"].map((kind) => document.createElement(kind));
         name.textContent = map.name;
         words.textContent = map.words[map.places[pixel]];
-        return [name, words];
+        both.append(name, " ", words);
+        return both;
     }));
 };
 document.addEventListener("pointermove", read, { passive: true });
