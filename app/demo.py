@@ -366,6 +366,7 @@ def in_words(text: str) -> str:
     text = text.removesuffix(", got None")
     for name, called in FIELDS.items():
         text = text.replace(f"`{name}`", f"“{called}”")
+    text = text.replace("`", "")
     return text[:1].upper() + text[1:]
 
 

@@ -39,7 +39,9 @@ evaluation.protocols evaluation.arguments evaluation.predict evaluation.state
 evaluation.panels evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
-convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction cli __main__
+convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction
+app.limits app.readings app.demo app.page app.main
+cli __main__
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.
@@ -69,7 +71,7 @@ def path_of(module: str) -> Path:
 def modules() -> list[str]:
     files = [
         *ROOT.glob("*.py"),
-        *(file for name in ("training", "formats", "evaluation") for file in ROOT.glob(f"{name}/*.py")),
+        *(file for name in ("training", "formats", "evaluation", "app") for file in ROOT.glob(f"{name}/*.py")),
     ]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return sorted(name for name in names if not name.endswith("__init__"))
