@@ -1,56 +1,33 @@
 """DenseMLLM (arXiv 2602.14134) for Hugging Face Transformers: a multimodal LLM that predicts dense maps by itself."""
 
+import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForDepthEstimation,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForSemanticSegmentation,
-    AutoProcessor,
-)
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
-from transformers.pipelines import PIPELINE_REGISTRY
 
-from .auto_models_densemllm import DenseMLLMForDepthEstimation, DenseMLLMForSemanticSegmentation
-from .configuration_densemllm import DenseMLLMConfig, DenseMLLMVisionConfig
-from .image_encoding_densemllm import EncodedImage
-from .image_processing_densemllm import DenseMLLMImageProcessor
-from .loss_densemllm import ntp_m_loss
-from .modeling_densemllm import DenseMLLMForConditionalGeneration, DenseMLLMModel
-from .pipeline_densemllm import (
-    DenseDepthEstimationPipeline,
-    DenseImageSegmentationPipeline,
-    DensePredictionPipeline,
-)
-from .prediction_densemllm import DensePrediction
-from .processing_densemllm import DenseMLLMProcessor
-from .tasks_densemllm import add_dense_tokens
-from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel
-
-
-try:
-    __version__ = version("densemllm")
-except PackageNotFoundError:  # a folder on the path, not installed
-    from .configuration_densemllm import __version__ as __version__
-
-# With the package imported, the Auto classes know these without `trust_remote_code`.
-AutoConfig.register(DenseMLLMConfig.model_type, DenseMLLMConfig, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    auto_class.register(DenseMLLMConfig, DenseMLLMForConditionalGeneration, exist_ok=True)
-AutoModelForDepthEstimation.register(DenseMLLMConfig, DenseMLLMForDepthEstimation, exist_ok=True)
-AutoModelForSemanticSegmentation.register(DenseMLLMConfig, DenseMLLMForSemanticSegmentation, exist_ok=True)
-AutoImageProcessor.register(DenseMLLMConfig, DenseMLLMImageProcessor, exist_ok=True)
-AutoProcessor.register(DenseMLLMConfig, DenseMLLMProcessor, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline("dense-prediction", DensePredictionPipeline, pt_model=AutoModel)
-
-# What trains and measures, by its module: imported when it is asked for (PEP 562), as that needs `datasets` and the
-# Trainer, which predictions don't. Each name stands among the imports for type checkers, too.
+# Names by their module, which is imported when one is asked for (PEP 562). Each stands among the imports for type
+# checkers, too.
+NAMES = {
+    "DenseDepthEstimationPipeline": ".pipeline_densemllm",
+    "DenseImageSegmentationPipeline": ".pipeline_densemllm",
+    "DenseMLLMConfig": ".configuration_densemllm",
+    "DenseMLLMForConditionalGeneration": ".modeling_densemllm",
+    "DenseMLLMForDepthEstimation": ".auto_models_densemllm",
+    "DenseMLLMForSemanticSegmentation": ".auto_models_densemllm",
+    "DenseMLLMImageProcessor": ".image_processing_densemllm",
+    "DenseMLLMModel": ".modeling_densemllm",
+    "DenseMLLMPreTrainedModel": ".vision_densemllm",
+    "DenseMLLMProcessor": ".processing_densemllm",
+    "DenseMLLMVisionConfig": ".configuration_densemllm",
+    "DenseMLLMVisionModel": ".vision_densemllm",
+    "DensePrediction": ".prediction_densemllm",
+    "DensePredictionPipeline": ".pipeline_densemllm",
+    "EncodedImage": ".image_encoding_densemllm",
+    "add_dense_tokens": ".tasks_densemllm",
+    "ntp_m_loss": ".loss_densemllm",
+}
+# What trains and measures: that needs `datasets` and the Trainer, which predictions don't.
 LAZY_NAMES = {
     "Augmentation": ".training.samples",
     "DenseCollator": ".training.collator",
@@ -63,7 +40,22 @@ LAZY_NAMES = {
     "read_sample": ".training.samples",
 }
 if TYPE_CHECKING:
+    from .auto_models_densemllm import DenseMLLMForDepthEstimation as DenseMLLMForDepthEstimation
+    from .auto_models_densemllm import DenseMLLMForSemanticSegmentation as DenseMLLMForSemanticSegmentation
+    from .configuration_densemllm import DenseMLLMConfig as DenseMLLMConfig
+    from .configuration_densemllm import DenseMLLMVisionConfig as DenseMLLMVisionConfig
     from .formats.folders import load_samples as load_samples
+    from .image_encoding_densemllm import EncodedImage as EncodedImage
+    from .image_processing_densemllm import DenseMLLMImageProcessor as DenseMLLMImageProcessor
+    from .loss_densemllm import ntp_m_loss as ntp_m_loss
+    from .modeling_densemllm import DenseMLLMForConditionalGeneration as DenseMLLMForConditionalGeneration
+    from .modeling_densemllm import DenseMLLMModel as DenseMLLMModel
+    from .pipeline_densemllm import DenseDepthEstimationPipeline as DenseDepthEstimationPipeline
+    from .pipeline_densemllm import DenseImageSegmentationPipeline as DenseImageSegmentationPipeline
+    from .pipeline_densemllm import DensePredictionPipeline as DensePredictionPipeline
+    from .prediction_densemllm import DensePrediction as DensePrediction
+    from .processing_densemllm import DenseMLLMProcessor as DenseMLLMProcessor
+    from .tasks_densemllm import add_dense_tokens as add_dense_tokens
     from .training.arguments import DenseTrainingArguments as DenseTrainingArguments
     from .training.collator import DenseCollator as DenseCollator
     from .training.datasets import DenseDataset as DenseDataset
@@ -72,17 +64,58 @@ if TYPE_CHECKING:
     from .training.samples import Augmentation as Augmentation
     from .training.samples import read_sample as read_sample
     from .training.trainer import DenseTrainer as DenseTrainer
+    from .vision_densemllm import DenseMLLMPreTrainedModel as DenseMLLMPreTrainedModel
+    from .vision_densemllm import DenseMLLMVisionModel as DenseMLLMVisionModel
+
+    __version__: str
 else:  # type checkers would take any name for one that is there
 
     def __getattr__(name: str) -> Any:
-        if name not in LAZY_NAMES:
+        if name == "__version__":
+            value = _find_version()
+        elif name in NAMES or name in LAZY_NAMES:
+            register()
+            value = getattr(import_module({**NAMES, **LAZY_NAMES}[name], __name__), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(LAZY_NAMES[name], __name__), name)
         globals()[name] = value  # looked up once
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *LAZY_NAMES})
+        return sorted({*globals(), *NAMES, *LAZY_NAMES, "__version__"})
+
+
+def register() -> None:
+    """Let transformers know the classes: its Auto classes load checkpoints without `trust_remote_code` from then on,
+    and `pipeline` has the task `dense-prediction`. Importing the package does it, but for the command line, which
+    does it once it knows what to do. Repeating it is free."""
+    from .registration import register_all
+
+    register_all()
+
+
+def _is_command() -> bool:
+    """Whether this process is `densemllm ...` or `python -m densemllm ...`: its help, and what it says of mistakes,
+    should not wait for torch and transformers, which take seconds to import."""
+    started = getattr(sys, "argv", None) or [""]
+    if started[0] == "-m":
+        return "densemllm" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
+    return Path(started[0]).stem == "densemllm" or Path(started[0]).parts[-2:] == ("densemllm", "__main__.py")
+
+
+def _find_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("densemllm")
+    except PackageNotFoundError:  # a folder on the path, not installed
+        from .configuration_densemllm import __version__ as own
+
+        return own
+
+
+if not _is_command():
+    register()
 
 
 __all__ = [

@@ -29,7 +29,6 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import numpy as np
 import PIL.Image
@@ -39,6 +38,7 @@ from transformers.generation import GenerationConfig
 from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 
+from .addresses import check_url
 from .checks_densemllm import FocalLengths, check_count, check_positive, check_text, one_an_image, shown
 from .compat_densemllm import httpx
 from .configuration_densemllm import DenseMLLMConfig, check_prompt_length
@@ -192,8 +192,8 @@ class DenseClient(DensePredictionMixin):
         retries: int = 2,
         **options: Any,
     ):
-        self.url = check_url("url", url)
-        self.chat_url = self.url if chat_url is None else check_url("chat_url", chat_url)
+        self.url = check_url("url", check_text("url", url))
+        self.chat_url = self.url if chat_url is None else check_url("chat_url", check_text("chat_url", chat_url))
         self.timeout = float(check_positive("timeout", timeout))
         self.retries = check_count("retries", retries, least=0)
         files = CheckpointFiles.of_call(checkpoint, options)
@@ -444,16 +444,6 @@ class DenseClient(DensePredictionMixin):
             raise ServerError(f"{answer.url} gave something else than JSON: {answer.text[:200]!r}") from error
 
 
-def check_url(name: str, url: str) -> str:
-    """The address of a server without what stands behind it."""
-    url = check_text(name, url).strip().rstrip("/").removesuffix("/v1")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        name = name if name.startswith("--") else f"`{name}`"
-        raise ValueError(f"{name} must be the address of a server, such as http://localhost:8000, got {shown(url)}")
-    return url
-
-
 def _said(place: str, answer, hint: str) -> str:
     """What a server says about what it refused, and `hint` where it doesn't know the path."""
     try:
@@ -558,4 +548,4 @@ def _sampling(kwargs: dict, max_new_tokens: int | None, stop_at: str | None, pro
     return fields
 
 
-__all__ = ["DenseClient", "OutputEmbedding", "ServerError", "check_url"]
+__all__ = ["DenseClient", "OutputEmbedding", "ServerError"]

@@ -17,7 +17,8 @@ What is written, of each image by its name, which is its path within a folder, o
 
     png      `TASK/NAME.png`, numbers as the command's help says of `--format raw`
     npz      `NAME.npz`, an array a map: `segmentation`, `predicted_depth`, `mask`, `normals`
-    coco     `coco.json`: images, categories and annotations, a row a segment, with compressed run lengths
+    coco     `coco.json`: images, categories and annotations, a row a segment, with compressed run lengths, or polygons
+    others   `TASK/NAME.SUFFIX`, a form of `DensePrediction.save`: overlay, side_by_side, geojson, yolo, ply...
     parquet  `part-NUMBER.parquet`: `name`, and of each task its PNG, as the `Image` feature of `datasets` has it
 
 `predictions.json`, the last, lists all images, those that could not be read with the reason. `state/` says what is
@@ -42,25 +43,28 @@ from tqdm.auto import tqdm
 from .checks_densemllm import check_count
 from .configuration_densemllm import __version__
 from .evaluation.state import State, write_atomically
-from .exif_densemllm import EXIF
+from .exif_densemllm import EXIF, exif_focal_length
 from .files import reading
 from .formats.folders import open_rows
 from .image_encoding_densemllm import load_image
 from .modeling_densemllm import DenseMLLMForConditionalGeneration
-from .object_tasks_densemllm import Foreground
 from .prediction_densemllm import DensePrediction
-from .saving_densemllm import bounding_box
-from .tasks_densemllm import TASKS, Classes
+from .saving_densemllm import FORMATS as FILE_FORMATS
+from .saving_densemllm import OBJECT, SEGMENTS, merge_coco
+from .tasks_densemllm import TASKS
 
 
-FORMATS = ("png", "npz", "coco", "parquet")
+FORMATS = tuple(dict.fromkeys(("png", "npz", "coco", "parquet", *FILE_FORMATS)))
 # Of files that Pillow can read, and not only write.
 IMAGE_SUFFIXES = frozenset(
     suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN
 )
-SUMMARY, COCO = "predictions.json", "coco.json"
-# Fields of a prediction that run lengths can say.
-SEGMENT_FIELDS = (Classes.map_field, Foreground.map_field)
+SUMMARY = "predictions.json"
+# Forms that have all images in one file, and its name; the PNGs of the second are in the folder of its name.
+PANOPTIC = "coco_panoptic"
+COCO = {"coco": "coco.json", PANOPTIC: f"{PANOPTIC}.json"}
+# Forms that this module writes; the others are those of `DensePrediction.save`.
+OWN_FORMATS = ("png", "npz", "coco", PANOPTIC, "parquet")
 
 
 @dataclass
@@ -78,6 +82,9 @@ class PredictionJob:
         save_every: images between two pieces of the state.
         options: arguments of `predict_dense`, the same for all images.
         overwrite: start anew in a folder that has results.
+        suffix: of the files of an image, where its form has several.
+        polygons: segments of `coco` as polygons.
+        tolerance, palette: as for `DensePrediction.save`.
     """
 
     data: str
@@ -90,6 +97,10 @@ class PredictionJob:
     save_every: int = 64
     options: dict[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    suffix: str | None = None
+    polygons: bool = False
+    tolerance: float = 1.0
+    palette: str | None = None
 
     def __post_init__(self) -> None:
         if self.form not in FORMATS:
@@ -99,9 +110,17 @@ class PredictionJob:
         unknown = sorted(set(self.tasks) - set(TASKS))
         if unknown or not self.tasks:
             raise ValueError(f"`tasks` must be of {sorted(TASKS)}, got {list(self.tasks)}")
-        without = [name for name in self.tasks if TASKS[name].map_field not in SEGMENT_FIELDS]
-        if self.form == "coco" and (without or len(self.tasks) > 1):
-            raise ValueError(f"`form` 'coco' is for one task that finds segments or a mask, not for {self.tasks}")
+        without = [name for name in self.tasks if TASKS[name].map_field not in SEGMENTS]
+        if self.form in COCO and (without or len(self.tasks) > 1):
+            raise ValueError(
+                f"`form` {self.form!r} is for one task that finds segments or a mask, not for {self.tasks}"
+            )
+        form = FILE_FORMATS.get(self.form)
+        for name in self.tasks if form is not None and form.fields else ():
+            if TASKS[name].map_field not in form.fields:
+                raise ValueError(f"`form` {self.form!r} can't be of the task {name!r}")
+        if self.suffix is not None and (form is None or self.suffix not in form.suffixes):
+            raise ValueError(f"`suffix` must be one that the form {self.form!r} has, got {self.suffix!r}")
         if Path(self.data).is_dir() and Path(self.data).resolve() in (self.out.resolve(), *self.out.resolve().parents):
             raise ValueError(f"`out` must not be in the folder of `data`, got {self.out}")
 
@@ -187,9 +206,10 @@ def predict_dataset(model: DenseMLLMForConditionalGeneration, job: PredictionJob
     fingerprint = {
         "data": job.data, "split": job.split, "column": job.column, "images": len(images), "tasks": list(job.tasks),
         "form": job.form, "options": _plain(job.options), "save_every": job.save_every, "model": model.name_or_path,
-        "densemllm": __version__,
+        "densemllm": __version__, "suffix": job.suffix, "polygons": job.polygons, "tolerance": job.tolerance,
+        "palette": job.palette,
     }  # fmt: skip
-    with State(job.out / "state", job.overwrite, outputs=(SUMMARY, COCO)) as state:
+    with State(job.out / "state", job.overwrite, outputs=(SUMMARY, *COCO.values())) as state:
         if process.is_main_process:
             _check_out(job, state)
             state.open(fingerprint)
@@ -230,7 +250,7 @@ def _predict_pieces(
         for number in range(piece * job.save_every, min((piece + 1) * job.save_every, len(images)))
     ]
     is_main = PartialState().is_main_process
-    bar = tqdm(total=len(numbers), desc="predicting", unit="image", disable=not is_main)
+    bar = tqdm(total=len(numbers), desc="predicting", unit=" images", disable=not is_main)
     rows: list[dict] = []
     kept: list[dict] = []
     started = time.monotonic()
@@ -239,7 +259,10 @@ def _predict_pieces(
         if prediction is None:
             rows.append({**row, "error": error})
         else:
-            row, record = _write_image(job, row, prediction)
+            if job.form in OWN_FORMATS:
+                row, record = _write_image(job, row, prediction)
+            else:
+                record = _save_image(job, images, row, prediction, model)
             rows.append(row)
             kept += [] if record is None else [record]
         bar.update()
@@ -292,23 +315,48 @@ def _write_image(job: PredictionJob, row: dict, prediction: DensePrediction) -> 
         maps = {task.name: {"bytes": _png(task.to_numbers(prediction)), "path": None} for task in tasks}
         return row, {"name": row["name"], **maps}
     else:
-        height, width = getattr(prediction, tasks[0].map_field).shape
-        segments = _segments(prediction, job.options.get("text"))
-        return {**row, "height": height, "width": width, "segments": segments}, None
+        content, png = _coco_of(job, row, prediction)
+        if png is not None:
+            buffer = io.BytesIO()
+            png.save(buffer, "PNG")
+            write_atomically(job.out / PANOPTIC / content["annotations"][0]["file_name"], buffer.getvalue())
+        # Of the categories those that are there: a list of all of them an image is much.
+        used = {row["category_id"] for row in annotation_rows(content)}
+        content["categories"] = [category for category in content["categories"] if category["id"] in used]
+        return {**row, "coco": content}, None
     return row, None
 
 
-def _segments(prediction: DensePrediction, text: str | None) -> list[dict]:
-    """What COCO's annotations say of each segment, or of the mask of what `text` names."""
-    rows = prediction.to_rle()
-    if isinstance(rows, dict):
-        mask = prediction.mask
-        score = float(prediction.scores[mask].mean()) if mask.any() else 0.0
-        rows = [{"segmentation": rows, "category_id": 1, "category": text or "object", "score": score}]
-        masks, rows[0]["area"] = [mask], int(mask.sum())
-    else:
-        masks = [prediction.segmentation == row["id"] for row in prediction.segments_info]
-    return [{**row, "bbox": bounding_box(mask.numpy())} for row, mask in zip(rows, masks, strict=True) if mask.any()]
+def _coco_of(job: PredictionJob, row: dict, prediction: DensePrediction) -> tuple[dict, PIL.Image.Image | None]:
+    """What COCO's file says of one image, and the PNG that belongs to it, if there is one."""
+    if job.form == PANOPTIC:
+        content, png = prediction.to_coco_panoptic(row["name"], row["number"])
+        content["annotations"][0]["file_name"] = f"{name_of(row['name'])}.png"
+        return content, png
+    label = job.options.get("text") or OBJECT
+    return prediction.to_coco(row["name"], row["number"], job.polygons, job.tolerance, label), None
+
+
+def annotation_rows(content: dict) -> list[dict]:
+    """The rows of segments of COCO's file, of which a panoptic one has a list for each image."""
+    return [one for row in content["annotations"] for one in row.get("segments_info", [row])]
+
+
+def _save_image(
+    job: PredictionJob, images: Images, row: dict, prediction: DensePrediction,
+    model: DenseMLLMForConditionalGeneration,
+) -> None:  # fmt: skip
+    """Write one image's maps in a form of `DensePrediction.save`."""
+    form, stored = FILE_FORMATS[job.form], images[row["number"]]
+    needs_scene = form.needs_image or job.form == "ply"
+    scene = load_image(stored, model.get_processor().image_processor, row["name"]) if needs_scene else None
+    focal_length = job.options.get("focal_length")
+    focal_length = exif_focal_length(stored) if focal_length == EXIF else focal_length
+    for name in job.tasks:
+        prediction.save(
+            job.out / name / f"{name_of(row['name'])}{job.suffix or form.suffixes[0]}", job.form, True, scene,
+            TASKS[name].map_field, focal_length, job.palette, job.tolerance, job.options.get("text") or OBJECT,
+        )  # fmt: skip
 
 
 def _png(values: np.ndarray) -> bytes:
@@ -327,8 +375,9 @@ def _write_parquet(job: PredictionJob, piece: int, records: list[dict]) -> None:
 
 def _write_summary(job: PredictionJob, rows: list[dict]) -> None:
     rows = sorted(rows, key=lambda row: row["number"])
-    if job.form == "coco":
-        write_atomically(job.out / COCO, json.dumps(_coco(rows)).encode())
+    if job.form in COCO:
+        content = merge_coco([row["coco"] for row in rows if "coco" in row])
+        write_atomically(job.out / COCO[job.form], json.dumps(content).encode())
     listed = [{key: row[key] for key in ("name", "error") if key in row} for row in rows]
     job_options = {
         **{key: value for key, value in asdict(job).items() if key != "out"},
@@ -336,26 +385,6 @@ def _write_summary(job: PredictionJob, rows: list[dict]) -> None:
     }
     summary = {"densemllm": __version__, "job": job_options, "images": listed}
     write_atomically(job.out / SUMMARY, json.dumps(summary, indent=2).encode())
-
-
-def _coco(rows: list[dict]) -> dict[str, list[dict]]:
-    """All rows as COCO has images, categories and annotations."""
-    images, annotations, categories = [], [], {}
-    for row in rows:
-        if "error" in row:
-            continue
-        images.append({"id": row["number"], "file_name": row["name"], "height": row["height"], "width": row["width"]})
-        for segment in row["segments"]:
-            categories[segment["category_id"]] = segment["category"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1, "image_id": row["number"], "category_id": segment["category_id"],
-                    "segmentation": segment["segmentation"], "area": segment["area"], "bbox": segment["bbox"],
-                    "iscrowd": 0, "score": segment["score"],
-                }
-            )  # fmt: skip
-    named = [{"id": key, "name": name} for key, name in sorted(categories.items())]
-    return {"images": images, "annotations": annotations, "categories": named}
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -290,10 +290,10 @@ def draw_labels(
     return add_names(image, [(name, by_number[number]) for number, name in rows if number in by_number])
 
 
-def draw_depth(depth: np.ndarray, legend: bool) -> PIL.Image.Image:
-    """A map of metres in colours, near is bright; with `legend` a scale at the right."""
-    image = PIL.Image.fromarray(colorize_depth(depth))
-    return add_scale(image, float(depth.min()), float(depth.max())) if legend else image
+def draw_depth(depth: np.ndarray, legend: bool, low: float, high: float) -> PIL.Image.Image:
+    """A map of metres in colours, near is bright, from `low` to `high`; with `legend` a scale at the right."""
+    image = PIL.Image.fromarray(colorize_depth(depth, low, high))
+    return add_scale(image, low, high) if legend else image
 
 
 def normals_to_colors(normals: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from .decoding_densemllm import decode_segmentation, resize_map
 from .drawing_densemllm import Palette, draw_labels
 from .guided_densemllm import guided_segmentation
 from .targets_densemllm import Targets, present_values
-from .task_base_densemllm import GUIDED, DenseRequest, DenseTask, PixelWords, SegmentMap, TaskProcessor
+from .task_base_densemllm import GUIDED, DenseRequest, DenseTask, Limits, PixelWords, SegmentMap, TaskProcessor
 from .tokens_densemllm import FOREGROUND_LABELS, X_SCALE, Y_SCALE
 
 
@@ -118,7 +118,9 @@ class Foreground(DenseTask):
             mask, scores = (resize_map(whole.float(), request.size, mode="nearest-exact") for whole in (mask, scores))
         return {"mask": mask > 0.5, "scores": scores, "box": request.box, "logits": crops[0].logits if crops else None}
 
-    def draw(self, maps: Any, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
+    def draw(
+        self, maps: Any, legend: bool = False, palette: Palette | None = None, limits: Limits | None = None
+    ) -> PIL.Image.Image:
         # What is not found is black, as what has no class.
         values = np.where(maps.mask.cpu().numpy(), 1, -1)
         return draw_labels(values, {}, {1: "found"}, legend, palette)

@@ -15,8 +15,10 @@
 
 import io
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,24 @@ import numpy as np
 import PIL.Image
 
 from .answers_densemllm import encode_rle
-from .checks_densemllm import check_choice, check_count, check_flag, check_number, check_share, check_text
+from .checks_densemllm import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_share,
+    check_text,
+    plain,
+    shown,
+)
 from .crops_densemllm import mask_corners
 from .drawing_densemllm import Palette, beside, draw_outlines, label_colors
 from .image_encoding_densemllm import EncodedImage, ImageOrEncoded, load_image
 from .image_processing_densemllm import DenseMLLMImageProcessor
+from .object_tasks_densemllm import Foreground
 from .points_densemllm import PointCloud, depth_to_points
 from .polygons_densemllm import joined_ring, segment_polygons, simple_rings
+from .task_base_densemllm import Limits
 from .tasks_densemllm import MAP_TASKS, Classes, DenseMaps, Depth
 from .whole_files_densemllm import whole_file
 
@@ -38,25 +51,57 @@ from .whole_files_densemllm import whole_file
 OBJECT = "object"  # what the thing in a mask is called where nobody says
 NOTHING = 255  # in a PNG with a palette: none of the classes
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# The forms of [`StoredMaps.save`] and the suffixes that each may have; the first form that takes a suffix is that of
-# a file whose form nobody says.
-FORMATS: dict[str, tuple[str, ...]] = {
-    "picture": IMAGE_SUFFIXES,
-    "npy": (".npy",),
-    "npz": (".npz",),
-    "json": (".json",),
-    "geojson": (".geojson", ".json"),
-    "yolo": (".txt",),
-    "ply": (".ply",),
-    "overlay": IMAGE_SUFFIXES,
-    "side_by_side": IMAGE_SUFFIXES,
-    "raw": (".png", ".npy"),
-    "png": (".png",),
-    "palette": (".png",),
-    "coco": (".json",),
-    "coco_panoptic": (".json",),
-}
-NEEDS_IMAGE = ("overlay", "side_by_side")
+SEGMENTS = (Classes.map_field, Foreground.map_field)  # maps whose values are segments
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of file.
+
+    Attributes:
+        about: what is in it.
+        suffixes: that its files may have; the first where nobody says.
+        fields: the maps of which one is needed; any where empty.
+        needs_image: whether the image is a part of it.
+    """
+
+    about: str
+    suffixes: tuple[str, ...]
+    fields: tuple[str, ...] = ()
+    needs_image: bool = False
+
+
+# The forms of [`StoredMaps.save`]. The first form that takes a suffix is that of a file whose form nobody says.
+FORMATS: dict[str, Format] = {
+    "picture": Format("an image in colours with a legend, or a scale in metres (near is bright)", IMAGE_SUFFIXES),
+    "overlay": Format("the colours laid over the image, without a legend", IMAGE_SUFFIXES, needs_image=True),
+    "side_by_side": Format("the image, and the map with its legend at its right", IMAGE_SUFFIXES, needs_image=True),
+    "raw": Format(
+        "depth in millimetres, 16 bit (65535: 65.5 m or more); class numbers, 8 bit (255: none), or 16 bit with more "
+        "than 255 classes (65535: none); an object's mask as 255 on 0; normals as red, green and blue, of which 0 is "
+        "-1 and 255 is 1",
+        (".png", ".npy"),
+    ),
+    "png": Format("the same as raw", (".png",)),
+    "palette": Format(
+        "class numbers, 8 bit (255: none), with the classes' colours; the names are beside it, in NAME.labels.json",
+        (".png",), SEGMENTS,
+    ),
+    "npy": Format(
+        "the array: depth in metres float32, class numbers int64 (-1: none), masks bool, normals float32 [height, "
+        "width, 3] (x to the right, y up, z to the camera)",
+        (".npy",),
+    ),
+    "npz": Format("the arrays of all maps by name, compressed", (".npz",)),
+    "json": Format("classes, objects or the mask as COCO run lengths, with names and scores", (".json",), SEGMENTS),
+    "coco": Format("COCO's images, categories and annotations, in one file", (".json",), SEGMENTS),
+    "coco_panoptic": Format(
+        "COCO's panoptic JSON and, beside it, its PNG", (".json",), (Classes.map_field,)
+    ),
+    "geojson": Format("polygons with holes, in pixels, with names and scores", (".geojson", ".json"), SEGMENTS),
+    "yolo": Format("a line a segment: its class and its polygon, from 0 to 1", (".txt",), SEGMENTS),
+    "ply": Format("coloured points in space, in metres; needs a focal length", (".ply",), (Depth.map_field,)),
+}  # fmt: skip
 
 
 class StoredMaps(DenseMaps):
@@ -65,7 +110,11 @@ class StoredMaps(DenseMaps):
     # ---- images ----
 
     def to_pil(
-        self, field: str | None = None, legend: bool = False, palette: Palette | None = None
+        self,
+        field: str | None = None,
+        legend: bool = False,
+        palette: Palette | None = None,
+        limits: Limits | None = None,
     ) -> PIL.Image.Image:
         """An image of one field: classes and the mask in colours, depth from near (bright) to far (dark).
 
@@ -74,8 +123,11 @@ class StoredMaps(DenseMaps):
             legend: add the names of the classes, or a scale in metres, at the right of the map.
             palette: colours of the classes, as for [`label_colors`]: a fixed table where left out, `"ade20k"`,
                 `"voc"`, `"cityscapes"`, a dict from name or number to colour, or `[n, 3]`.
+            limits: `(low, high)` in metres, the ends of the scale of depth, so that several images have one; those of
+                the map where left out.
         """
-        return MAP_TASKS[self._field(field)].draw(self, check_flag("legend", legend), palette)
+        task = MAP_TASKS[self._field(field)]
+        return task.draw(self, check_flag("legend", legend), palette, _check_limits(limits))
 
     def overlay(
         self,
@@ -84,6 +136,7 @@ class StoredMaps(DenseMaps):
         alpha: float = 0.55,
         palette: Palette | None = None,
         outlines: bool | None = None,
+        limits: Limits | None = None,
     ) -> PIL.Image.Image:
         """The image of [`to_pil`] laid over `image`, resized to the map. Pixels without a label stay as they are.
 
@@ -93,10 +146,11 @@ class StoredMaps(DenseMaps):
             alpha: weight of the map in [0, 1].
             palette: as for [`to_pil`].
             outlines: draw the outlines of segments; where left out, of maps that tell objects apart.
+            limits: as for [`to_pil`].
         """
         field, alpha = self._field(field), check_share("alpha", alpha)
         outlines = self._has_objects(field) if outlines is None else check_flag("outlines", outlines)
-        colors = np.array(self.to_pil(field, palette=palette))
+        colors = np.array(self.to_pil(field, palette=palette, limits=limits))
         scene = self._scene(image, field)
         values = getattr(self, field).cpu().numpy()
         drawn = MAP_TASKS[field].is_drawn(values)
@@ -104,7 +158,7 @@ class StoredMaps(DenseMaps):
         for mixed, below, is_drawn in zip(*bands, strict=True):
             over = np.float32(alpha) * mixed + np.float32(1 - alpha) * below
             mixed[:] = np.where(is_drawn[..., None], over, below).round()
-        if outlines and values.ndim == 2 and not np.issubdtype(values.dtype, np.floating):
+        if outlines and field in SEGMENTS:
             draw_outlines(colors, values)
         return PIL.Image.fromarray(colors)
 
@@ -123,7 +177,7 @@ class StoredMaps(DenseMaps):
         panels = [PIL.Image.fromarray(self._scene(image, fields[0]))]
         for name in fields:
             panel = self.to_pil(name, legend=True, palette=palette)
-            if self._is_segments(name):
+            if name in SEGMENTS:
                 panel.paste(self.overlay(image, name, 0.75, palette))
             panels.append(panel)
         return beside(panels)
@@ -397,7 +451,7 @@ class StoredMaps(DenseMaps):
         """
         path = Path(path)
         format = find_format(path, format)
-        if image is None and format in NEEDS_IMAGE:
+        if image is None and FORMATS[format].needs_image:
             raise ValueError(f"`image` is needed for `format` {format!r}, got None")
         if focal_length is None and format == "ply":
             raise ValueError("`focal_length` is needed for `format` 'ply', in pixels, got None")
@@ -461,9 +515,6 @@ class StoredMaps(DenseMaps):
         height, width = getattr(self, field).shape[:2]
         return np.asarray(scene.resize((width, height), PIL.Image.Resampling.BILINEAR))
 
-    def _is_segments(self, field: str) -> bool:
-        return getattr(self, field).ndim == 2 and not getattr(self, field).is_floating_point()
-
     def _has_objects(self, field: str) -> bool:
         return field == Classes.map_field and any("box" in row for row in self.segments_info or [])
 
@@ -475,7 +526,7 @@ class StoredMaps(DenseMaps):
         """A map of the `id`s of segments, `int64 [height, width]`, -1 where there is none; and a row for each that has
         a pixel, with `id`, `label_id`, `label`, `score` and `area`."""
         label = check_text("label", label)
-        there = [name for name in MAP_TASKS if getattr(self, name) is not None and self._is_segments(name)]
+        there = [name for name in SEGMENTS if getattr(self, name) is not None]
         if field is None and not there:
             raise ValueError("there is no mask and no segmentation, of which segments could be written")
         field = there[0] if field is None else check_choice("field", field, there)
@@ -521,17 +572,36 @@ def find_format(path: str | os.PathLike, format: str | None = None) -> str:
     """
     suffix = Path(path).suffix.lower()
     if format is None:
-        found = [name for name, suffixes in FORMATS.items() if suffix in suffixes]
+        found = [name for name, form in FORMATS.items() if suffix in form.suffixes]
         if not found:
-            known = sorted({suffix for suffixes in FORMATS.values() for suffix in suffixes})
+            known = sorted({suffix for form in FORMATS.values() for suffix in form.suffixes})
             raise ValueError(f"`path` must end in one of {', '.join(known)}, got {os.fspath(path)}")
         return found[0]
     check_choice("format", format, FORMATS)
-    if suffix not in FORMATS[format]:
-        raise ValueError(
-            f"`path` must end in {' or '.join(FORMATS[format])} for `format` {format!r}, got {os.fspath(path)}"
-        )
+    if suffix not in FORMATS[format].suffixes:
+        accepted = " or ".join(FORMATS[format].suffixes)
+        raise ValueError(f"`path` must end in {accepted} for `format` {format!r}, got {os.fspath(path)}")
     return format
+
+
+def merge_coco(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The contents of several COCO files as one: annotations are numbered anew, and a category is there once.
+
+    Args:
+        contents: of [`StoredMaps.to_coco`] or [`StoredMaps.to_coco_panoptic`], images with ids of their own.
+    """
+    merged: dict[str, Any] = {
+        name: [row for content in contents for row in content[name]] for name in ("images", "annotations")
+    }
+    for number, row in enumerate(merged["annotations"], 1):
+        if "id" in row:
+            row["id"] = number
+    categories: dict[int, dict] = {}
+    for row in (row for content in contents for row in content["categories"]):
+        kept = categories.setdefault(row["id"], row)
+        if "isthing" in row:
+            kept["isthing"] = max(kept["isthing"], row["isthing"])
+    return {**merged, "categories": [categories[key] for key in sorted(categories)]}
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:
@@ -544,6 +614,18 @@ def numbers_to_rgb(numbers: np.ndarray) -> PIL.Image.Image:
     """Numbers of segments, below 256^3, as COCO's panoptic PNGs have them: R + 256 G + 256^2 B."""
     rgb = np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], axis=-1)
     return PIL.Image.fromarray(rgb.astype(np.uint8))
+
+
+def _check_limits(limits: Limits | None) -> Limits | None:
+    if limits is None:
+        return None
+    values = plain(limits)
+    if not isinstance(values, list) or len(values) != 2:
+        raise ValueError(f"`limits` must be None or (low, high) in metres, got {shown(limits)}")
+    low, high = (check_number("limits", value, "two finite numbers of metres", math.isfinite) for value in values)
+    if low > high:
+        raise ValueError(f"`limits` must be (low, high) in metres, got {shown(limits)}")
+    return low, high
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -560,4 +642,4 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
 
 
-__all__ = ["FORMATS", "StoredMaps", "bounding_box", "find_format", "numbers_to_rgb"]
+__all__ = ["FORMATS", "Format", "StoredMaps", "bounding_box", "find_format", "merge_coco", "numbers_to_rgb"]

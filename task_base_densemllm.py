@@ -34,6 +34,7 @@ CRF, GUIDED = REFINEMENTS = ("crf", "guided")  # what moves a map to the edges o
 NO_LABEL = "none of them"  # how legends call pixels without one
 Labels = list[str] | tuple[str, ...] | dict[int, str]  # names of classes, or `id2label`
 ThingLabels = list[str] | list[int] | tuple[str | int, ...]  # names or keys of classes
+Limits = tuple[float, float]  # the ends of a scale
 
 
 @dataclass
@@ -258,8 +259,14 @@ class DenseTask(ABC):
     # ---- how its map is shown ----
 
     @abstractmethod
-    def draw(self, maps: Any, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
+    def draw(
+        self, maps: Any, legend: bool = False, palette: Palette | None = None, limits: Limits | None = None
+    ) -> PIL.Image.Image:
         """An image of its map; see `DensePrediction.to_pil`."""
+
+    def limits(self, maps: Any) -> Limits | None:
+        """The ends of the scale of its map, for images that share one; `None`: it has no scale."""
+        return None
 
     def is_drawn(self, values: np.ndarray) -> np.ndarray:
         """Where a map is laid over an image: `bool`, of the same shape."""
@@ -293,7 +300,9 @@ class SegmentMap:
 
     has_objects: ClassVar[bool] = False
 
-    def draw(self, maps: Any, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
+    def draw(
+        self, maps: Any, legend: bool = False, palette: Palette | None = None, limits: Limits | None = None
+    ) -> PIL.Image.Image:
         names = {row["id"]: row["label"] for row in maps.segments_info or []}
         values = maps.segmentation.cpu().numpy()
         return draw_labels(values, names, {-1: NO_LABEL}, legend, palette)
@@ -348,6 +357,7 @@ __all__ = [
     "DenseTask",
     "NO_LABEL",
     "Labels",
+    "Limits",
     "PixelWords",
     "SegmentMap",
     "TaskProcessor",

@@ -53,6 +53,7 @@ from .task_base_densemllm import (
     REFINEMENTS,
     DenseRequest,
     DenseTask,
+    Limits,
     PixelWords,
     SegmentMap,
     TaskProcessor,
@@ -419,8 +420,13 @@ class Depth(DenseTask):
         depth = processor.depth_bins.look_up(bins, request.depth_range, request.model_focal_length)
         return {"predicted_depth": resize_map(depth, request.size), "scores": resize_map(scores, request.size)}
 
-    def draw(self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
-        return draw_depth(maps.predicted_depth.cpu().numpy(), legend)
+    def draw(
+        self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None, limits: Limits | None = None
+    ) -> PIL.Image.Image:
+        return draw_depth(maps.predicted_depth.cpu().numpy(), legend, *(limits or self.limits(maps)))
+
+    def limits(self, maps: DenseMaps) -> Limits | None:
+        return float(maps.predicted_depth.min()), float(maps.predicted_depth.max())
 
     def to_numbers(self, maps: DenseMaps) -> np.ndarray:
         # 0 is what readers of such images take for "not known".
@@ -520,7 +526,9 @@ class Normals(DenseTask):
         normals = guided_resize(normals, request.image_of_maps()).permute(1, 2, 0)
         return {"normals": F.normalize(normals, dim=-1), "scores": resize_map(scores, request.size)}
 
-    def draw(self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
+    def draw(
+        self, maps: DenseMaps, legend: bool = False, palette: Palette | None = None, limits: Limits | None = None
+    ) -> PIL.Image.Image:
         image = PIL.Image.fromarray(self.to_numbers(maps))
         names = {"right": (1, 0, 0), "up": (0, 1, 0), "to the camera": (0, 0, 1)}
         rows = [(name, normals_to_colors(np.array(axis, np.float32))) for name, axis in names.items()]

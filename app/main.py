@@ -27,7 +27,8 @@ import argparse
 import sys
 from importlib.util import find_spec
 
-from densemllm.files import USER_ERRORS, one_line, reading
+from densemllm.addresses import find_model
+from densemllm.files import USER_ERRORS, one_line
 
 
 PROGRAM = "densemllm app"
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_pixels", type=int, default=2**20, help="a larger image is made smaller first")
     parser.add_argument("--seconds", type=float, default=60, help="that a request may take")
+    parser.set_defaults(server=None)
     return parser
 
 
@@ -80,19 +82,11 @@ def main(argv: list[str]) -> int:
 
 def serve(args: argparse.Namespace) -> None:
     """Load the model and serve its page."""
-    import torch
-
-    from densemllm import DenseMLLMForConditionalGeneration
+    from densemllm.commands.models import load_model
 
     from .demo import Demo
     from .page import launch, make_page
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device).item()  # of a device without memory, too
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} can't be used here: {error}") from error
-    with reading(f"--model {args.model}"):
-        model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).eval().to(device)
-        demo = Demo(model, args.max_pixels, args.seconds)
+    args.model = find_model(args.model)
+    demo = Demo(load_model(args), args.max_pixels, args.seconds)
     launch(make_page(demo), server_name=args.host, server_port=args.port, share=args.share)

@@ -26,7 +26,7 @@ tiles image_encoding questions streams saving prediction pipeline parts vision m
 """.split()
 # and those that don't.
 OTHERS = """
-files environment arguments client
+files addresses environment arguments client registration
 training.maps training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
 formats.class_maps formats.ade20k formats.cityscapes formats.pascal
@@ -40,6 +40,8 @@ evaluation.panels evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
 convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction
+commands.tables commands.parsers commands.inputs commands.models commands.videos commands.predict
+commands.checkpoints
 app.limits app.readings app.demo app.page app.main
 cli __main__
 """.split()
@@ -54,7 +56,7 @@ NO_TASKS = {
     "normals_densemllm": {"depth", "normals"},  # likewise
     "points_densemllm": {"normals"},  # likewise
     "saving_densemllm": {"segmentation"},  # COCO's key for run lengths and polygons
-    "data_prediction": {"segmentation"},  # likewise
+    "commands.parsers": {"depth"},  # a command
     "evaluation.panoptic": {"segmentation"},  # likewise
     "evaluation.report": {"segmentation"},  # likewise
     "evaluation.state": {"panoptic"},  # the name of a folder
@@ -71,7 +73,11 @@ def path_of(module: str) -> Path:
 def modules() -> list[str]:
     files = [
         *ROOT.glob("*.py"),
-        *(file for name in ("training", "formats", "evaluation", "app") for file in ROOT.glob(f"{name}/*.py")),
+        *(
+            file
+            for name in ("training", "formats", "evaluation", "commands", "app")
+            for file in ROOT.glob(f"{name}/*.py")
+        ),
     ]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return sorted(name for name in names if not name.endswith("__init__"))

@@ -245,8 +245,8 @@ def test_every_form_is_written_and_nothing_is_written_over(classes, depth, tmp_p
     classes.predicted_depth = depth.predicted_depth
     scene = make_image(24, 30)
     scene.save(tmp_path / "scene.png")
-    for name, suffixes in FORMATS.items():
-        for suffix in suffixes:
+    for name, form in FORMATS.items():
+        for suffix in form.suffixes:
             path = tmp_path / "new" / f"{name}{suffix}"
             options = {"image": tmp_path / "scene.png", "focal_length": 40.0}
             written = classes.save(path, name, **options)

@@ -11,7 +11,11 @@ import densemllm
 
 
 FOLDER = Path(densemllm.__file__).parent
-FILES = [path for folder in (".", "training", "formats", "evaluation") for path in (FOLDER / folder).glob("*.py")]
+FILES = [
+    path
+    for folder in (".", "training", "formats", "evaluation", "commands")
+    for path in (FOLDER / folder).glob("*.py")
+]
 MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FILES if path.stem != "__init__")
 CALLED = ("__init__", "__call__")
 NEEDS = {"training.grpo": "trl", "train_grpo": "trl"}  # modules that need an extra
