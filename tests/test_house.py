@@ -70,6 +70,9 @@ def path_of(module: str) -> Path:
     return ROOT / f"{module.replace('.', '/')}.py"
 
 
+PACKAGES = ("training", "formats", "evaluation", "commands", "app")
+
+
 def modules() -> list[str]:
     files = [
         *ROOT.glob("*.py"),
