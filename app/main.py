@@ -89,4 +89,7 @@ def serve(args: argparse.Namespace) -> None:
 
     args.model = find_model(args.model)
     demo = Demo(load_model(args), args.max_pixels, args.seconds)
-    launch(make_page(demo), server_name=args.host, server_port=args.port, share=args.share)
+    page = make_page(demo)
+    _, address, _ = launch(page, server_name=args.host, server_port=args.port, share=args.share)
+    print(f"{PROGRAM}: {address} (Ctrl+C ends it)", flush=True)
+    page.block_thread()

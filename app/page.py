@@ -37,6 +37,7 @@ TASK_FIELDS = ("text", "labels", "thing_labels")
 MODEL_QUEUE = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "public"}
 AT_ONCE = {"concurrency_limit": None, "queue": False, "show_progress": "hidden"}
 HIDDEN = gr.update(value=None, visible=False)
+NO_ANSWER = "(no answer)"
 # On a phone the map is below the fields.
 SHOW = "() => document.querySelector('#said').scrollIntoView({ behavior: 'smooth', block: 'nearest' }) ?? []"
 START = "Choose an image and a task, then press “Predict”."
@@ -90,11 +91,19 @@ def make_page(demo: Demo) -> gr.Blocks:
     return page
 
 
-def launch(page: gr.Blocks, **kwargs: Any) -> Any:
-    """Serve the page with its bounds; `kwargs` are for gradio's own `launch`, and what it returns comes back."""
+def launch(page: gr.Blocks, **kwargs: Any) -> tuple[Any, str, str | None]:
+    """Serve the page with its bounds, by threads of their own.
+
+    Args:
+        page: of [`make_page`].
+        kwargs: for gradio's own `launch`.
+
+    Returns:
+        the web application, its address, and its public address where there is one.
+    """
     return page.queue(max_size=limits.MAX_QUEUE).launch(
         max_file_size=limits.MAX_UPLOAD_BYTES, theme=THEME, css_paths=FOLDER / "page.css", ssr_mode=False,
-        footer_links=["api", "settings"], **kwargs,
+        footer_links=["api", "settings"], prevent_thread_lock=True, quiet=True, **kwargs,
     )  # fmt: skip
 
 
@@ -230,7 +239,7 @@ def _connect_chat(demo: Demo, image: gr.Image, focal_length: gr.Textbox, parts: 
             answer = demo.answer(path, [_plain(turn) for turn in turns], focal_length, progress)
         except PageError as error:
             return gr.skip(), readings.message(str(error), is_error=True), gr.skip()
-        return [*turns, {"role": "assistant", "content": answer}], "", ""
+        return [*turns, {"role": "assistant", "content": answer or NO_ANSWER}], "", ""
 
     gr.on(
         [send.click, question.submit], ask, [image, question, chat, focal_length], [chat, said, question],

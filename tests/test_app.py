@@ -45,7 +45,7 @@ def model():
 @pytest.fixture(scope="module")
 def address(model):
     page = make_page(Demo(model))
-    _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
+    _, address, _ = launch(page)
     yield address
     page.close()
 

@@ -102,13 +102,6 @@ def test_every_task_of_the_checkpoint_is_on_the_page(demo, photo, monkeypatch):
         assert all(open(path, "rb").read(4) for path in shown.files) and len(shown.files) >= 3
 
 
-def test_a_task_whose_tokens_lack_is_not_on_the_page():
-    processor = make_processor()
-    processor.scale_token_ids = lambda scale, count=None: [] if "x_" in scale.template else [1]
-    known = {name for name, task in TASKS.items() if task.is_known(processor)}
-    assert known == {"segmentation", "depth", "normals"}
-
-
 def test_files_have_what_was_predicted(demo, photo):
     seen = demo.model.predict_dense(photo, task=("segmentation", "depth"), labels=ID2LABEL)
     numbers, raw, masks = predict(demo, photo).files[1:]
@@ -284,7 +277,7 @@ def serve():
 
     def start(demo):
         pages.append(make_page(demo))
-        _, address, _ = launch(pages[-1], prevent_thread_lock=True, quiet=True)
+        _, address, _ = launch(pages[-1])
         return lambda: client.Client(address, verbose=False)
 
     yield start
@@ -345,14 +338,19 @@ def test_the_page_serves_and_says_what_is_wrong(demo, photo, tmp_path, monkeypat
     assert "points" in said and cloud["value"].endswith(".ply")
 
 
-def test_the_command_serves_the_page_of_its_model(monkeypatch, tmp_path):
+def test_the_command_serves_the_page_of_its_model(monkeypatch, tmp_path, capsys):
     processor, launched = make_processor(), []
     make_model(processor).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    monkeypatch.setattr("densemllm.app.page.launch", lambda page, **kwargs: launched.append((page, kwargs)))
+    address = "http://127.0.0.1:80"
+    monkeypatch.setattr(
+        "densemllm.app.page.launch", lambda *a, **kw: launched.append((*a, kw)) or (None, address, None)
+    )
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda _: None)
     assert main(["--model", str(tmp_path), "--device", "cpu", "--port", "80", "--share"]) == 0
     (page, kwargs), *more = launched
     assert isinstance(page, gr.Blocks) and not more
+    assert capsys.readouterr().out == f"densemllm app: {address} (Ctrl+C ends it)\n"
     assert kwargs == {"server_name": "127.0.0.1", "server_port": 80, "share": True}
 
 
