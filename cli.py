@@ -86,7 +86,7 @@ def predict(args: argparse.Namespace) -> None:
         if args.server is not None:
             raise ValueError("--server is for image files; a data set is predicted by processes that have the model")
         args.model = find_model(args.model)
-        return _run("predict", "predict_data", args, found.data)
+        return _run("data_sets", "predict_data", args, found.data)
     if len(args.task) > 1 and args.format not in MANY_MAPS:
         raise ValueError(
             f"--task must be one for image files, and may be several for a data set or with --format "

@@ -49,12 +49,13 @@ EXAMPLES = {
     densemllm tasks --model MODEL
 """,
 }
-NUMBERS = """
+CLASS_NUMBERS = """
 A class number is the name's place in --labels, from 0, or its number in a JSON object of --labels or in the
-checkpoint's `id2label`. With tasks that find objects each object has a number of its own. Training and evaluation read
-raw PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`.
-
-An input is never written over, and a file that is there already only with --overwrite.
+checkpoint's `id2label`. With tasks that find objects each object has a number of its own.
+"""
+FILES = """
+Training and evaluation read raw PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`. An input is never written
+over, and a file that is there already only with --overwrite.
 """
 INPUTS = """
 IMAGE is one or several of
@@ -203,10 +204,11 @@ def add_commands(commands: Any) -> None:
     for command, name in chosen.items():
         tasks = list(tables.tasks.values()) if name is None else [tables.tasks[name]]
         about = "dense maps of images" if name is None else f"{tables.tasks[name].about}: predict --task {name}"
+        numbers = [CLASS_NUMBERS.rstrip()] if any("labels" in task.options for task in tasks) else []
         parser = commands.add_parser(
             command, parents=[shared], formatter_class=_Formatter, help=about,
             description=f"{about}\n{EXAMPLES.get(command, '')}",
-            epilog=f"{INPUTS}{describe_formats(tasks)}\n{NUMBERS}",
+            epilog="\n".join([INPUTS.rstrip(), describe_formats(tasks), *numbers, FILES]),
         )  # fmt: skip
         _add_file_options(parser, tasks)
         _add_task_options(parser, tasks)

@@ -24,8 +24,6 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..client import DenseClient
-from ..data_prediction import SUMMARY, PredictionJob, predict_dataset
-from ..evaluation.run import start_process
 from ..exif_densemllm import EXIF, exif_focal_length
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 from ..prediction_densemllm import DensePrediction
@@ -33,7 +31,7 @@ from ..saving_densemllm import FORMATS, OBJECT, merge_coco
 from ..tasks_densemllm import TASKS
 from ..whole_files_densemllm import whole_file
 from .inputs import ONE_FILE, VIDEO_SUFFIXES, panoptic_png, parse_labels, yolo_names
-from .models import be_quiet, load_model
+from .models import load_model
 from .parsers import CAMERA_OPTIONS
 from .videos import FilmWriter, draw_frame, read_frames
 
@@ -75,7 +73,7 @@ def predict_files(args: argparse.Namespace, names: list[str], paths: list[Path])
             yield name if args.focal_length == EXIF else scenes[-1]  # what is loaded has no EXIF data
 
     found = _predict(args, model, opened(), options, len(names), len(names) > 1)
-    task, contents = TASKS[args.task[0]], []
+    contents = []
     for number, (name, prediction) in enumerate(zip(names, found, strict=True)):
         scene = scenes.popleft()
         if args.format in ONE_FILE:
@@ -83,7 +81,8 @@ def predict_files(args: argparse.Namespace, names: list[str], paths: list[Path])
             continue
         focal_length = exif_focal_length(name) if args.focal_length == EXIF else args.focal_length
         _save(args, prediction, paths[number], scene, focal_length)
-        tqdm.write(f"{paths[number]}: {task.describe(prediction)}")
+        found_in_it = "; ".join(TASKS[name].describe(prediction) for name in args.task)
+        tqdm.write(f"{paths[number]}: {found_in_it}")
         if number == 0 and yolo_names(args) is not None:
             _write_yolo_names(yolo_names(args), prediction, args)
     if args.format in ONE_FILE:
@@ -119,29 +118,6 @@ def predict_video(args: argparse.Namespace, name: str) -> None:
             limits = limits or TASKS[args.task[0]].limits(prediction)
             film.add(draw_frame(prediction, scenes.popleft(), args.format, field, args.palette, limits))
     print(f"{out}: {film.count} frames, {float(frames.rate):.4g} a second")
-
-
-def predict_data(args: argparse.Namespace, data: str) -> None:
-    """Write the maps of all images of a data set."""
-    be_quiet()
-    job = PredictionJob(
-        data, Path(args.out), tuple(args.task), args.format, args.split, args.column, args.batch_size,
-        args.save_every, overwrite=args.overwrite, suffix=args.suffix, polygons=args.polygons,
-        tolerance=args.tolerance, palette=args.palette,
-    )  # fmt: skip
-    process, device = start_process(args)
-    args.device = str(device)
-    model, job.options = open_model(args)
-    found = predict_dataset(model, job)
-    if process.is_main_process and not found["images"]:
-        print(f"{args.out}: all {found['done']} images were done already")
-    elif process.is_main_process:
-        rate = found["images"] / max(found["seconds"], 1e-9)
-        print(
-            f"{args.out}: {found['images']} images in {found['seconds']:.1f} s, {rate:.2f} images/s"
-            + (f"; {found['skipped']} could not be read, see {SUMMARY}" if found["skipped"] else "")
-        )
-    process.wait_for_everyone()
 
 
 def ask(args: argparse.Namespace) -> None:

@@ -186,7 +186,7 @@ def test_nothing_is_written_where_something_is_or_cannot_be_asked(images, model_
     for data, out, words, message in (
         (images, "mine", [], "thesis.txt already"),
         (images, "images/out", [], "must not be in the folder of `data`"),
-        (images, "out", ["--format", "ply"], "--format ply is for --task depth, not for segmentation"),
+        (images, "out", ["--format", "ply"], "--format ply is for --task depth, not for"),
         (
             images,
             "out",

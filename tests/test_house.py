@@ -41,7 +41,7 @@ evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
 convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction
 commands.tables commands.parsers commands.inputs commands.models commands.videos commands.predict
-commands.checkpoints
+commands.data_sets commands.checkpoints
 app.limits app.readings app.demo app.page app.main
 cli __main__
 """.split()
