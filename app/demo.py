@@ -15,6 +15,7 @@
 
 import math
 import os
+import shutil
 import tempfile
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, EncodedImage
 from densemllm.app import limits, readings
@@ -38,7 +40,7 @@ from .limits import PageError, TimeLimit
 
 VIEW = 60  # degrees along the longer edge, where the focal length is not known
 # What there is to download, of a map that can be written so: to look at, numbers, masks.
-FORMS = (("side_by_side", ".png"), ("raw", "_numbers.png"), ("npy", ".npy"), ("coco", ".json"))
+FORMS = (("side_by_side", ".png"), ("raw", "_numbers.png"), ("npz", ".npz"), ("coco", ".json"))
 HINT = "Point at the image, or tap it, to read what is there."
 # How the page calls the arguments of the model's methods, in labels and messages.
 FIELDS = {
@@ -55,12 +57,13 @@ class Seen:
     Attributes:
         encoded: what is predicted and asked from.
         focal_length: in pixels of its image, or `None`.
-        beside: what tasks say of each place without being told more than names of classes, by task and names.
+        beside: what tasks say of each place without being told more than names of classes: by task the names, and
+            what was said.
     """
 
     encoded: EncodedImage
     focal_length: float | None
-    beside: dict[tuple[str, str], PixelWords] = field(default_factory=dict)
+    beside: dict[str, tuple[Any, PixelWords]] = field(default_factory=dict)
 
 
 @dataclass
@@ -128,7 +131,7 @@ class Demo:
         self.things = "\n".join(map(one_line, model.config.thing_labels or ()))
         self._seen: OrderedDict[tuple[str, str], Seen] = OrderedDict()
         self._folder = tempfile.TemporaryDirectory(prefix="densemllm-app-")
-        self._folders: deque[tempfile.TemporaryDirectory] = deque(maxlen=limits.MAX_QUEUE)
+        self._folders: deque[str] = deque()
 
     # ---- what comes from the page ----
 
@@ -160,7 +163,7 @@ class Demo:
 
     def names_of(self, labels: str) -> list[str] | dict[int, str] | None:
         """The class names of the text field, one a line; the checkpoint's own with their numbers."""
-        lines = _lines("classes", labels, len(self.labels), len(self.names or ()))
+        lines = _lines(FIELDS["labels"], labels, len(self.labels), len(self.names or ()))
         return self.names if lines == self.labels.splitlines() else lines or None
 
     @staticmethod
@@ -198,7 +201,7 @@ class Demo:
             raise PageError(f"What to find has {len(text)} characters; at most {limits.MAX_CHARACTERS} are taken.")
         given = {
             "text": text or None, "labels": names, "refine": refine or None,
-            "thing_labels": _lines("objects told apart", things or "", len(self.things)) or None,
+            "thing_labels": _lines(FIELDS["thing_labels"], things or "", len(self.things)) or None,
         }  # fmt: skip
         lacking = [name for name in task.needs if name in given]
         if lacking and not any(given[name] for name in lacking):
@@ -207,19 +210,17 @@ class Demo:
             seen = self._read(path, focal_length, progress)
             progress(0.6, desc=words_of(task))
             prediction = self._predict(seen, task, given)
-            words = task.to_words(prediction)
+            words, image = task.to_words(prediction), seen.encoded.image
             places = {words_of(task): readings.thin_out(words), **self._read_beside(seen, task, names)}
-        image = seen.encoded.image
-        colors = np.asarray(task.draw(prediction))
-        drawn = prediction.overlay(image, task.map_field, alpha=0.7 if words.values is None else 1.0)
-        return Shown(
-            image,
-            drawn,
-            readings.legend(words, colors),
-            readings.reading(HINT, places),
-            "" if words.values is None else task.describe(prediction),  # a legend has it
-            save_files(prediction, image, os.path.join(self._new_folder(), f"{Path(path).stem}_{task.name}")),
-        )
+            is_scale = words.values is not None
+            return Shown(
+                image,
+                prediction.overlay(image, task.map_field, alpha=1.0 if is_scale else 0.7),
+                readings.legend(words, np.asarray(task.draw(prediction))),
+                readings.reading(HINT, places),
+                task.describe(prediction) if is_scale else "",  # which other legends say
+                save_files(prediction, image, os.path.join(self._new_folder(), f"{Path(path).stem}_{task.name}")),
+            )
 
     def answer(
         self, path: str | None, messages: Sequence[Mapping[str, str]], focal_length: str | None = "",
@@ -273,7 +274,8 @@ class Demo:
             raise
         except TimeoutError as error:
             raise PageError(f"It took more than {self.limit.seconds:.0f} seconds: try a smaller image.") from error
-        except MemoryError as error:
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self._seen.clear()
             raise PageError("There is not enough memory for it: try a smaller image.") from error
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise PageError(in_words(one_line(error))) from error
@@ -311,23 +313,23 @@ class Demo:
             is_asked = task.on_crops or ("labels" in task.options and names is None)
             if is_asked or task.map_field in fields or task.prompt(request, processor) != seen.encoded.prompt:
                 continue
-            key = task.name, repr(names) if "labels" in task.options else ""
-            if key not in seen.beside:
+            asked = names if "labels" in task.options else None
+            if task.name not in seen.beside or seen.beside[task.name][0] != asked:
                 try:
                     prediction = self._predict(seen, task, {"labels": names})
                 except ValueError:  # it needs what isn't there, such as a focal length
                     continue
-                seen.beside[key] = readings.thin_out(task.to_words(prediction))
+                seen.beside[task.name] = asked, readings.thin_out(task.to_words(prediction))
             fields.add(task.map_field)
-            found[words_of(task)] = seen.beside[key]
+            found[words_of(task)] = seen.beside[task.name][1]
         return found
 
     def _new_folder(self) -> str:
         """For files to download. The page copies them when it shows them; so they are here for a few requests only."""
-        if len(self._folders) == self._folders.maxlen:
-            self._folders.popleft().cleanup()
-        self._folders.append(tempfile.TemporaryDirectory(dir=self._folder.name))
-        return self._folders[-1].name
+        while len(self._folders) >= limits.MAX_FOLDERS:
+            shutil.rmtree(self._folders.popleft(), ignore_errors=True)
+        self._folders.append(tempfile.mkdtemp(dir=self._folder.name))
+        return self._folders[-1]
 
 
 def save_files(prediction: DensePrediction, image: PIL.Image.Image, start: str) -> list[str]:
@@ -336,7 +338,7 @@ def save_files(prediction: DensePrediction, image: PIL.Image.Image, start: str) 
     for form, suffix in FORMS:
         try:
             written += prediction.save(f"{start}{suffix}", form, image=image)
-        except ValueError:  # masks of a map that has none, or more classes than a palette
+        except ValueError:  # masks of a map that has none
             continue
     return [str(path) for path in written]
 

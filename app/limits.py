@@ -35,6 +35,7 @@ MAX_QUEUE = 32  # requests that wait
 MAX_ENCODED = 4  # images that stay as the model has read them, of all visitors
 MAX_READING = 2**18  # pixels of what the browser gets to read places from
 MAX_POINTS = 300_000  # that the browser draws
+MAX_FOLDERS = 8  # of files that the page has not shown yet
 FILE_SECONDS = 30 * 60  # after which uploads and what was made of them are removed
 
 

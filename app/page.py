@@ -36,7 +36,6 @@ THEME = gr.themes.Soft(
 TASK_FIELDS = ("text", "labels", "thing_labels")
 MODEL_QUEUE = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "public"}
 AT_ONCE = {"concurrency_limit": None, "queue": False, "show_progress": "hidden"}
-HIDDEN = gr.update(value=None, visible=False)
 NO_ANSWER = "(no answer)"
 # On a phone the map is below the fields.
 SHOW = "() => document.querySelector('#said').scrollIntoView({ behavior: 'smooth', block: 'nearest' }) ?? []"
@@ -83,11 +82,14 @@ def make_page(demo: Demo) -> gr.Blocks:
                 **MODEL_QUEUE,
             )  # fmt: skip
         # What was seen is not of another image. It waits for nobody's prediction.
-        cleared = [*shown, *chat[:2], *(space[1:] if demo.can_measure else ())]
-        image.change(
-            lambda path: [demo.camera(path), *_nothing_shown(), [], "", *["", HIDDEN, HIDDEN] * demo.can_measure],
-            [image], [focal_length, *cleared], api_name="forget", **AT_ONCE,
-        )  # fmt: skip
+        in_space = space[1:] if demo.can_measure else []
+
+        def forget(path):
+            points = ["", _hidden(), _hidden()] if in_space else []
+            return [demo.camera(path), *_nothing_shown(), [], "", *points]
+
+        cleared = [focal_length, *shown, *chat[:2], *in_space]
+        image.change(forget, [image], cleared, api_name="forget", **AT_ONCE)
     return page
 
 
@@ -103,7 +105,8 @@ def launch(page: gr.Blocks, **kwargs: Any) -> tuple[Any, str, str | None]:
     """
     return page.queue(max_size=limits.MAX_QUEUE).launch(
         max_file_size=limits.MAX_UPLOAD_BYTES, theme=THEME, css_paths=FOLDER / "page.css", ssr_mode=False,
-        footer_links=["api", "settings"], prevent_thread_lock=True, quiet=True, **kwargs,
+        footer_links=["api", "settings"], prevent_thread_lock=True, quiet=True, enable_monitoring=False,
+        **kwargs,
     )  # fmt: skip
 
 
@@ -207,9 +210,13 @@ def _of_task(demo: Demo, name: str) -> list[Any]:
     return [gr.update(info=in_words(task.about)), *visible, gr.update(), gr.update(choices=_edges_of(task), value="")]
 
 
+def _hidden() -> dict[str, Any]:
+    return gr.update(value=None, visible=False)
+
+
 def _nothing_shown(wrong: str = "") -> list[Any]:
     said = readings.message(wrong, is_error=True) if wrong else readings.message(START)
-    return [said, HIDDEN, readings.reading("", {}), "", HIDDEN]
+    return [said, _hidden(), readings.reading("", {}), "", _hidden()]
 
 
 def _shown(found: Shown) -> list[Any]:
@@ -261,7 +268,7 @@ def _measuring(demo: Demo) -> Callable[..., list[Any]]:
         try:
             cloud = demo.measure(path, focal_length, progress)
         except PageError as error:
-            return [readings.message(str(error), is_error=True), HIDDEN, HIDDEN]
+            return [readings.message(str(error), is_error=True), _hidden(), _hidden()]
         shown, whole = gr.update(value=cloud.shown, visible=True), gr.update(value=cloud.file, visible=True)
         return [readings.message(cloud.about), shown, whole]
 

@@ -174,6 +174,12 @@ def test_a_visit(page, model, tmp_path):
     turns = [{"role": "user", "content": "How many tables are there?"}]
     assert model.chat(PHOTO, turns, focal_length=164.0) in page.inner_text("#chat").splitlines()
 
+    page.click("#image button[aria-label='Remove Image']")  # and nothing of it is left
+    playwright.expect(page.locator("#chat")).not_to_contain_text("How many")
+    page.click("button[role=tab]:has-text('Map')")
+    playwright.expect(page.locator("#view")).to_be_hidden()
+    assert page.inner_text("#legend") == "" and focal_length.input_value() == ""
+
 
 @pytest.mark.parametrize("page", ["desktop"], indirect=True)
 def test_points_are_shown_in_space(page):

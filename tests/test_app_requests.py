@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -106,11 +107,11 @@ def test_files_have_what_was_predicted(demo, photo):
     seen = demo.model.predict_dense(photo, task=("segmentation", "depth"), labels=ID2LABEL)
     numbers, raw, masks = predict(demo, photo).files[1:]
     assert (np.asarray(PIL.Image.open(numbers)) == seen.segmentation.numpy()).all()
-    assert (np.load(raw) == seen.segmentation.numpy()).all()
+    assert (np.load(raw)["segmentation"] == seen.segmentation.numpy()).all()
     assert {row["name"] for row in json.load(open(masks))["categories"]} == set(ID2LABEL.values())
     numbers, raw = predict(demo, photo, "depth").files[1:]
     assert np.asarray(PIL.Image.open(numbers)).dtype == np.uint16
-    assert np.allclose(np.load(raw), seen.predicted_depth.numpy())
+    assert np.allclose(np.load(raw)["predicted_depth"], seen.predicted_depth.numpy())
 
 
 def test_names_with_commas_keep_their_numbers(demo):
@@ -127,7 +128,8 @@ def test_names_are_text_and_not_markup(demo, photo):
 
 
 def test_what_is_refined_differs(demo, photo):
-    plain, guided = (np.load(predict(demo, photo, "depth", refine=refine).files[2]) for refine in ("", "guided"))
+    plain, guided = (predict(demo, photo, "depth", refine=refine).files[2] for refine in ("", "guided"))
+    plain, guided = (np.load(path)["predicted_depth"] for path in (plain, guided))
     assert plain.shape == guided.shape and not np.array_equal(plain, guided)
 
 
@@ -150,10 +152,27 @@ def test_a_conversation_goes_on_about_one_encoding(demo, photo, monkeypatch):
 
 
 def test_a_few_encodings_are_kept(demo, tmp_path):
+    seen = []
     for seed in range(limits.MAX_ENCODED + 2):
         make_image(20, 20, seed).save(tmp_path / f"{seed}.png")
-        predict(demo, str(tmp_path / f"{seed}.png"), "depth")
+        seen += predict(demo, str(tmp_path / f"{seed}.png"), "depth", labels=f"cat\n{seed}").files
+        predict(demo, str(tmp_path / f"{seed}.png"), "depth", labels="dog")
     assert len(demo._seen) == limits.MAX_ENCODED
+    assert all(len(own.beside) == 1 for own in demo._seen.values())
+    folders = list(Path(demo._folder.name).iterdir())
+    assert len(folders) == limits.MAX_FOLDERS and not Path(seen[0]).exists() and Path(seen[-1]).exists()
+
+
+def test_a_full_memory_is_said_and_made_room_in(demo, photo, monkeypatch):
+    predict(demo, photo, "depth")
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(demo.model, "predict_dense", fail)
+    with pytest.raises(PageError, match="not enough memory"):
+        predict(demo, photo, "depth")
+    assert not demo._seen
 
 
 def test_depth_becomes_points_in_space(demo, photo):
@@ -324,7 +343,7 @@ def test_the_page_serves_and_says_what_is_wrong(demo, photo, tmp_path, monkeypat
     assert "data-maps" in reading and "red ball" in legend + reading
     assert len(view["value"]) == 2 and len(files["value"]) == 4
     said, view, *_ = ask_for_map(visitor, None, demo)
-    assert "no image yet" in said and not view["visible"]
+    assert "no image yet" in said and view["value"] is None and not view["visible"]
     assert "can&#x27;t be read" in ask_for_map(visitor, save(tmp_path, "x.png", b"<html>"), demo)[0]
     with pytest.raises(Exception, match="(?i)size|413"):
         ask_for_map(visitor, save(tmp_path, "y.png", bytes(10**6)), demo)
@@ -371,4 +390,4 @@ def test_maps_without_masks_are_written_without_them(tmp_path):
 
     prediction = DensePrediction(predicted_depth=torch.ones(4, 5))
     names = [path.rsplit("/", 1)[1] for path in save_files(prediction, make_image(4, 5), str(tmp_path / "a"))]
-    assert names == ["a.png", "a_numbers.png", "a.npy"]
+    assert names == ["a.png", "a_numbers.png", "a.npz"]
