@@ -212,11 +212,12 @@ class Demo:
             prediction = self._predict(seen, task, given)
             words, image = task.to_words(prediction), seen.encoded.image
             places = {words_of(task): readings.thin_out(words), **self._read_beside(seen, task, names)}
+            values = getattr(prediction, task.map_field).numpy()
             is_scale = words.values is not None
             return Shown(
                 image,
                 prediction.overlay(image, task.map_field, alpha=1.0 if is_scale else 0.7),
-                readings.legend(words, np.asarray(task.draw(prediction))),
+                readings.legend(words, np.asarray(task.draw(prediction)), task.is_drawn(values)),
                 readings.reading(HINT, places),
                 task.describe(prediction) if is_scale else "",  # which other legends say
                 save_files(prediction, image, os.path.join(self._new_folder(), f"{Path(path).stem}_{task.name}")),

@@ -25,6 +25,7 @@ in bytes and pixels, the image that the model reads by `--max_pixels`, names and
 
 import argparse
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 
 from densemllm.addresses import find_model
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> int:
         if find_spec("gradio") is None:
             raise ValueError('the page needs Gradio: pip install "densemllm[demo]"')
         serve(args)
-    except USER_ERRORS as error:  # a port that is taken, too
+    except USER_ERRORS as error:
         print(f"{PROGRAM}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
@@ -90,6 +91,10 @@ def serve(args: argparse.Namespace) -> None:
     args.model = find_model(args.model)
     demo = Demo(load_model(args), args.max_pixels, args.seconds)
     page = make_page(demo)
-    _, address, _ = launch(page, server_name=args.host, server_port=args.port, share=args.share)
+    try:
+        _, address, _ = launch(page, server_name=args.host, server_port=args.port, share=args.share)
+    except OSError as error:
+        raise ValueError(f"--port {args.port} of --host {args.host} is taken, or can't be listened at") from error
     print(f"{PROGRAM}: {address} (Ctrl+C ends it)", flush=True)
-    page.block_thread()
+    with suppress(KeyboardInterrupt):
+        page.block_thread()

@@ -30,13 +30,14 @@ STOPS, TICKS = 24, 5  # of a scale
 MAX_WORDS = 2**16
 
 
-def legend(words: PixelWords, colors: np.ndarray) -> str:
+def legend(words: PixelWords, colors: np.ndarray, is_drawn: np.ndarray) -> str:
     """The colours of a map and what they mean, as HTML: a scale where the words count, else a row a word, the largest
     area first.
 
     Args:
         words: of the map.
         colors: `uint8 [height, width, 3]`, the map as it is drawn.
+        is_drawn: `bool [height, width]`, where it is laid over the image. Words of other places get no colour.
     """
     count = len(words.words)
     areas = np.bincount(words.places.ravel(), minlength=count)
@@ -44,9 +45,11 @@ def legend(words: PixelWords, colors: np.ndarray) -> str:
     means = (np.stack(sums, axis=-1) / np.maximum(areas, 1)[:, None]).round().astype(int)
     if words.values is not None:
         return _scale(words, means)
+    drawn = np.bincount(words.places.ravel(), is_drawn.ravel(), count) > 0
     order = [place for place in np.argsort(-areas, kind="stable").tolist() if areas[place]]
+    fills = [_css(color) if is_shown else "none" for color, is_shown in zip(means, drawn, strict=True)]
     rows = [
-        f'<li><i style="background:{_css(means[place])}"></i>{html.escape(words.words[place])} '
+        f'<li><i style="background:{fills[place]}"></i>{html.escape(words.words[place])} '
         f"<small>{_percent(areas[place] / words.places.size)}</small></li>"
         for place in order[:MAX_ROWS]
     ]

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import re
+import socket
 import threading
 import zlib
 from pathlib import Path
@@ -273,16 +274,18 @@ def test_a_scale_runs_from_the_least_to_the_most():
     values = np.array([0.5, 2.0, 2.5])
     words = PixelWords(np.array([[0, 1], [2, 2]]), ["0.50 m", "2.00 m", "2.50 m"], values)
     colors = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 0, 255]]], np.uint8)
-    text = readings.legend(words, colors)
+    everywhere = np.ones((2, 2), bool)
+    text = readings.legend(words, colors, everywhere)
     assert "#ff0000 0.0%, #00ff00 75.0%, #0000ff 100.0%" in text
     assert re.findall("<span>(.*?)</span>", text) == ["0.50 m", "2.00 m", "2.50 m"]
-    flat = readings.legend(PixelWords(np.zeros((2, 2), int), ["1.00 m"], values[:1]), colors)
+    flat = readings.legend(PixelWords(np.zeros((2, 2), int), ["1.00 m"], values[:1]), colors, everywhere)
     assert flat.count("<span>") == 1
 
 
 def test_a_legend_has_each_object_and_not_too_many():
     words = PixelWords(np.arange(100).reshape(10, 10), [f"chair {k}" for k in range(100)])
-    text = readings.legend(words, np.zeros((10, 10, 3), np.uint8))
+    text = readings.legend(words, np.zeros((10, 10, 3), np.uint8), np.arange(100).reshape(10, 10) != 1)
+    assert text.count("background:none") == 1 and text.count("background:#000000") == readings.MAX_ROWS - 1
     assert text.count("<i ") == readings.MAX_ROWS and "and 36 more" in text
 
 
@@ -371,6 +374,20 @@ def test_the_command_serves_the_page_of_its_model(monkeypatch, tmp_path, capsys)
     assert isinstance(page, gr.Blocks) and not more
     assert capsys.readouterr().out == f"densemllm app: {address} (Ctrl+C ends it)\n"
     assert kwargs == {"server_name": "127.0.0.1", "server_port": 80, "share": True}
+
+
+def test_a_port_that_is_taken_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("densemllm.commands.models.load_model", lambda args: make_demo().model)
+    (tmp_path / "config.json").write_text("{}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["--model", str(tmp_path), "--port", port]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"densemllm app: --port {port} of --host 127.0.0.1 is taken, or can't be listened at\n"
+    )
 
 
 def test_arguments_that_cannot_be_used_are_said_in_a_line(capsys, tmp_path):
