@@ -98,8 +98,8 @@ def _is_command() -> bool:
     """Whether this process is `densemllm ...` or `python -m densemllm ...`: its help, and what it says of mistakes,
     should not wait for torch and transformers, which take seconds to import."""
     started = getattr(sys, "argv", None) or [""]
-    if started[0] == "-m":
-        return "densemllm" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
+    if started[0] == "-m":  # a package on its way to be run: this one, or one of its modules
+        return "densemllm" in sys.orig_argv
     return Path(started[0]).stem == "densemllm" or Path(started[0]).parts[-2:] == ("densemllm", "__main__.py")
 
 
@@ -136,4 +136,5 @@ __all__ = [
     "EncodedImage",
     "add_dense_tokens",
     "ntp_m_loss",
+    "register",
 ]

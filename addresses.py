@@ -61,7 +61,7 @@ def find_model(name: str) -> str:
             ) from error
         except RepositoryNotFoundError as error:
             raise ValueError(
-                f"--model {name} can't be loaded: there is no such folder, and no such name on the Hub"
+                f"--model {name} can't be loaded: there is no such folder, and no such public name on the Hub"
             ) from error
         except HfHubHTTPError:
             return name  # it answers: whoever downloads knows what to do

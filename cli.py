@@ -30,6 +30,7 @@ is there already is replaced with --overwrite only; an input is never written ov
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -50,7 +51,6 @@ OWN_COMMANDS = {
     "serve": ("serve", "a server that answers as OpenAI's do"),
     "export": ("export", "the dense path as an ONNX file"),
 }
-MANY_MAPS = ("npz", "side_by_side", "ply")  # forms that have the maps of several tasks
 
 
 class _Version(argparse.Action):
@@ -82,15 +82,18 @@ def predict(args: argparse.Namespace) -> None:
     inputs.check_numbers(args)
     inputs.check_options(args)
     args.format = inputs.choose_format(args, found)
+    inputs.check_extras(args, found)
     if found.data is not None:
         if args.server is not None:
             raise ValueError("--server is for image files; a data set is predicted by processes that have the model")
+        if os.path.isfile(args.out):
+            raise ValueError(f"--out must be a folder for a data set, got the file {args.out}")
         args.model = find_model(args.model)
         return _run("data_sets", "predict_data", args, found.data)
-    if len(args.task) > 1 and args.format not in MANY_MAPS:
+    if len(args.task) > 1 and args.format not in inputs.MANY_MAPS:
         raise ValueError(
             f"--task must be one for image files, and may be several for a data set or with --format "
-            f"{', '.join(MANY_MAPS)}, got {args.task}"
+            f"{', '.join(inputs.MANY_MAPS)}, got {args.task}"
         )
     if found.video is not None:
         inputs.check_video(args, found.video)
@@ -139,7 +142,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def _run(module: str, name: str, *arguments: Any) -> None:
     """A function of `commands`, whose import brings torch and transformers."""
-    getattr(import_module(f"densemllm.commands.{module}"), name)(*arguments)
+    from densemllm.commands.models import quiet
+
+    with quiet():
+        getattr(import_module(f"densemllm.commands.{module}"), name)(*arguments)
 
 
 def _run_own(command: str, arguments: list[str]) -> int:
@@ -160,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _run_own(arguments[0], arguments[1:])
         args = parser.parse_args(arguments)
         COMMANDS.get(args.command, predict)(args)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, ImportError) as error:  # of a package that an extra has
         print(f"{parser.prog} {arguments[0]}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -49,12 +49,12 @@ def segment_polygons(values: np.ndarray, tolerance: float = 1.0) -> "dict[int, A
     """
     shapely = _shapely()
     faces = shapely.get_parts(shapely.polygonize(_edges(shapely, values)))
+    inside = [_number_inside(shapely, face, values) for face in faces]
     if tolerance > 0:
-        inside = [_number_inside(shapely, face, values) for face in faces]
         faces = shapely.coverage_simplify(faces, tolerance, simplify_boundary=False)
     else:
-        inside = [_number_inside(shapely, face, values) for face in faces]
-        faces = shapely.simplify(faces, 0)
+        faces = shapely.simplify(faces, 0)  # only what lies on a straight line
+    faces = shapely.orient_polygons(faces)  # as GeoJSON asks for it: outlines one way round, holes the other
     parts: dict[int, list] = {}
     for number, face in zip(inside, faces, strict=True):
         if number >= 0:

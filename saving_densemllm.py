@@ -51,6 +51,7 @@ from .whole_files_densemllm import whole_file
 OBJECT = "object"  # what the thing in a mask is called where nobody says
 NOTHING = 255  # in a PNG with a palette: none of the classes
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+Writer = Callable[[Path], Any]  # of a file at a path
 SEGMENTS = (Classes.map_field, Foreground.map_field)  # maps whose values are segments
 
 
@@ -455,52 +456,33 @@ class StoredMaps(DenseMaps):
             raise ValueError(f"`image` is needed for `format` {format!r}, got None")
         if focal_length is None and format == "ply":
             raise ValueError("`focal_length` is needed for `format` 'ply', in pixels, got None")
-        name = Path(image).name if isinstance(image, (str, os.PathLike)) and len(str(image)) < 4096 else path.stem
-        written: dict[Path, Callable[[Path], Any]] = {}
-        if format in ("picture", "overlay", "side_by_side", "palette") or (
-            format in ("png", "raw") and path.suffix.lower() != ".npy"
-        ):
-            drawn = {
-                "picture": lambda: self.to_pil(field, legend=True, palette=palette),
-                "overlay": lambda: self.overlay(image, field, palette=palette),
-                "side_by_side": lambda: self.side_by_side(image, field, palette),
-                "palette": lambda: self.to_palette(field, palette),
-            }.get(format, lambda: self._raw(field))()
-            written[path] = drawn.save
-            if format == "palette":
-                names = self._palette_names(field, label)
-                written[path.with_suffix(".labels.json")] = lambda place: _write_json(place, names)
-        elif format in ("npy", "raw"):
-            written[path] = lambda place: _write_array(place, getattr(self, self._field(field)).cpu().numpy())
-        elif format == "npz":
-            arrays = {name: getattr(self, name) for name in MAP_TASKS if getattr(self, name) is not None}
-            arrays = {name: values.cpu().numpy() for name, values in arrays.items()}
-            self._field(None)  # there is one
-            written[path] = lambda place: _write_arrays(place, arrays)
-        elif format == "yolo":
-            text = self.to_yolo(tolerance)
-            written[path] = lambda place: place.write_text(text, encoding="utf-8")
-        elif format == "ply":
-            written[path] = self.to_pointcloud(focal_length, image).save
-        elif format == "coco_panoptic":
-            content, png = self.to_coco_panoptic(name)
-            content["annotations"][0]["file_name"] = path.with_suffix(".png").name
-            written[path.with_suffix(".png")] = png.save
-            written[path] = lambda place: _write_json(place, content)
-        else:
-            found = {
-                "json": self.to_rle,
-                "coco": lambda: self.to_coco(name, tolerance=tolerance, label=label),
-                "geojson": lambda: self.to_geojson(tolerance, label),
-            }[format]()
-            written[path] = lambda place: _write_json(place, found)
-        taken = [place for place in written if os.path.lexists(place) and not overwrite]
+        is_file = isinstance(image, (str, os.PathLike)) and os.path.isfile(image)
+        name = Path(image).name if is_file else path.stem
+        as_array = path.suffix.lower() == ".npy"
+        # What is to be written is made first: what can't be made leaves nothing.
+        files = {
+            "picture": lambda: {path: self.to_pil(field, legend=True, palette=palette).save},
+            "overlay": lambda: {path: self.overlay(image, field, palette=palette).save},
+            "side_by_side": lambda: {path: self.side_by_side(image, field, palette).save},
+            "raw": lambda: {path: self._array_writer(field) if as_array else self._numbers(field).save},
+            "png": lambda: {path: self._numbers(field).save},
+            "palette": lambda: self._palette_files(path, field, palette, label),
+            "npy": lambda: {path: self._array_writer(field)},
+            "npz": lambda: {path: self._arrays_writer()},
+            "json": lambda: {path: _json_writer(self.to_rle())},
+            "coco": lambda: {path: _json_writer(self.to_coco(name, tolerance=tolerance, label=label))},
+            "coco_panoptic": lambda: self._panoptic_files(path, name),
+            "geojson": lambda: {path: _json_writer(self.to_geojson(tolerance, label))},
+            "yolo": lambda: {path: _text_writer(self.to_yolo(tolerance))},
+            "ply": lambda: {path: self.to_pointcloud(focal_length, image).save},
+        }[format]()
+        taken = [place for place in files if os.path.lexists(place) and not overwrite]
         if taken:
             raise FileExistsError(f"{taken[0]} is there already; give another name, or allow to overwrite it")
-        for place, write in written.items():
+        for place, write in files.items():
             with whole_file(place, overwrite) as staged:
                 write(staged)
-        return list(written)
+        return list(files)
 
     # ---- parts ----
 
@@ -518,9 +500,42 @@ class StoredMaps(DenseMaps):
     def _has_objects(self, field: str) -> bool:
         return field == Classes.map_field and any("box" in row for row in self.segments_info or [])
 
-    def _raw(self, field: str | None) -> PIL.Image.Image:
-        field = self._field(field)
-        return PIL.Image.fromarray(MAP_TASKS[field].to_numbers(self))
+    def _numbers(self, field: str | None) -> PIL.Image.Image:
+        return PIL.Image.fromarray(MAP_TASKS[self._field(field)].to_numbers(self))
+
+    def _array_writer(self, field: str | None) -> Writer:
+        values = getattr(self, self._field(field)).cpu().numpy()
+
+        def write(path: Path) -> None:
+            with open(path, "wb") as file:  # given a name, numpy would add a suffix to `.NPY`
+                np.save(file, values)
+
+        return write
+
+    def _arrays_writer(self) -> Writer:
+        self._field(None)  # there is one
+        maps = {name: getattr(self, name) for name in MAP_TASKS}
+        arrays = {name: values.cpu().numpy() for name, values in maps.items() if values is not None}
+
+        def write(path: Path) -> None:
+            with open(path, "wb") as file:
+                np.savez_compressed(file, **arrays)
+
+        return write
+
+    def _palette_files(self, path: Path, field: str | None, palette: Palette | None, label: str) -> dict[Path, Writer]:
+        """The image, and the names of its numbers: of objects, or of all classes that were asked for."""
+        _, rows = self._segments(field, label)
+        are_classes = all(row["id"] == row["label_id"] for row in rows) and self.labels is not None
+        names = self.labels if are_classes else {row["id"]: row["label"] for row in rows}
+        content = {str(key): name for key, name in names.items()}
+        return {path: self.to_palette(field, palette).save, path.with_suffix(".labels.json"): _json_writer(content)}
+
+    def _panoptic_files(self, path: Path, name: str) -> dict[Path, Writer]:
+        content, png = self.to_coco_panoptic(name)
+        place = path.with_suffix(".png")
+        content["annotations"][0]["file_name"] = place.name
+        return {place: png.save, path: _json_writer(content)}
 
     def _segments(self, field: str | None = None, label: str = OBJECT) -> tuple[np.ndarray, list[dict]]:
         """A map of the `id`s of segments, `int64 [height, width]`, -1 where there is none; and a row for each that has
@@ -543,13 +558,6 @@ class StoredMaps(DenseMaps):
     def _category_names(self, rows: list[dict]) -> dict[int, str]:
         """The names of categories by key, those that no segment has with them."""
         return {**(self.labels or {}), **{row["label_id"]: row["label"] for row in rows}}
-
-    def _palette_names(self, field: str | None, label: str) -> dict[str, str]:
-        """The names of the numbers of [`to_palette`]: of objects, or of all classes that were asked for."""
-        _, rows = self._segments(field, label)
-        are_classes = all(row["id"] == row["label_id"] for row in rows) and self.labels is not None
-        names = self.labels if are_classes else {row["id"]: row["label"] for row in rows}
-        return {str(key): name for key, name in names.items()}
 
     def _polygons(self, values: np.ndarray, tolerance: float) -> dict[int, Any]:
         accepted = "a number of pixels of at least 0"
@@ -628,18 +636,12 @@ def _check_limits(limits: Limits | None) -> Limits | None:
     return low, high
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
+def _json_writer(content: Any) -> Writer:
+    return _text_writer(json.dumps(content))
 
 
-def _write_array(path: Path, values: np.ndarray) -> None:
-    with open(path, "wb") as file:  # given a name, numpy would add a suffix to `.NPY`
-        np.save(file, values)
-
-
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
+def _text_writer(text: str) -> Writer:
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 __all__ = ["FORMATS", "Format", "StoredMaps", "bounding_box", "find_format", "merge_coco", "numbers_to_rgb"]

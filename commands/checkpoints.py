@@ -23,7 +23,6 @@ from ..processing_densemllm import DenseMLLMProcessor
 from ..task_base_densemllm import DenseRequest
 from ..tasks_densemllm import TASKS
 from ..text_tasks_densemllm import TEXT_TASKS
-from .models import be_quiet
 from .parsers import WIDTH
 
 
@@ -80,7 +79,6 @@ def _describe_task(task: Any, config: DenseMLLMConfig, processor: DenseMLLMProce
 
 def show_tasks(args: argparse.Namespace) -> None:
     """Print what a checkpoint can do."""
-    be_quiet()
     found = describe_checkpoint(args.model)
     if args.json:
         print(json.dumps(found, indent=1))

@@ -18,13 +18,11 @@ from pathlib import Path
 
 from ..data_prediction import SUMMARY, PredictionJob, predict_dataset
 from ..evaluation.run import start_process
-from .models import be_quiet
 from .predict import open_model
 
 
 def predict_data(args: argparse.Namespace, data: str) -> None:
     """Write the maps of all images of a data set."""
-    be_quiet()
     job = PredictionJob(
         data, Path(args.out), tuple(args.task), args.format, args.split, args.column, args.batch_size,
         args.save_every, overwrite=args.overwrite, suffix=args.suffix, polygons=args.polygons,

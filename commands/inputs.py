@@ -19,6 +19,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..addresses import check_url
@@ -30,6 +31,7 @@ from .tables import TaskRow, read_tables
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 VIDEO_FORMS = ("picture", "overlay", "side_by_side")
 ONE_FILE = ("coco", "coco_panoptic")  # forms that have all images in one file
+MANY_MAPS = ("npz", "side_by_side", "ply")  # forms that have the maps of several tasks
 FILES_OF_NAMES = (".json", ".txt")
 
 
@@ -234,13 +236,14 @@ def choose_format(args: argparse.Namespace, inputs: Inputs) -> str:
         if inputs.data is None:
             raise ValueError(f"--format {ROWS} is for a data set, not for image files")
         return form
-    row = tables.formats[form]
-    for task in (tables.tasks[name] for name in args.task):
-        if not row.takes(task):
-            if args.format is None:
-                raise ValueError(f"--out {suffix} is for classes and masks; {task.name} is written as .npy or .png")
-            takers = [other.name for other in tables.tasks.values() if row.takes(other)]
-            raise ValueError(f"--format {form} is for --task {' and '.join(takers)}, not for {task.name}")
+    row, tasks = tables.formats[form], [tables.tasks[name] for name in args.task]
+    refused = [task for task in tasks if not row.takes(task)]
+    if refused and (form not in MANY_MAPS or len(refused) == len(tasks)):
+        task = refused[0]
+        if args.format is None and row.takes(tables.tasks[tables.default_task]):
+            raise ValueError(f"--out {suffix} is for classes and masks; {task.name} is written as .npy or .png")
+        takers = [other.name for other in tables.tasks.values() if row.takes(other)]
+        raise ValueError(f"--format {form} is for --task {' and '.join(takers)}, not for {task.name}")
     is_film = inputs.video is not None and suffix in VIDEO_SUFFIXES
     if is_film and form not in VIDEO_FORMS:
         raise ValueError(f"--format {form} can't be a video: --out must be a folder, got {args.out}")
@@ -249,6 +252,18 @@ def choose_format(args: argparse.Namespace, inputs: Inputs) -> str:
     if form == "ply" and args.focal_length is None:
         raise ValueError("--format ply needs --focal_length, in pixels or exif")
     return form
+
+
+def check_extras(args: argparse.Namespace, inputs: Inputs) -> None:
+    """Raise a `ValueError` where a package lacks that only an extra has."""
+    needed = []
+    if args.format in ("geojson", "yolo") or (args.format == "coco" and args.polygons):
+        needed.append(("shapely", "polygons", f"--format {args.format}" + " --polygons" * args.polygons))
+    if inputs.video is not None:
+        needed.append(("av", "video", f"a video, {inputs.video},"))
+    for package, extra, what in needed:
+        if find_spec(package) is None:
+            raise ValueError(f"{what} needs the package {package}: pip install 'densemllm[{extra}]'")
 
 
 def find_outputs(args: argparse.Namespace, images: list[str]) -> list[Path]:

@@ -16,9 +16,12 @@
 import argparse
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import transformers
+from huggingface_hub.utils import enable_progress_bars
 
 from .. import register
 from ..client import DenseClient
@@ -26,12 +29,23 @@ from ..files import reading
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 
 
-def be_quiet() -> None:
+@contextmanager
+def quiet() -> Iterator[None]:
     """Leave stderr to what is said of the user's own files: no bar of loading weights, no hints of libraries."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    for module in ("torch", "transformers", "huggingface_hub"):
-        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    logging = transformers.utils.logging
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    enable_progress_bars()  # of downloads, which take minutes
+    try:
+        with warnings.catch_warnings():
+            for module in ("torch", "transformers", "huggingface_hub"):
+                warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def check_device(device: str | None) -> str:
@@ -54,7 +68,6 @@ def load_model(args: argparse.Namespace) -> "DenseMLLMForConditionalGeneration |
     Raises:
         ValueError: it can't be loaded, or the device can't be used.
     """
-    be_quiet()
     register()
     if args.server is not None:
         with reading(f"--model {args.model}"):

@@ -54,8 +54,8 @@ A class number is the name's place in --labels, from 0, or its number in a JSON 
 checkpoint's `id2label`. With tasks that find objects each object has a number of its own.
 """
 FILES = """
-Training and evaluation read raw PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`. An input is never written
-over, and a file that is there already only with --overwrite.
+Training and evaluation read raw PNGs as `segmentation` and, with a depth scale of 0.001, as `depth`. An input is never
+written over, and a file that is there already only with --overwrite.
 """
 INPUTS = """
 IMAGE is one or several of

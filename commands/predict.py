@@ -15,6 +15,7 @@
 
 import argparse
 import json
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -73,11 +74,12 @@ def predict_files(args: argparse.Namespace, names: list[str], paths: list[Path])
             yield name if args.focal_length == EXIF else scenes[-1]  # what is loaded has no EXIF data
 
     found = _predict(args, model, opened(), options, len(names), len(names) > 1)
-    contents = []
+    contents, folder = [], os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names])
     for number, (name, prediction) in enumerate(zip(names, found, strict=True)):
         scene = scenes.popleft()
         if args.format in ONE_FILE:
-            contents.append(_coco_of(args, prediction, Path(name), number + 1, paths[0]))
+            in_folder = Path(os.path.abspath(name)).relative_to(folder)
+            contents.append(_coco_of(args, prediction, in_folder, number + 1, paths[0]))
             continue
         focal_length = exif_focal_length(name) if args.focal_length == EXIF else args.focal_length
         _save(args, prediction, paths[number], scene, focal_length)
@@ -152,8 +154,9 @@ def _save(
 def _coco_of(args: argparse.Namespace, prediction: DensePrediction, image: Path, number: int, path: Path) -> dict:
     """What COCO's file says of one image; its PNG, where it has one, is written at once."""
     if args.format == "coco":
-        return prediction.to_coco(image.name, number, args.polygons, args.tolerance, args.text or OBJECT)
-    content, png = prediction.to_coco_panoptic(image.name, number)
+        return prediction.to_coco(image.as_posix(), number, args.polygons, args.tolerance, args.text or OBJECT)
+    content, png = prediction.to_coco_panoptic(image.as_posix(), number)
+    content["annotations"][0]["file_name"] = panoptic_png(path, image).name
     with whole_file(panoptic_png(path, image), args.overwrite) as staged:
         png.save(staged)
     return content

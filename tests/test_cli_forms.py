@@ -79,6 +79,7 @@ def test_points_and_several_tasks(folder, model, tmp_path):
     )
     assert (tmp_path / "x.ply").read_bytes() == (tmp_path / "own.ply").read_bytes()
     tasks = ["--task", "segmentation", "depth"]
+    assert run(folder, "predict", image, *tasks, "--focal_length", "60", "--out", tmp_path / "both.ply") == 0
     assert run(folder, "predict", image, *tasks, "--out", tmp_path / "x.npz") == 0
     assert set(np.load(tmp_path / "x.npz")) == {"segmentation", "predicted_depth"}
     assert run(folder, "predict", image, *tasks, "--format", "side_by_side", "--out", tmp_path / "x.png") == 0
@@ -125,6 +126,17 @@ def test_forms_of_a_data_set(folder, tmp_path, form, capsys):
     if form == "overlay":
         with PIL.Image.open(tmp_path / "out/segmentation/a.png") as image:
             assert image.size == (50, 30)
+
+
+def test_images_of_one_name_in_several_folders_stay_apart(folder, tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("a.png", "deep/a.png"):
+        make_image(20, 30).save(tmp_path / name)
+    assert run(folder, "segment", tmp_path / "**/*.png", "--format", "coco", "--out", tmp_path / "coco.json") == 0
+    found = json.loads((tmp_path / "coco.json").read_text())
+    assert sorted(row["file_name"] for row in found["images"]) == ["a.png", "deep/a.png"]
+    words = ("--task", "panoptic", "--format", "coco_panoptic", "--out", tmp_path / "x.json")
+    assert run(folder, "predict", tmp_path / "**/*.png", *words) == 2  # their PNGs would have one name
 
 
 def test_yolo_has_its_names_beside_it(folder, tmp_path):
@@ -217,6 +229,8 @@ def test_what_a_video_cannot_be_is_said(folder, film, tmp_path, capsys):
         (["segment", "a.png", "--format", "coco", "--out", "x.txt"], "--format coco must be written as .json"),
         (["segment", "a.png", "--format", "parquet", "--out", "x.parquet"], "--format parquet is for a data set"),
         (["depth", "a.png", "--out", "x.ply"], "--format ply needs --focal_length"),
+        (["segment", "a.png", "--out", "x.ply"], "--format ply is for --task depth, not for segmentation"),
+        (["segment", "a.png", "--out", "x.mp4"], "--format picture must be written as .png"),
         (["segment", "a.png", "--tolerance", "-1", "--out", "x.geojson"], "--tolerance must be"),
         (["segment", "a.png", "--batch_size", "0", "--out", "x.png"], "--batch_size must be"),
         (["segment", "a.png", "--suffix", ".npy", "--format", "coco", "--out", "x"], "--format coco must be"),
