@@ -83,14 +83,15 @@ def main(argv: list[str]) -> int:
 
 def serve(args: argparse.Namespace) -> None:
     """Load the model and serve its page."""
-    from densemllm.commands.models import load_model
+    from densemllm.commands.models import load_model, quiet
 
     from .demo import Demo
     from .page import launch, make_page
 
     args.model = find_model(args.model)
-    demo = Demo(load_model(args), args.max_pixels, args.seconds)
-    page = make_page(demo)
+    with quiet():
+        model = load_model(args)
+    page = make_page(Demo(model, args.max_pixels, args.seconds))
     try:
         _, address, _ = launch(page, server_name=args.host, server_port=args.port, share=args.share)
     except OSError as error:
