@@ -26,7 +26,7 @@ from .decoding_densemllm import decode_segmentation, resize_map
 from .drawing_densemllm import Palette, draw_labels
 from .guided_densemllm import guided_segmentation
 from .targets_densemllm import Targets, present_values
-from .task_base_densemllm import GUIDED, DenseRequest, DenseTask, Limits, SegmentMap, TaskProcessor
+from .task_base_densemllm import GUIDED, DenseRequest, DenseTask, Limits, PixelWords, SegmentMap, TaskProcessor
 from .tokens_densemllm import FOREGROUND_LABELS, X_SCALE, Y_SCALE
 
 
@@ -44,6 +44,9 @@ class Foreground(DenseTask):
     question = "Please provide the bounding box coordinate of the region this sentence describes: {text}"
     answer_options = {"max_new_tokens": 32}
     on_crops = True
+
+    def is_known(self, processor: TaskProcessor) -> bool:
+        return processor.referring_prompt is not None or has_boxes(processor)
 
     def crops(self, request: DenseRequest, processor: TaskProcessor) -> list[Corners] | None:
         if request.box is None and processor.referring_prompt is not None:
@@ -128,6 +131,9 @@ class Foreground(DenseTask):
     def to_numbers(self, maps: Any) -> np.ndarray:
         return maps.mask.numpy().astype(np.uint8) * 255
 
+    def to_words(self, maps: Any) -> PixelWords:
+        return PixelWords(maps.mask.cpu().numpy().astype(np.uint8), ["not found", "found"])
+
     def describe(self, maps: Any) -> str:
         return f"{100 * float(maps.mask.float().mean()):.1f} % of the image"
 
@@ -145,6 +151,9 @@ class OpenSet(SegmentMap, Foreground):
     has_objects = True
     question = "Detect every objects that belongs to the following categories: {text}"
     answer_options = {"max_new_tokens": 1024}
+
+    def is_known(self, processor: TaskProcessor) -> bool:
+        return has_boxes(processor)
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
         processor.normalize_labels(request.labels if request.labels is not None else [])
@@ -189,6 +198,11 @@ class OpenSet(SegmentMap, Foreground):
             "segmentation": segmentation, "scores": scores, "segments_info": rows, "labels": request.labels,
             "logits": None,
         }  # fmt: skip
+
+
+def has_boxes(processor: TaskProcessor) -> bool:
+    """Whether the tokenizer has tokens of coordinates, in which the model says where something is."""
+    return all(processor.scale_token_ids(scale) for scale in (X_SCALE, Y_SCALE))
 
 
 __all__ = ["Foreground", "OpenSet"]

@@ -31,6 +31,7 @@ from .tokens_densemllm import TokenScale
 
 
 CRF, GUIDED = REFINEMENTS = ("crf", "guided")  # what moves a map to the edges of its image
+NO_LABEL = "none of them"  # how legends call pixels without one
 Labels = list[str] | tuple[str, ...] | dict[int, str]  # names of classes, or `id2label`
 ThingLabels = list[str] | list[int] | tuple[str | int, ...]  # names or keys of classes
 Limits = tuple[float, float]  # the ends of a scale
@@ -90,6 +91,21 @@ class DenseRequest:
         return self.image.resize((width, height), PIL.Image.Resampling.BILINEAR)
 
 
+@dataclass
+class PixelWords:
+    """What a map says of each pixel, in a few words.
+
+    Attributes:
+        places: integers `[height, width]`, the place in `words` of what a pixel has.
+        words: of each place; two objects have a place each, and may have the same words.
+        values: `[len(words)]`, the numbers that the words say, from the least, where they count along something.
+    """
+
+    places: np.ndarray
+    words: list[str]
+    values: np.ndarray | None = None
+
+
 class TaskProcessor(Protocol):
     """What a task asks of a processor: it does not look into the tokenizer by itself."""
 
@@ -144,6 +160,10 @@ class DenseTask(ABC):
     has_logits: ClassVar[bool] = True
 
     # ---- what it needs ----
+
+    def is_known(self, processor: TaskProcessor) -> bool:
+        """Whether the tokenizer has the tokens that it needs, with nothing but an image and words given."""
+        return all(processor.scale_token_ids(scale) for scale in self.scales)
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:  # noqa: B027 - most tasks need nothing
         """Raise a `ValueError` for what can't be asked of any image; before anything is computed."""
@@ -257,6 +277,10 @@ class DenseTask(ABC):
         """Its map as `uint8` or `uint16`, for a PNG."""
 
     @abstractmethod
+    def to_words(self, maps: Any) -> PixelWords:
+        """What its map says of each pixel."""
+
+    @abstractmethod
     def describe(self, maps: Any) -> str:
         """What its map has, in one line."""
 
@@ -281,7 +305,7 @@ class SegmentMap:
     ) -> PIL.Image.Image:
         names = {row["id"]: row["label"] for row in maps.segments_info or []}
         values = maps.segmentation.cpu().numpy()
-        return draw_labels(values, names, {-1: "none of them"}, legend, palette)
+        return draw_labels(values, names, {-1: NO_LABEL}, legend, palette)
 
     def is_drawn(self, values: np.ndarray) -> np.ndarray:
         return values >= 0
@@ -293,10 +317,16 @@ class SegmentMap:
         kind = np.uint8 if highest < 255 else np.uint16  # 255, or 65535, is none of them
         return np.where(values < 0, np.iinfo(kind).max, values).astype(kind)
 
+    def to_words(self, maps: Any) -> PixelWords:
+        names = {row["id"]: row["label"] for row in maps.segments_info or []}
+        numbers, places = np.unique(maps.segmentation.cpu().numpy(), return_inverse=True)
+        words = [names.get(number, NO_LABEL) for number in numbers.tolist()]
+        return PixelWords(places.reshape(maps.segmentation.shape), words)
+
     def describe(self, maps: Any) -> str:
         count = maps.segmentation.numel()
         rows = sorted(maps.segments_info, key=lambda row: -row["area"])
-        return ", ".join(f"{row['label']} {100 * row['area'] / count:.1f} %" for row in rows) or "none of them"
+        return ", ".join(f"{row['label']} {100 * row['area'] / count:.1f} %" for row in rows) or NO_LABEL
 
 
 def needed_token_ids(scale: TokenScale, processor: TaskProcessor, needed_by: str) -> list[int]:
@@ -325,8 +355,10 @@ __all__ = [
     "REFINEMENTS",
     "DenseRequest",
     "DenseTask",
+    "NO_LABEL",
     "Labels",
     "Limits",
+    "PixelWords",
     "SegmentMap",
     "TaskProcessor",
     "ThingLabels",

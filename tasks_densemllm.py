@@ -16,6 +16,7 @@
 Whoever predicts, trains, evaluates or draws loops over tasks and never looks at a task's name.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ from .task_base_densemllm import (
     DenseRequest,
     DenseTask,
     Limits,
+    PixelWords,
     SegmentMap,
     TaskProcessor,
     ThingLabels,
@@ -70,6 +72,12 @@ from .tokens_densemllm import (
 
 
 MILLIMETRES = 1000
+AXIS_SHARE = math.sin(math.radians(22.5))  # of a unit vector, from which it is turned along an axis
+AXES = (("left", "", "right"), ("down", "", "up"), ("away", "", "to the camera"))
+DIRECTIONS = {
+    x + 3 * y + 9 * z: ", ".join(filter(None, (AXES[1][y + 1], AXES[0][x + 1], AXES[2][z + 1]))) or "unknown"
+    for x, y, z in itertools.product((-1, 0, 1), repeat=3)
+}  # fmt: skip
 
 
 @dataclass
@@ -424,6 +432,11 @@ class Depth(DenseTask):
         # 0 is what readers of such images take for "not known".
         return np.clip(np.round(maps.predicted_depth.numpy() * MILLIMETRES), 1, 65535).astype(np.uint16)
 
+    def to_words(self, maps: DenseMaps) -> PixelWords:
+        values, places = np.unique(np.round(maps.predicted_depth.cpu().numpy(), 2), return_inverse=True)
+        words = [f"{value:.2f} m" for value in values]
+        return PixelWords(places.reshape(maps.predicted_depth.shape), words, values)
+
     def describe(self, maps: DenseMaps) -> str:
         depth = maps.predicted_depth
         low, high, median = (float(value) for value in (depth.min(), depth.max(), depth.median()))
@@ -456,6 +469,9 @@ class Normals(DenseTask):
         if request.source is not None:
             return check_choice("source", request.source, self.sources)
         return self.sources[0] if processor.scale_token_ids(self.scales[0]) else self.sources[1]
+
+    def is_known(self, processor: TaskProcessor) -> bool:
+        return any(processor.scale_token_ids(scale) for scale in (*self.scales, DEPTH_SCALE))
 
     def check(self, request: DenseRequest, processor: TaskProcessor) -> None:
         if self.source(request, processor) == self.sources[0]:
@@ -523,6 +539,13 @@ class Normals(DenseTask):
 
     def to_numbers(self, maps: DenseMaps) -> np.ndarray:
         return normals_to_colors(maps.normals.cpu().numpy())
+
+    def to_words(self, maps: DenseMaps) -> PixelWords:
+        normals = maps.normals.cpu().numpy()
+        # Of each axis whether a surface is turned along it, against it, or within 22.5 degrees of neither.
+        steps = ((normals > AXIS_SHARE).astype(np.int8) - (normals < -AXIS_SHARE)) @ np.array([1, 3, 9])
+        numbers, places = np.unique(steps, return_inverse=True)
+        return PixelWords(places.reshape(steps.shape), [DIRECTIONS[number] for number in numbers.tolist()])
 
     def describe(self, maps: DenseMaps) -> str:
         axes = {"up": maps.normals[..., 1], "to the camera": maps.normals[..., 2], "aside": maps.normals[..., 0].abs()}

@@ -41,7 +41,9 @@ evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
 convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction
 commands.tables commands.parsers commands.inputs commands.models commands.videos commands.predict
-commands.data_sets commands.checkpoints cli __main__
+commands.data_sets commands.checkpoints
+app.limits app.readings app.demo app.page app.main
+cli __main__
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.
@@ -68,10 +70,17 @@ def path_of(module: str) -> Path:
     return ROOT / f"{module.replace('.', '/')}.py"
 
 
+PACKAGES = ("training", "formats", "evaluation", "commands", "app")
+
+
 def modules() -> list[str]:
     files = [
         *ROOT.glob("*.py"),
-        *(file for name in ("training", "formats", "evaluation", "commands") for file in ROOT.glob(f"{name}/*.py")),
+        *(
+            file
+            for name in ("training", "formats", "evaluation", "commands", "app")
+            for file in ROOT.glob(f"{name}/*.py")
+        ),
     ]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return sorted(name for name in names if not name.endswith("__init__"))
