@@ -2,8 +2,6 @@
 their links lead somewhere."""
 
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 
