@@ -26,12 +26,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from baselines import best_constant, best_plane
-from outlines import CLASSES, IGNORE_INDEX
+from checkpoint import labels_of, load, reference_classes, see
+from outlines import CLASSES
 from photographs import DEPTH_ONLY, KEPT, LOOK, Photograph, add_arguments, photographs_of
 
-from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
+from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.evaluation.metrics import DepthMetrics, SegmentationMetrics
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script, whole_file
 from densemllm.task_base_densemllm import REFINEMENTS
@@ -53,36 +53,6 @@ COLUMNS = {
     "abs_rel_plane": "AbsRel, plane",
 }
 OF_CLASSES = ("mean_iou", "floor", "wall")
-
-
-def labels_of(model: DenseMLLMForConditionalGeneration) -> dict[int, str]:
-    """The classes drawn by hand that a checkpoint has a name for, by their place in `CLASSES`; all of them where it
-    has no list of names.
-
-    Raises:
-        ValueError: it has none of them.
-    """
-    names = model.config.id2label
-    known = None if names is None else {str(name).strip().lower() for name in names.values()}
-    labels = {place: name for place, name in enumerate(CLASSES) if known is None or name in known}
-    if not labels:
-        raise ValueError(f"the checkpoint must have names among {list(CLASSES)}, got {sorted(known)[:20]}")
-    return labels
-
-
-def see(
-    model: DenseMLLMForConditionalGeneration, photograph: Photograph, labels: dict[int, str], refine: str | None
-) -> DensePrediction:
-    """Classes and depth of a photograph; all of `labels` compete."""
-    task = ("segmentation", "depth")
-    return model.predict_dense(
-        photograph.image, task, labels=labels, focal_length=photograph.focal_length, refine=refine
-    )
-
-
-def reference_classes(photograph: Photograph, labels: dict[int, str]) -> np.ndarray:
-    """What was drawn of `labels`; all else is ignored."""
-    return np.where(np.isin(photograph.classes, list(labels)), photograph.classes, IGNORE_INDEX)
 
 
 def measure_classes(metric: SegmentationMetrics) -> dict[str, float]:
@@ -198,7 +168,7 @@ def main() -> None:
     baselines = {photograph.name: measure_baselines(photograph.depth) for photograph in photographs}
     everything = {}
     for name in args.model:
-        model = DenseMLLMForConditionalGeneration.from_pretrained(name, dtype=torch.float32).eval()
+        model = load(name)
         missing = [label for label in CLASSES if label not in labels_of(model).values()]
         for refine in args.refine:
             results = measure(model, photographs, baselines, None if refine == "none" else refine)

@@ -25,12 +25,10 @@ import argparse
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import torch
-from measure import labels_of, reference_classes, see
+from checkpoint import labels_of, load, reference_classes, see
 from outlines import CLASSES, IGNORE_INDEX
 from photographs import LOOK, add_arguments, photographs_of
 
-from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.drawing_densemllm import colorize_depth, label_colors
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script, whole_file
 from densemllm.task_base_densemllm import REFINEMENTS
@@ -95,8 +93,8 @@ def main() -> None:
     check_outputs_of_script(parser, [args.out], inputs, args.overwrite)
     photographs = [own for own in photographs_of(parser, args) if own.group == LOOK]
     if not photographs:
-        parser.error("there is no photograph to look at among --sources")
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+        parser.error("none of --sources has a photograph to look at")
+    model = load(args.model)
     labels = labels_of(model)
     rows = []
     for photograph in photographs:

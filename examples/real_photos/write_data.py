@@ -15,7 +15,7 @@ r"""The photographs as a data set in the training schema, so that `evaluate_dens
 
     python examples/real_photos/write_data.py --output_dir ~/real_photos
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data ~/real_photos --split kept_back \\
-        --depth_scale 0.001 --task segmentation depth
+        --depth_scale 0.001 --dtype float32 --task segmentation depth
 
 The folder must be outside of this repository: the photographs belong to their packages.
 """
