@@ -1,10 +1,15 @@
 """The pages: their code runs on the checkpoint of the repository, their commands have only options that there are, and
 their links lead somewhere."""
 
+import contextlib
+import io
 import re
+import shlex
+from functools import cache
 
 import pytest
 
+from densemllm.cli import main
 from repository import ROOT, load_script, require
 
 
@@ -73,3 +78,43 @@ def test_links_of_the_site():
         site_link("docs/predict.md", "https://arxiv.org/abs/2602.14134", pages) == "https://arxiv.org/abs/2602.14134"
     )
     assert site_link("docs/predict.md", "#images", pages) == "#images"
+
+
+def commands(page):
+    """Lines of the shell on a page, as words, without what starts several processes."""
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.split("&&"):
+                words = shlex.split(part, comments=True)
+                starts = [
+                    place for place, word in enumerate(words)
+                    if word in (*SCRIPTS, "densemllm") and not words[max(place - 1, 0)].startswith("--")
+                ]  # fmt: skip
+                if starts:
+                    yield words[starts[0] :]
+
+
+SCRIPTS = ("train_hf.py", "train_grpo.py", "evaluate_densemllm.py")
+# Their options are transformers' own; their packages are extras.
+NOT_ASKED = ("serve", "app", "train_grpo.py")
+
+
+@cache
+def options(command):
+    """The options in the help of a script, or of one of our commands."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        if command.endswith(".py"):
+            load_script(command).main(["--help"])
+        else:
+            main([command, "--help"])
+    return set(re.findall(r"--[a-zA-Z][\w-]*", output.getvalue()))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES + OTHERS if any(commands(page))])
+def test_commands_have_only_options_that_there_are(page):
+    for words in commands(page):
+        command = words[0] if words[0] in SCRIPTS else words[1]
+        asked = {word.partition("=")[0] for word in words if re.match("--[a-zA-Z]", word)}
+        if asked and command not in NOT_ASKED:
+            assert asked - options(command) == set(), " ".join(words)
