@@ -70,7 +70,7 @@ def _describe_task(task: Any, config: DenseMLLMConfig, processor: DenseMLLMProce
     missing = None
     try:
         task.check(request, processor)
-        if not task.label_ids(request, processor):
+        if not task.is_known(processor) or not task.label_ids(request, processor):
             missing = "its tokens are not in the tokenizer"
     except ValueError as error:
         missing = str(error)

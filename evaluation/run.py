@@ -30,6 +30,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
+from ..addresses import find_model
 from ..configuration_densemllm import DenseMLLMConfig
 from ..files import reading
 from ..formats.folders import DataOptions, open_samples
@@ -55,6 +56,7 @@ def main(args: EvaluationArguments) -> dict:
     Raises:
         ValueError, OSError: an option, a data set or a model that can't be used, each named.
     """
+    find_model(args.model)  # a name that is wrong is known in a second, and not after the data was read
     process, device = start_process(args)
     with State(Path(args.output_dir) / "state", args.overwrite) as state:
         return evaluate(args, process, device, state)

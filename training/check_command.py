@@ -25,6 +25,7 @@ import json
 import os
 from pathlib import Path
 
+from ..addresses import find_model
 from ..depth_densemllm import DepthBins
 from ..files import OVERWRITE_HELP, check_outputs, reading, whole_file
 from ..formats.folders import load_samples
@@ -74,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     _check_files(args)
     processor = None
     if args.model is not None:
+        find_model(args.model)
         with reading(f"--model {args.model}"):
             processor = DenseMLLMProcessor.from_pretrained(args.model)
     depth_range, depth_bins = _read_range(args.depth_range, processor)
