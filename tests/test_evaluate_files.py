@@ -144,6 +144,7 @@ def test_data_that_cannot_be_read_is_said_in_one_line(words, tmp_path, capsys):
 def test_a_wrong_model_is_known_before_the_data_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = ["--model", "nobody/nothing", "--data", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out")]
+    words += ["--task", "depth"]
     with pytest.raises(ValueError, match="--model nobody/nothing can't be loaded"):
         main(words)
     assert not (tmp_path / "out").exists()
