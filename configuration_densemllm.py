@@ -20,6 +20,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto import modeling_auto
 
 from .compat_densemllm import CACHE_NAMES
 from .released_densemllm import RELEASED_LAYOUTS, RELEASED_TEXT_CONFIG, translate_config
@@ -51,6 +52,14 @@ REPLACED_PIPELINES = {
         "impl": "pipeline_densemllm.DenseImageSegmentationPipeline", "pt": ["AutoModelForSemanticSegmentation"],
     },
 }  # fmt: skip
+# transformers' server and pipelines look a model up by name, in its tables of the models that it has itself, and have no
+# other way to a model whose code stands beside its checkpoint. The Auto classes don't read these rows.
+NAMED_MODELS = {
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "DenseMLLMForConditionalGeneration",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "DenseMLLMForConditionalGeneration",
+    "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES": "DenseMLLMForDepthEstimation",
+    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES": "DenseMLLMForSemanticSegmentation",
+}
 
 
 class CustomPipelines(dict):
@@ -500,5 +509,7 @@ def class_names(config: DenseMLLMConfig) -> dict[int, str]:
 
 
 DenseMLLMConfig.register_for_auto_class()
+for table, model_name in NAMED_MODELS.items():
+    getattr(modeling_auto, table).setdefault(DenseMLLMConfig.model_type, model_name)
 
 __all__ = ["DenseMLLMConfig", "DenseMLLMVisionConfig"]
