@@ -52,7 +52,7 @@ REPLACED_PIPELINES = {
         "impl": "pipeline_densemllm.DenseImageSegmentationPipeline", "pt": ["AutoModelForSemanticSegmentation"],
     },
 }  # fmt: skip
-# transformers' server and pipelines look a model up by name, in its tables of the models that it has itself, and have no
+# transformers' server and pipelines look a model up by name, in tables of the models that it has itself, and have no
 # other way to a model whose code stands beside its checkpoint. The Auto classes don't read these rows.
 NAMED_MODELS = {
     "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "DenseMLLMForConditionalGeneration",

@@ -15,9 +15,9 @@ r"""Serve a checkpoint's answers with transformers' own server: the chat endpoin
 
     densemllm serve CHECKPOINT --port 8000 [--dtype bfloat16] [--device cuda] [--attn-implementation sdpa] ...
 
-The options are those of `transformers serve`. `transformers serve CHECKPOINT --trust-remote-code` is the same, with the
-code that stands beside the checkpoint in the place of the installed package. Maps are not among what a chat server
-gives: see `examples/serving.md`.
+The options are those of `transformers serve`. `transformers serve CHECKPOINT --trust-remote-code` is the same, with
+the code that stands beside the checkpoint in the place of the installed package. Maps are not among what a chat
+server gives: see `examples/serving.md`.
 """
 
 import sys
