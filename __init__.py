@@ -26,7 +26,9 @@ from .modeling_densemllm import DenseMLLMForConditionalGeneration, DenseMLLMMode
 from .pipeline_densemllm import (
     DenseDepthEstimationPipeline,
     DenseImageSegmentationPipeline,
+    DenseObjectDetectionPipeline,
     DensePredictionPipeline,
+    DenseZeroShotObjectDetectionPipeline,
 )
 from .prediction_densemllm import DensePrediction
 from .processing_densemllm import DenseMLLMProcessor
@@ -98,8 +100,10 @@ __all__ = [
     "DenseMLLMProcessor",
     "DenseMLLMVisionConfig",
     "DenseMLLMVisionModel",
+    "DenseObjectDetectionPipeline",
     "DensePrediction",
     "DensePredictionPipeline",
+    "DenseZeroShotObjectDetectionPipeline",
     "EncodedImage",
     "add_dense_tokens",
     "ntp_m_loss",

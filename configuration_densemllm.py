@@ -51,7 +51,19 @@ REPLACED_PIPELINES = {
     "image-segmentation": {
         "impl": "pipeline_densemllm.DenseImageSegmentationPipeline", "pt": ["AutoModelForSemanticSegmentation"],
     },
+    "object-detection": {"impl": "pipeline_densemllm.DenseObjectDetectionPipeline", "pt": ["AutoModel"]},
+    "zero-shot-object-detection": {
+        "impl": "pipeline_densemllm.DenseZeroShotObjectDetectionPipeline", "pt": ["AutoModel"],
+    },
 }  # fmt: skip
+# What is not for this model, and what is for the same end.
+OTHER_WAYS = {
+    "mask-generation": (
+        "`pipeline('image-segmentation', subtask='instance')` gives the masks of objects, and "
+        "`predict_dense(image, task='referring', text=..., box=...)` that of one object"
+    ),
+    "zero-shot-image-classification": "`model.predict(image, task='classification', text=[...])` names the class",
+}
 # transformers' server and pipelines look a model up by name, in tables of the models that it has itself, and have no
 # other way to a model whose code stands beside its checkpoint. The Auto classes don't read these rows.
 NAMED_MODELS = {
@@ -67,7 +79,8 @@ class CustomPipelines(dict):
 
     It lists the one task that `pipeline` takes where none is named, and has [`REPLACED_PIPELINES`] for whoever asks
     for them. A task of ours that is registered in this process, as `import densemllm` does, is not one of them (`in`
-    says no): its code is here already, and nobody has to trust another.
+    says no): its code is here already, and nobody has to trust another. A task that is not for this model is a
+    `ValueError` that names what is, before a model is loaded.
 
     Args:
         replaced: the latter; none of a checkpoint whose code is older than they are.
@@ -83,10 +96,14 @@ class CustomPipelines(dict):
     def __contains__(self, task: object) -> bool:
         from transformers.pipelines import PIPELINE_REGISTRY  # of no use to whoever only reads a config, and slow
 
+        if self.replaced and task in OTHER_WAYS:
+            return True
         is_registered = task in PIPELINE_REGISTRY.get_supported_tasks()
         return task in self.replaced or (super().__contains__(task) and not is_registered)
 
     def __missing__(self, task: str) -> dict:
+        if self.replaced and task in OTHER_WAYS:
+            raise ValueError(f"`task` {task!r} is not one of a DenseMLLM; {OTHER_WAYS[task]}")
         return dict(self.replaced[task])
 
 

@@ -462,7 +462,7 @@ class ImageEncodingMixin:
 
 
 def _flat_ids(label_ids: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Vocabulary ids of all labels, the place of each id's label, and how many ids each label has, `[num_labels, 1]`."""
+    """The ids of all labels, the place of each id's label, and how many ids each label has, `[num_labels, 1]`."""
     flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
     label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
     counts = torch.tensor([len(ids) for ids in label_ids], dtype=torch.long, device=device)[:, None]

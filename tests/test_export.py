@@ -52,7 +52,9 @@ VARIANTS = {
     "windows": {},
     "table, both ways": {
         "text": {**LLAMA, "num_hidden_layers": 1}, "vision_attention": "bidirectional",
-        "vision": {"position_embedding": "table", "window_size": None, "num_hidden_layers": 1, "fullatt_block_indexes": [0]},
+        "vision": {
+            "position_embedding": "table", "window_size": None, "num_hidden_layers": 1, "fullatt_block_indexes": [0],
+        },
     },
 }  # fmt: skip
 
