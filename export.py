@@ -57,7 +57,7 @@ from densemllm.vision_densemllm import AttentionSegments, DenseMLLMVisionModel
 
 
 INPUTS = ("image", "label_columns")
-OUTPUTS = ("label_logits", "segmentation", "depth")
+OUTPUTS = ("label_logits", Classes.name, Depth.name)
 DYNAMIC_AXES = {"image": {0: "batch_size"}, "label_columns": {0: "num_labels"}}
 ONNX, PROGRAM, COLUMNS = SUFFIXES = (".onnx", ".pt2", ".npy")
 METADATA = "metadata.json"  # beside the program in a .pt2 file

@@ -39,7 +39,7 @@ evaluation.panels evaluation.report
 evaluation.run
 training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
 convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction
-serve export cli __main__
+serve export cli __main__ setup
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.
