@@ -36,7 +36,8 @@ def test_the_source_distribution_is_the_repository(setup, tmp_path):
 def test_links_are_absolute(setup):
     text = (
         "![a room](examples/room.png) and [docs](docs/export.md#run), [paper](https://arxiv.org/abs/2602.14134),\n"
-        "[above](#top), `[x](y)` and [`LICENSE`](LICENSE), `z`\n```python\nlabels[0](image)  # [x](y)\n```\n[last](LICENSE)"
+        "[above](#top), `[x](y)` and [`LICENSE`](LICENSE), `z`\n"
+        "```python\nlabels[0](image)  # [x](y)\n```\n[last](LICENSE)"
     )
     found = setup.absolute_links(text, f"{ADDRESS}/")
     assert found == text.replace("](examples", f"]({ADDRESS}/raw/HEAD/examples").replace(

@@ -1,13 +1,18 @@
 """The dense path as a file: what it computes is what `predict_dense` gives."""
 
 import json
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from densemllm import export
+from densemllm import DenseMLLMForConditionalGeneration, export
 from densemllm.export import columns_of_labels, export_dense
+from repository import require
 from tiny import ID2LABEL, LLAMA, YOUTU, assert_maps_agree, make_image, make_model, make_processor
 
 
@@ -31,11 +36,6 @@ def model():
     return make(
         text={**YOUTU, "num_hidden_layers": 1}, vision={"num_hidden_layers": 1, "fullatt_block_indexes": []}
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def program(model, tmp_path_factory):
-    return export_dense(model, tmp_path_factory.mktemp("export") / "model.pt2", HEIGHT, WIDTH)
 
 
 def assert_predicts(outputs, model, images, labels, **options) -> None:
@@ -64,22 +64,20 @@ def test_a_program_is_predict_dense(kind, tmp_path):
     model = make(**VARIANTS[kind])
     labels = {7: "wall", 3: "red ball"}
     out = export_dense(model, tmp_path / "model.pt2", HEIGHT, WIDTH, labels, depth_range="camera")
-    run = torch.export.load(out).module()
+    files = {export.METADATA: ""}
+    run = torch.export.load(out, extra_files=files).module()
+    said = json.loads(files[export.METADATA])
+    assert (said["labels"], said["label_keys"]) == (["wall", "red ball"], [7, 3])
+    assert (said["height"], said["width"], said["num_depth_bins"]) == (HEIGHT, WIDTH, 16)
+    assert said["depth_range"]["name"] == "camera" and said["depth_range"]["max_depth"] == 4.0
+    np.testing.assert_allclose(said["label_columns"], columns_of_labels(model, labels))
     assert all(weight.requires_grad for weight in model.parameters())  # as they were
     for images in (IMAGES, IMAGES[1:2]):
         batch = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         for names in (labels, OTHERS, ["cat"]):
-            outputs = run(batch, torch.from_numpy(columns_of_labels(model, names)))
+            with torch.no_grad():  # torch 2.9 loads weights that require gradients
+                outputs = run(batch, torch.from_numpy(columns_of_labels(model, names)))
             assert_predicts(outputs, model, images, names, depth_range="camera")
-
-
-def test_a_program_says_what_it_is(program, model):
-    files = {export.METADATA: ""}
-    torch.export.load(program, extra_files=files)
-    said = json.loads(files[export.METADATA])
-    assert said["labels"] == list(ID2LABEL.values()) and (said["height"], said["width"]) == (HEIGHT, WIDTH)
-    assert said["depth_range"]["max_depth"] == 8.0 and said["num_depth_bins"] == 16
-    np.testing.assert_allclose(said["label_columns"], columns_of_labels(model))
 
 
 def test_an_onnx_file_is_predict_dense(model, tmp_path, monkeypatch):
@@ -157,7 +155,7 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path):
         columns_of_labels(make(id2label=None))
 
 
-def test_the_command(model, tmp_path, capsys):
+def test_the_command(model, tmp_path, capsys, monkeypatch):
     checkpoint, out = tmp_path / "checkpoint", tmp_path / "columns.npy"
     model.save_pretrained(checkpoint)
     model.get_processor().save_pretrained(checkpoint)
@@ -172,6 +170,36 @@ def test_the_command(model, tmp_path, capsys):
     ):
         assert export.main([str(checkpoint), *arguments]) == 2
         assert said in capsys.readouterr().err
-    program = tmp_path / "model.pt2"
-    assert export.main([str(checkpoint), "--height", "16", "--width", "16", "--out", str(program)]) == 0
-    assert len(torch.export.load(program).module()(torch.zeros(1, 16, 16, 3).byte(), torch.ones(3, 32))) == 3
+    given = []
+    monkeypatch.setattr(export, "export_dense", lambda *arguments: given.append(arguments) or out)
+    words = ["--height", "16", "--width", "24", "--depth_range", "camera", "--out", "model.pt2", "--overwrite"]
+    assert export.main([str(checkpoint), *words]) == 0
+    assert given == [(str(checkpoint), Path("model.pt2"), 16, 24, None, "camera", True)]
+
+
+@pytest.mark.slow
+def test_the_page_about_it_runs(tmp_path, monkeypatch, capsys):
+    """docs/export.md: its commands, then its Python in one process; on the shipped checkpoint in float32."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    page, photo = require("docs/export.md").read_text(), require("examples/rooms/room.jpg")
+    (tmp_path / "checkpoints").symlink_to(require("checkpoints"))
+    shutil.copy(photo, tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line) for line in re.findall(r"(?m)^densemllm export (.+)$", page)]
+    program = [*commands[0][:-1], "model.pt2"]
+    assert [export.main(command) for command in (*commands, program)] == [0] * 3
+    capsys.readouterr()
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, scope)
+        if "label_columns" not in block:
+            onnx_outputs = [scope[name] for name in export.OUTPUTS]
+            said = capsys.readouterr().out
+        elif "session" in block:
+            assert set(np.unique(scope["segmentation"])) <= {0, 1, 2}
+    model = DenseMLLMForConditionalGeneration.from_pretrained("checkpoints/densemllm-rooms", dtype=torch.float32)
+    program_outputs = [scope[name] for name in export.OUTPUTS]
+    for outputs in (onnx_outputs, program_outputs):
+        assert_predicts(outputs, model.eval(), [scope["image"]], model.config.label_names)
+    assert re.search(r"floor: \d+\.\d% of the image, \d\.\d\d m away", said)
