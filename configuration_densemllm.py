@@ -526,7 +526,7 @@ def class_names(config: DenseMLLMConfig) -> dict[int, str]:
 
 
 DenseMLLMConfig.register_for_auto_class()
-for table, model_name in NAMED_MODELS.items():
-    getattr(modeling_auto, table).setdefault(DenseMLLMConfig.model_type, model_name)
+for table, model_name in NAMED_MODELS.items():  # a test names one that disappears
+    getattr(modeling_auto, table, {}).setdefault(DenseMLLMConfig.model_type, model_name)
 
 __all__ = ["DenseMLLMConfig", "DenseMLLMVisionConfig"]
