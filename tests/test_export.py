@@ -49,7 +49,7 @@ def assert_predicts(outputs, model, images, labels, **options) -> None:
 
 
 VARIANTS = {
-    "windows": {},
+    "windows": {"text": {**YOUTU, "num_hidden_layers": 1}},
     "table, both ways": {
         "text": {**LLAMA, "num_hidden_layers": 1}, "vision_attention": "bidirectional",
         "vision": {
