@@ -208,7 +208,8 @@ def pixel_scale(image_processor: DenseMLLMImageProcessor) -> tuple[torch.Tensor,
     factor = image_processor.rescale_factor if image_processor.do_rescale else 1.0
     mean, std = torch.zeros(3), torch.ones(3)
     if image_processor.do_normalize:
-        mean, std = (torch.tensor(values) for values in (image_processor.image_mean, image_processor.image_std))
+        given = (image_processor.image_mean, image_processor.image_std)
+        mean, std = (torch.as_tensor(values, dtype=torch.float32).expand(3) for values in given)
     return factor / std, -mean / std
 
 
@@ -343,11 +344,8 @@ def save_onnx(
 ) -> None:
     """An ONNX file, with `columns` as the default of its input; its weights beside it where they are more than
     one such file takes."""
-    try:
-        import onnx_ir
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"an .onnx file needs further packages: `pip install densemllm[onnx]` ({error})") from error
+    import onnx_ir
+
     with _quiet_exporter():
         made = torch.onnx.export(
             program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False, external_data=False,
@@ -439,6 +437,8 @@ def export_dense(
     """
     out = _check_out(out, (ONNX, PROGRAM))
     check_outputs([out, *([weights_file(out)] if out.suffix == ONNX else [])], overwrite=overwrite, argument="`out`")
+    if out.suffix == ONNX:
+        _check_onnx_packages()
     model = load_model(checkpoint)
     processor = model.get_processor()
     size = check_size(height, width, processor.image_processor)
@@ -465,6 +465,14 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
         for weight in trained:
             weight.requires_grad_(True)
+
+
+def _check_onnx_packages() -> None:
+    try:
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"an .onnx file needs further packages: `pip install densemllm[onnx]` ({error})") from error
 
 
 def _check_out(out: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:

@@ -4,9 +4,11 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -138,6 +140,22 @@ def test_what_cannot_be_exported_is_refused(model, tmp_path, monkeypatch, option
     with pytest.raises(error, match=match):
         export_dense(**{**arguments, **options})
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named_first(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match=r"`pip install densemllm\[onnx\]`"):
+        export_dense("nowhere/at-all", tmp_path / "model.onnx", HEIGHT, WIDTH)
+
+
+def test_one_number_normalises_all_channels():
+    processor = make_processor().image_processor
+    processor.image_mean, processor.image_std = 0.25, 0.5
+    gain, offset = export.pixel_scale(processor)
+    pixels = np.asarray(make_image(8, 8))
+    expected = processor(PIL.Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    own = torch.from_numpy(pixels.copy()) * gain + offset
+    torch.testing.assert_close(own.flatten().sort().values, expected.flatten().sort().values)
 
 
 def test_models_that_cannot_be_exported_are_refused(tmp_path):
