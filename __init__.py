@@ -21,8 +21,10 @@ NAMES = {
     "DenseMLLMProcessor": ".processing_densemllm",
     "DenseMLLMVisionConfig": ".configuration_densemllm",
     "DenseMLLMVisionModel": ".vision_densemllm",
+    "DenseObjectDetectionPipeline": ".pipeline_densemllm",
     "DensePrediction": ".prediction_densemllm",
     "DensePredictionPipeline": ".pipeline_densemllm",
+    "DenseZeroShotObjectDetectionPipeline": ".pipeline_densemllm",
     "EncodedImage": ".image_encoding_densemllm",
     "add_dense_tokens": ".tasks_densemllm",
     "ntp_m_loss": ".loss_densemllm",
@@ -52,7 +54,9 @@ if TYPE_CHECKING:
     from .modeling_densemllm import DenseMLLMModel as DenseMLLMModel
     from .pipeline_densemllm import DenseDepthEstimationPipeline as DenseDepthEstimationPipeline
     from .pipeline_densemllm import DenseImageSegmentationPipeline as DenseImageSegmentationPipeline
+    from .pipeline_densemllm import DenseObjectDetectionPipeline as DenseObjectDetectionPipeline
     from .pipeline_densemllm import DensePredictionPipeline as DensePredictionPipeline
+    from .pipeline_densemllm import DenseZeroShotObjectDetectionPipeline as DenseZeroShotObjectDetectionPipeline
     from .prediction_densemllm import DensePrediction as DensePrediction
     from .processing_densemllm import DenseMLLMProcessor as DenseMLLMProcessor
     from .tasks_densemllm import add_dense_tokens as add_dense_tokens
@@ -131,8 +135,10 @@ __all__ = [
     "DenseMLLMProcessor",
     "DenseMLLMVisionConfig",
     "DenseMLLMVisionModel",
+    "DenseObjectDetectionPipeline",
     "DensePrediction",
     "DensePredictionPipeline",
+    "DenseZeroShotObjectDetectionPipeline",
     "EncodedImage",
     "add_dense_tokens",
     "ntp_m_loss",

@@ -149,11 +149,14 @@ def _run(module: str, name: str, *arguments: Any) -> None:
 
 
 def _run_own(command: str, arguments: list[str]) -> int:
-    """A command that reads its arguments itself."""
-    from densemllm import register
+    """A command that reads its arguments itself. One that brings transformers finds our classes known there; another
+    sees to that once its arguments are right."""
+    module = import_module(f"densemllm.{OWN_COMMANDS[command][0]}")
+    if "transformers" in sys.modules:
+        from densemllm import register
 
-    register()
-    result = import_module(f"densemllm.{OWN_COMMANDS[command][0]}").main(arguments)
+        register()
+    result = module.main(arguments)
     return result if isinstance(result, int) else 0
 
 

@@ -20,6 +20,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto import modeling_auto
 
 from .compat_densemllm import CACHE_NAMES
 from .released_densemllm import RELEASED_LAYOUTS, RELEASED_TEXT_CONFIG, translate_config
@@ -50,7 +51,27 @@ REPLACED_PIPELINES = {
     "image-segmentation": {
         "impl": "pipeline_densemllm.DenseImageSegmentationPipeline", "pt": ["AutoModelForSemanticSegmentation"],
     },
+    "object-detection": {"impl": "pipeline_densemllm.DenseObjectDetectionPipeline", "pt": ["AutoModel"]},
+    "zero-shot-object-detection": {
+        "impl": "pipeline_densemllm.DenseZeroShotObjectDetectionPipeline", "pt": ["AutoModel"],
+    },
 }  # fmt: skip
+# What is not for this model, and what is for the same end.
+OTHER_WAYS = {
+    "mask-generation": (
+        "`pipeline('image-segmentation', subtask='instance')` gives the masks of objects, and "
+        "`predict_dense(image, task='referring', text=..., box=...)` that of one object"
+    ),
+    "zero-shot-image-classification": "`model.predict(image, task='classification', text=[...])` names the class",
+}
+# transformers' server and pipelines look a model up by name, in tables of the models that it has itself, and have no
+# other way to a model whose code stands beside its checkpoint. The Auto classes don't read these rows.
+NAMED_MODELS = {
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "DenseMLLMForConditionalGeneration",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "DenseMLLMForConditionalGeneration",
+    "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES": "DenseMLLMForDepthEstimation",
+    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES": "DenseMLLMForSemanticSegmentation",
+}
 
 
 class CustomPipelines(dict):
@@ -58,7 +79,8 @@ class CustomPipelines(dict):
 
     It lists the one task that `pipeline` takes where none is named, and has [`REPLACED_PIPELINES`] for whoever asks
     for them. A task of ours that is registered in this process, as `import densemllm` does, is not one of them (`in`
-    says no): its code is here already, and nobody has to trust another.
+    says no): its code is here already, and nobody has to trust another. A task that is not for this model is a
+    `ValueError` that names what is, before a model is loaded.
 
     Args:
         replaced: the latter; none of a checkpoint whose code is older than they are.
@@ -74,10 +96,14 @@ class CustomPipelines(dict):
     def __contains__(self, task: object) -> bool:
         from transformers.pipelines import PIPELINE_REGISTRY  # of no use to whoever only reads a config, and slow
 
+        if self.replaced and task in OTHER_WAYS:
+            return True
         is_registered = task in PIPELINE_REGISTRY.get_supported_tasks()
         return task in self.replaced or (super().__contains__(task) and not is_registered)
 
     def __missing__(self, task: str) -> dict:
+        if self.replaced and task in OTHER_WAYS:
+            raise ValueError(f"`task` {task!r} is not one of a DenseMLLM; {OTHER_WAYS[task]}")
         return dict(self.replaced[task])
 
 
@@ -500,5 +526,7 @@ def class_names(config: DenseMLLMConfig) -> dict[int, str]:
 
 
 DenseMLLMConfig.register_for_auto_class()
+for table, model_name in NAMED_MODELS.items():  # a test names one that disappears
+    getattr(modeling_auto, table, {}).setdefault(DenseMLLMConfig.model_type, model_name)
 
 __all__ = ["DenseMLLMConfig", "DenseMLLMVisionConfig"]

@@ -486,17 +486,10 @@ class ImageEncodingMixin:
                 f"`processor` does not belong to this model: a label has the id {highest}, but the vocabulary has "
                 f"{vocab_size}"
             )
-        flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
-        label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
-        counts = torch.tensor([len(ids) for ids in label_ids], dtype=torch.long, device=device)[:, None]
+        flat, label, counts = _flat_ids(label_ids, device)
         with _without_autocast(device):
             if is_plain:
-                # The mean of logits is the logit of the mean column.
-                columns = head.weight[flat].float()
-                if len(flat) > len(label_ids):
-                    sums = columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns)
-                    columns = sums / counts
-                return hidden_states.float() @ columns.T
+                return hidden_states.float() @ label_columns(head.weight, label_ids).T
             # An adapter, a quantised or an offloaded layer: only its own forward knows the logits, in its own type.
             dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), hidden_states.dtype)
             chunks = []
@@ -529,6 +522,32 @@ class ImageEncodingMixin:
         """`(height, width)` in pixels of the image as the model saw it."""
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
         return encoded.grid[0] * cell, encoded.grid[1] * cell
+
+
+def _flat_ids(label_ids: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The ids of all labels, the place of each id's label, and how many ids each label has, `[num_labels, 1]`."""
+    flat = torch.tensor([token_id for ids in label_ids for token_id in ids], dtype=torch.long, device=device)
+    label = torch.tensor([k for k, ids in enumerate(label_ids) for _ in ids], dtype=torch.long, device=device)
+    counts = torch.tensor([len(ids) for ids in label_ids], dtype=torch.long, device=device)[:, None]
+    return flat, label, counts
+
+
+def label_columns(weight: torch.Tensor, label_ids: list[list[int]]) -> torch.Tensor:
+    """What stands for each label in a product with hidden states: the mean of its sub-words' columns, as the mean of
+    logits is the logit of the mean column.
+
+    Args:
+        weight: `[vocab_size, hidden_size]`, of the output embedding.
+        label_ids: vocabulary ids of each label.
+
+    Returns:
+        `float32 [num_labels, hidden_size]`.
+    """
+    flat, label, counts = _flat_ids(label_ids, weight.device)
+    columns = weight[flat].float()
+    if len(flat) == len(label_ids):
+        return columns
+    return columns.new_zeros(len(label_ids), columns.shape[1]).index_add_(0, label, columns) / counts
 
 
 class _PassingCache(DynamicCache):
@@ -653,4 +672,4 @@ def _length_groups(lengths: list[int], waste: float) -> list[list[int]]:
     return groups
 
 
-__all__ = ["EncodedImage", "ImageEncodingMixin", "ImageOrEncoded", "load_image"]
+__all__ = ["EncodedImage", "ImageEncodingMixin", "ImageOrEncoded", "label_columns", "load_image"]

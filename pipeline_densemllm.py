@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pipelines: `dense-prediction`, `depth-estimation` and `image-segmentation`."""
+"""Pipelines: `dense-prediction`, and those of transformers' own names that this model can do."""
 
 import os
 import types
@@ -30,17 +30,23 @@ from .checks_densemllm import (
     check_choice,
     check_corners,
     check_count,
+    check_share,
     check_target_sizes,
     check_text,
     is_flat,
     plain,
+    shown,
 )
 from .configuration_densemllm import class_names
 from .drawing_densemllm import depth_to_gray
 from .exif_densemllm import EXIF, check_focal_length, read_exif
 from .image_encoding_densemllm import ImageOrEncoded, load_image
-from .task_base_densemllm import Labels
+from .object_tasks_densemllm import OpenSet
+from .prediction_densemllm import DensePrediction
+from .task_base_densemllm import Labels, ThingLabels
 from .tasks_densemllm import DEFAULT_TASK, Classes, Depth, Panoptic
+from .text_tasks_densemllm import DETECTION
+from .tokens_densemllm import X_SCALE
 
 
 logger = logging.get_logger(__name__)
@@ -277,6 +283,163 @@ class DenseImageSegmentationPipeline(DensePredictionPipeline):
         return rows
 
 
+class DenseObjectDetectionPipeline(DensePredictionPipeline):
+    """`pipeline("object-detection")` with the arguments of `predict_dense` in `OPTIONS` (see
+    [`DensePredictionPipeline`]).
+
+    Where the checkpoint has `config.thing_labels`, or the call gives `thing_labels`, the objects are those of a
+    panoptic map. Otherwise the model is asked for the boxes of `labels` in words: those of `config.id2label` where
+    left out, and where that has none those that the model names itself. Either way an object has a mask, whose mean
+    probability is its `score`. `threshold` is the lowest score, `top_k` the number of objects at most.
+
+    Returns for every image what transformers' own pipeline does: a list of a dict for each object, with `score`,
+    `label` and `box` (a dict of `xmin`, `ymin`, `xmax` and `ymax`, whole pixels of the image), the best one first.
+
+    Raises:
+        ValueError: the checkpoint has no coordinate tokens, which boxes and centres of objects are made of.
+    """
+
+    NAME = "object-detection"
+    OPTIONS = (
+        "labels", "thing_labels", "threshold", "top_k", "focal_length", "depth_range", "scale", "max_num_patches",
+        "on_error",
+    )  # fmt: skip
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not self.processor.scale_token_ids(X_SCALE):
+            token = X_SCALE.template.format(X_SCALE.first)
+            raise ValueError(
+                f"`task` {self.NAME!r} is not for this checkpoint: its tokenizer has no coordinate tokens "
+                f"({token}...), which `add_dense_tokens` adds, and training on `objects` or `instances` teaches; "
+                "`pipeline('image-segmentation')` finds its classes"
+            )
+
+    def _sanitize_parameters(self, **kwargs):
+        preprocess, forward, _ = super()._sanitize_parameters(**kwargs)
+        kept = {name: forward.pop(name) for name in ("threshold", "top_k") if name in forward}
+        if kept.get("threshold") is not None:
+            check_share("threshold", kept["threshold"])
+        if kept.get("top_k") is not None:
+            check_count("top_k", kept["top_k"])
+        return preprocess, forward, kept
+
+    def _forward(
+        self,
+        model_inputs: dict,
+        labels: Labels | None = None,
+        thing_labels: ThingLabels | None = None,
+        **options,
+    ) -> dict[str, GenericTensor]:
+        config, images = self.model.config, _flat(model_inputs["images"])
+        if thing_labels is not None or config.thing_labels:
+            options |= {"task": Panoptic.name, "thing_labels": thing_labels}
+            labels = class_names(config) if labels is None else labels
+        elif labels is None:
+            labels = config.label_names
+        if labels is not None:
+            return self._with_labels(model_inputs, [_numbered(labels)] * len(images), **options)
+        return self._with_labels(model_inputs, [self._names_in(image) for image in images], **options)
+
+    def _names_in(self, image: PIL.Image.Image | None) -> dict[int, str]:
+        """The classes of the objects that the model names where it is asked for all of them."""
+        if image is None:
+            return {}
+        names = self.model.predict(image, DETECTION, processor=self.processor)["labels"]
+        return _numbered([name for name in dict.fromkeys(names) if name])
+
+    def _with_labels(
+        self, model_inputs: dict, labels: list[dict[int, str]], task: str = OpenSet.name, **options
+    ) -> dict[str, GenericTensor]:
+        """Objects of the classes that each image has for itself; images with the same ones are read together."""
+        images, per_image_kwargs = (_flat(model_inputs[name]) for name in ("images", "per_image_kwargs"))
+        # Of an image in which the model names nothing, there is nothing to ask.
+        predictions = [None if image is None else DensePrediction(segments_info=[]) for image in images]
+        places: dict[tuple, list[int]] = {}
+        for place, names in enumerate(labels):
+            if names and images[place] is not None:
+                places.setdefault(tuple(names.items()), []).append(place)
+        for own in places.values():
+            part = {"images": [images[place] for place in own]}
+            part["per_image_kwargs"] = [per_image_kwargs[place] for place in own]
+            names = labels[own[0]]
+            found = super()._forward(part, task=task, labels=names, **options)["predictions"]
+            for place, prediction in zip(own, found, strict=True):
+                for row in prediction.segments_info:
+                    row["label"] = names[row["label_id"]]  # as it is written there
+                predictions[place] = prediction
+        return {"predictions": predictions}
+
+    def postprocess(
+        self, model_outputs: dict, threshold: float | None = None, top_k: int | None = None
+    ) -> list[dict] | None:
+        found = super().postprocess(model_outputs)
+        if found is None:
+            return None
+        rows = []
+        for row in found["segments_info"]:
+            if row.get("isthing", True) and (threshold is None or row["score"] >= threshold):
+                edges = (int(edge) for edge in row["box"])
+                box = dict(zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
+                rows.append({"score": row["score"], "label": row["label"], "box": box})
+        return sorted(rows, key=lambda row: -row["score"])[:top_k]
+
+
+class DenseZeroShotObjectDetectionPipeline(DenseObjectDetectionPipeline):
+    """`pipeline("zero-shot-object-detection")`: the boxes of the classes that `candidate_labels` names, as
+    [`DenseObjectDetectionPipeline`] asks for them in words; results and errors are the same.
+
+    `candidate_labels` are a list of names, or one text with commas between them; for the call, for each of its inputs
+    (a list of such lists), or beside an image: `{"image": image, "candidate_labels": ["cup", "plate"]}`.
+    """
+
+    NAME = "zero-shot-object-detection"
+    OPTIONS = (
+        "candidate_labels", "threshold", "top_k", "focal_length", "depth_range", "scale", "max_num_patches",
+        "on_error",
+    )  # fmt: skip
+    PER_IMAGE_OPTIONS = (*DensePredictionPipeline.PER_IMAGE_OPTIONS, "candidate_labels")
+
+    def __call__(
+        self,
+        image: ImageOrEncoded | Sequence[ImageOrEncoded] | Dataset | Iterator[ImageOrEncoded],
+        candidate_labels: str | list[str] | list[list[str]] | None = None,
+        **kwargs: Any,
+    ) -> Any:  # as for every pipeline of this file
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = candidate_labels
+        return super().__call__(image, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs):
+        preprocess, forward, kept = super()._sanitize_parameters(**kwargs)
+        if forward.get("candidate_labels") is not None:
+            forward["candidate_labels"] = self._check_per_image("candidate_labels", forward["candidate_labels"])
+        return preprocess, forward, kept
+
+    def _check_per_image(self, name: str, value):
+        if name != "candidate_labels":
+            return super()._check_per_image(name, value)
+        names = value.split(",") if isinstance(value, str) else plain(value)
+        if not isinstance(names, (list, tuple)) or not names:
+            raise TypeError(f"`candidate_labels` must be a list of names, got {shown(value)}")
+        return [check_text("candidate_labels", own, "a list of names").strip() for own in names]
+
+    def _forward(
+        self, model_inputs: dict, candidate_labels: list[str] | None = None, **options
+    ) -> dict[str, GenericTensor]:
+        rows = _flat(model_inputs["per_image_kwargs"])
+        labels = [row.get("candidate_labels", candidate_labels) for row in rows]
+        if None in labels:
+            raise ValueError("`candidate_labels` is needed: the names of what to look for, got None")
+        rows = [{name: value for name, value in row.items() if name != "candidate_labels"} for row in rows]
+        labels = [_numbered(own) for own in labels]
+        return self._with_labels({**model_inputs, "per_image_kwargs": rows}, labels, **options)
+
+
+def _numbered(labels: Labels) -> dict[int, str]:
+    return labels if isinstance(labels, dict) else dict(enumerate(labels))
+
+
 def _check_counts(kwargs: dict) -> dict:
     """Arguments with a checked `batch_size` and `num_workers`, where they are given."""
     least = {"batch_size": 1, "num_workers": 0}
@@ -287,6 +450,8 @@ def _check_counts(kwargs: dict) -> dict:
 def _is_list(name: str, value) -> bool:
     """Whether an argument of a call has one entry for each image."""
     values = plain(value)
+    if name == "candidate_labels" and isinstance(values, (list, tuple)):
+        return any(isinstance(own, (list, tuple)) for own in values)
     return isinstance(values, list) and not (name in ("box", "target_sizes") and is_flat(values))
 
 
@@ -316,5 +481,7 @@ def _flat(values) -> list:
 __all__ = [
     "DenseDepthEstimationPipeline",
     "DenseImageSegmentationPipeline",
+    "DenseObjectDetectionPipeline",
     "DensePredictionPipeline",
+    "DenseZeroShotObjectDetectionPipeline",
 ]

@@ -53,6 +53,7 @@ from densemllm.training.check import check_before_training
 from densemllm.training.checkpoints import STATE_NAME
 from densemllm.training.collator import DenseCollator
 from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
+from densemllm.training.model_card import licence_of
 from densemllm.training.samples import Augmentation
 from densemllm.training.trainer import DenseTrainer
 
@@ -375,7 +376,7 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
 
 def add_adapters(model: DenseMLLMForConditionalGeneration, args: ModelArguments, parts: list) -> "PeftModel":
     """LoRA adapters on the linear layers of the given parts, or on those that are named; the rest is frozen."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
     targets = args.lora_target_modules
     if targets is None:
@@ -387,9 +388,12 @@ def add_adapters(model: DenseMLLMForConditionalGeneration, args: ModelArguments,
         ]
     if args.load_in_4bit:
         model = prepare_model_for_kbit_training(model)
+    # With its task, `AutoPeftModelForCausalLM` loads a folder of adapters; without, peft would import the module of
+    # this model's class by its name, which it does for packages that it knows alone.
     config = LoraConfig(
-        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=targets
-    )
+        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=targets,
+        task_type=TaskType.CAUSAL_LM,
+    )  # fmt: skip
     return get_peft_model(model, config)
 
 
@@ -589,9 +593,12 @@ def save_measured(trainer: DenseTrainer, model_args: ModelArguments, data_args: 
             trainer.model = trainer.model.merge_and_unload()
         trainer.save_model()
     trainer.save_state()
-    base = hub_name(model_args.model_name_or_path or model_args.text_model)
+    source = model_args.model_name_or_path or model_args.text_model
     evaluated_on = None if trainer.eval_dataset is None else data_args.eval_dataset or data_args.dataset[0]
-    trainer.create_model_card(finetuned_from=base, dataset=data_args.dataset, evaluated_on=evaluated_on)
+    trainer.create_model_card(
+        finetuned_from=hub_name(source), dataset=data_args.dataset, evaluated_on=evaluated_on,
+        license=licence_of(source) if os.path.isdir(source) else None,
+    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> dict:

@@ -393,11 +393,22 @@ class DenseMLLMVisionModel(DenseMLLMPreTrainedModel):
         grids = check_image_grid(image_grid_thw, pixel_values.shape[0], self.config.spatial_merge_size)
         # Quantised layers have weights of another type than they compute in; norms are never quantised.
         hidden_states = self.embeddings(pixel_values.to(self.post_layernorm.weight.dtype), grids)
-        full, windows = self.attention_segments(image_grid_thw, hidden_states.device)
+        segments = self.attention_segments(image_grid_thw, hidden_states.device)
+        return BaseModelOutputWithPooling(last_hidden_state=self.encode(hidden_states, *segments, **kwargs))
+
+    def encode(
+        self,
+        hidden_states: torch.Tensor,
+        full: AttentionSegments,
+        windows: AttentionSegments,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Embedded patches through all layers, of which some attend within `full` segments and the others within
+        `windows`: `[n_patches, hidden_size]` to the same."""
         for index, layer in enumerate(self.encoder.layers):
             segments = full if index in self.config.fullatt_block_indexes else windows
             hidden_states = layer(hidden_states, segments, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=self.post_layernorm(hidden_states))
+        return self.post_layernorm(hidden_states)
 
 
 __all__ = ["DenseMLLMPreTrainedModel", "DenseMLLMVisionModel"]

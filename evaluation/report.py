@@ -318,14 +318,24 @@ def _text(value: float | None) -> str:
 
 def to_markdown(results: dict) -> str:
     """The results as Markdown tables."""
-
-    def cell(text):
-        return str(text).replace("|", "\\|").replace("\n", " ")
-
     lines = [
-        f"# {cell(results['model'])} on {cell(results['data'])}, {cell(results['options']['split'])}\n",
+        f"# {_cell(results['model'])} on {_cell(results['data'])}, {_cell(results['options']['split'])}\n",
         f"{results['samples']} samples, {results['seconds']:.0f} seconds of prediction.\n",
+        *result_tables(results),
+        "\n| option | value |\n|---|---|",
     ]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in results["options"].items() if value is not None]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return "\n".join([*lines, f"\n{versions}\n"])
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def result_tables(results: dict) -> list[str]:
+    """The protocol, the metrics and each class's, in lines of Markdown."""
+    lines = []
     published = results.get("protocol", {}).get("published", {})
     if "protocol" in results:
         lines.append(describe_protocol(results["protocol"]) + "\n")
@@ -348,11 +358,8 @@ def to_markdown(results: dict) -> str:
         for row in results["per_label"]:
             values = [row.get(name) for name in names]
             texts = [str(value) if isinstance(value, int) else _text(value) for value in values]
-            lines += [f"| {cell(row['label'])} | " + " | ".join(texts) + " |"]
-    lines += ["\n| option | value |\n|---|---|"]
-    lines += [f"| {name} | {cell(value)} |" for name, value in results["options"].items() if value is not None]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return "\n".join([*lines, f"\n{versions}\n"])
+            lines += [f"| {_cell(row['label'])} | " + " | ".join(texts) + " |"]
+    return lines
 
 
 def write_results(
@@ -430,12 +437,26 @@ def load_card(folder: str) -> ModelCard:
         except (ValueError, yaml.YAMLError) as error:
             raise ValueError(f"`update_card`: the metadata of {path} can't be read ({error})") from error
     name = Path(folder).resolve().name
-    return ModelCard(f"---\nlibrary_name: transformers\ntags:\n- densemllm\n---\n\n# {name}\n")
+    return ModelCard(
+        "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\ntags:\n- densemllm\n- custom_code\n---\n\n"
+        f"# {name}\n"
+    )
+
+
+def _with_section(text: str, title: str, body: str) -> str:
+    """The text of a card with the tables of an evaluation, in the place of older ones of the same `title`."""
+    first, last = (f"<!-- evaluation{end}: {_cell(title).replace('--', '-')} -->" for end in ("", " end"))
+    section = f"{first}\n## Evaluated on {_cell(title)}\n\n{body}\n{last}"
+    before, found, rest = text.partition(first)
+    if found and last in rest:
+        return before + section + rest.partition(last)[2]
+    return f"{text.rstrip()}\n\n{section}\n"
 
 
 def update_card(folder: str, results: dict) -> None:
-    """Put the metrics into the model index of the card of a model folder. What the card has of other data, splits or
-    options stays; the value of the same metric is replaced."""
+    """Put the metrics into the model index of the card of a model folder, and their tables, with each class's, into
+    its text. What the card has of other data, splits or options stays; the value of the same metric, and the tables of
+    the same data and split, are replaced."""
     card, options = load_card(folder), results["options"]
     name = options["data_name"] or results["data"]
     merged = list(card.data.eval_results or [])
@@ -462,4 +483,5 @@ def update_card(folder: str, results: dict) -> None:
             merged = [result for result in merged if not result.is_equal_except_value(new)] + [new]
     card.data.model_name = card.data.model_name or Path(folder).resolve().name
     card.data.eval_results = merged
+    card.text = _with_section(card.text, f"{name}, {options['split']}", "\n".join(result_tables(results)))
     write_atomically(Path(folder) / "README.md", str(card).encode())

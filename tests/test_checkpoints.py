@@ -111,7 +111,7 @@ def test_a_card_has_the_last_evaluation(tmp_path, evaluated):
     )
     data = yaml.safe_load(card.content.split("---")[1])
     assert (data["license"], data["base_model"], data["datasets"]) == ("mit", "you/base", ["you/a"])
-    assert data["tags"] == ["densemllm", "depth-estimation", "image-segmentation", "extra"]
+    assert data["tags"] == ["densemllm", "depth-estimation", "image-segmentation", "custom_code", "extra"]
     assert ("model-index" in data) == evaluated
     if evaluated:
         (result,) = data["model-index"][0]["results"]

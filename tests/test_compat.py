@@ -8,8 +8,10 @@ import torch
 import transformers
 from transformers import DynamicCache, Pipeline, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
+from transformers.models.auto import modeling_auto
 
 from densemllm.compat_densemllm import CACHE, CACHE_NAMES, get_cache, select_positions
+from densemllm.configuration_densemllm import NAMED_MODELS
 from tiny import make_image, make_model, make_processor
 
 
@@ -78,6 +80,12 @@ def test_positions_are_selected_as_transformers_does():
 def test_private_parts_of_transformers_are_there(owner, names):
     gone = [name for name in names if not hasattr(owner, name)]
     assert not gone, f"transformers {transformers.__version__} has no {owner.__name__}.{gone[0]} any more"
+
+
+def test_tables_of_names_are_there():
+    gone = [name for name in NAMED_MODELS if not hasattr(modeling_auto, name)]
+    assert not gone, f"transformers {transformers.__version__} has no {gone[0]} any more"
+    assert {getattr(modeling_auto, name)["densemllm"] for name in NAMED_MODELS} == set(NAMED_MODELS.values())
 
 
 QUIET = r"""

@@ -263,7 +263,10 @@ def test_the_card_keeps_what_it_had(made, options, tmp_path):
     results = run(options, limit=3, update_card=True)
     results = run(options, limit=3, update_card=True, overwrite=True, max_depth=6.0)
     text = (folder / "README.md").read_text()
-    assert text.endswith("# Mine\n\nSome text.\n")
+    assert "---\n\n# Mine\n\nSome text.\n\n<!-- evaluation: " in text
+    assert text.count("## Evaluated on ") == text.count("| segmentation | mIoU | ") == 1
+    row = results["per_label"][0]
+    assert f"| {row['label']} | {row['iou']:.4f} | " in text and text.endswith("validation -->\n")
     written = yaml.safe_load(text.split("---")[1])
     assert written["license"] == "apache-2.0" and written["model-index"][0]["results"][0] == other
     card = ModelCard.load(folder / "README.md")

@@ -43,7 +43,7 @@ convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_predic
 commands.tables commands.parsers commands.inputs commands.models commands.videos commands.predict
 commands.data_sets commands.checkpoints
 app.limits app.readings app.demo app.page app.main
-cli __main__
+serve export cli __main__ setup
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.

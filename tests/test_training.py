@@ -16,7 +16,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -457,6 +457,13 @@ def test_adapters_are_merged(tmp_path, start, processor):
         merged.predict_dense(image, **options).logits, adapted.predict_dense(image, **options).logits
     )
     assert not torch.allclose(plain, merged.predict_dense(image, **options).logits, atol=1e-3)
+    # peft finds the base model by itself, with the package imported and by the code beside the base.
+    for flag in ({}, {"trust_remote_code": True}):
+        for folder in (tmp_path / "out/adapters", tmp_path / "out/checkpoint-3"):
+            loaded = AutoPeftModelForCausalLM.from_pretrained(str(folder), **flag).eval()
+            torch.testing.assert_close(
+                loaded.predict_dense(image, **options).logits, adapted.predict_dense(image, **options).logits
+            )
 
 
 @pytest.mark.skipif("densemllm" not in LORA_TARGETS, reason="this peft takes lists of names only")

@@ -68,7 +68,7 @@ def draw_sheet(
             continue
     if not strips:
         raise ValueError("no row of those that were to be drawn can be read")
-    return _stack(strips)
+    return stack(strips)
 
 
 def _draw_sample(row: dict, split: str, place: int, options: CheckOptions, processor) -> PIL.Image.Image:
@@ -80,12 +80,12 @@ def _draw_sample(row: dict, split: str, place: int, options: CheckOptions, proce
         sample = draw_expression(sample, np.random.default_rng(place), read.ignore_index)
     lines, strips = [f"{split} {place}: {stored[0]} x {stored[1]} pixels"], []
     for image, maps, texts in _seen(sample, objects, options, processor):
-        tiles = [_scaled(image), *(_draw_map(image, name, values, options) for name, values in maps.items())]
+        tiles = [scaled(image), *(_draw_map(image, name, values, options) for name, values in maps.items())]
         said = f"seen with {image.width} x {image.height} pixels. " if processor is not None else ""
         lines += textwrap.wrap(said + " ".join(texts), CHARACTERS, max_lines=4)
-        strips.append(_beside(tiles, lines))
+        strips.append(beside(tiles, lines))
         lines = []
-    return _stack(strips)
+    return stack(strips)
 
 
 def _seen(sample: dict, objects: dict, options: CheckOptions, processor) -> Iterator[tuple]:
@@ -110,9 +110,9 @@ def _draw_map(image: PIL.Image.Image, name: str, values: np.ndarray, options: Ch
         valid = np.isfinite(values) & (values > 0)
         low, high = (float(end(values[valid])) if valid.any() else 0.0 for end in (np.min, np.max))
         colors = colorize_depth(np.where(valid, values, low), low, high)
-        return add_scale(_laid_over(image, colors, valid), low, high)
+        return add_scale(laid_over(image, colors, valid), low, high)
     if name == Normals.column:
-        return _laid_over(image, normals_to_colors(values), np.abs(values).sum(axis=-1) > 0)
+        return laid_over(image, normals_to_colors(values), np.abs(values).sum(axis=-1) > 0)
     values = values.astype(np.int64)
     names = {Classes.column: options.id2label or {}, Foreground.column: FOREGROUND}.get(name, {})
     ignored = -1 if name == Foreground.column else options.ignore_index
@@ -121,7 +121,7 @@ def _draw_map(image: PIL.Image.Image, name: str, values: np.ndarray, options: Ch
         drawn &= values > 0
     numbers, places = np.unique(np.where(drawn, values, 0), return_inverse=True)
     colors = label_colors(numbers, None, names)
-    tile = _laid_over(image, colors[places.reshape(values.shape)], drawn)
+    tile = laid_over(image, colors[places.reshape(values.shape)], drawn)
     there = set(np.unique(values[drawn]).tolist())
     rows = [
         (names.get(number, f"{name} {number}"), color)
@@ -133,20 +133,21 @@ def _draw_map(image: PIL.Image.Image, name: str, values: np.ndarray, options: Ch
     return add_names(tile, rows) if rows else tile
 
 
-def _laid_over(image: PIL.Image.Image, colors: np.ndarray, drawn: np.ndarray) -> PIL.Image.Image:
+def laid_over(image: PIL.Image.Image, colors: np.ndarray, drawn: np.ndarray) -> PIL.Image.Image:
+    """Colours over an image where they are `drawn`, at the sheet's height."""
     below = np.asarray(image.convert("RGB"), dtype=np.float32)
     over = np.where(drawn[..., None], ALPHA * colors + (1 - ALPHA) * below, below)
-    return _scaled(PIL.Image.fromarray(over.round().astype(np.uint8)))
+    return scaled(PIL.Image.fromarray(over.round().astype(np.uint8)))
 
 
-def _scaled(image: PIL.Image.Image) -> PIL.Image.Image:
+def scaled(image: PIL.Image.Image) -> PIL.Image.Image:
     """The image at the sheet's height; larger pixels stay pixels, which show the model's grid."""
     width = min(3 * HEIGHT, max(1, round(image.width * HEIGHT / image.height)))
     enlarged = image.height < HEIGHT
     return image.resize((width, HEIGHT), PIL.Image.Resampling.NEAREST if enlarged else PIL.Image.Resampling.BILINEAR)
 
 
-def _beside(tiles: list[PIL.Image.Image], lines: list[str]) -> PIL.Image.Image:
+def beside(tiles: list[PIL.Image.Image], lines: list[str]) -> PIL.Image.Image:
     """Tiles in a row, below lines of text."""
     top = LINE * len(lines) + MARGIN
     width = max(sum(tile.width + MARGIN for tile in tiles), 6 * max(map(len, lines), default=0))
@@ -161,7 +162,8 @@ def _beside(tiles: list[PIL.Image.Image], lines: list[str]) -> PIL.Image.Image:
     return strip
 
 
-def _stack(strips: list[PIL.Image.Image]) -> PIL.Image.Image:
+def stack(strips: list[PIL.Image.Image]) -> PIL.Image.Image:
+    """Strips one below the other."""
     height = sum(strip.height + MARGIN for strip in strips)
     sheet = PIL.Image.new("RGB", (max(strip.width for strip in strips), height), "white")
     top = 0
@@ -171,4 +173,4 @@ def _stack(strips: list[PIL.Image.Image]) -> PIL.Image.Image:
     return sheet
 
 
-__all__ = ["draw_sheet"]
+__all__ = ["beside", "draw_sheet", "laid_over", "scaled", "stack"]

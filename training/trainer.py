@@ -55,7 +55,7 @@ from .checkpoints import (
 )
 from .collator import DenseCollator
 from .datasets import DenseDataset, DenseIterableDataset, DenseSource, LikeSizesSampler
-from .model_card import make_model_card
+from .model_card import SHEET, SHOWN, class_scores, draw_predictions, make_model_card
 from .optimizers import MuonWithAdamW, muon_factory, rates_of_parts, refuse_state_of_muon, with_groups_of_parts
 
 
@@ -196,6 +196,7 @@ class DenseTrainer(Trainer):
         if getattr(self.args, "early_stopping_patience", None) is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._staging = False
+        self._class_scores: dict[str, list[dict]] = {}  # of the last evaluation with each prefix
         self._reset_totals()
         self._locked: set[Path] = set()
         self._supervised, self._unsupervised_steps = False, 0
@@ -499,6 +500,8 @@ class DenseTrainer(Trainer):
                 self.data_collator.depth_scale,
                 source.ignore_index,
             )
+            classes = source.id2label or self.data_collator.id2label or {}
+            self._class_scores[metric_key_prefix] = class_scores(metrics, classes)
             scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scalars.items()})
         if epoch is not None:
@@ -610,11 +613,39 @@ class DenseTrainer(Trainer):
             dataset_tags,
             tags,
             evaluated_on,
+            {
+                prefix.removeprefix("eval").removeprefix("_"): rows
+                for prefix, rows in self._class_scores.items()
+                if prefix.partition("_")[0] == "eval"
+            },
+            self._save_sheet(folder),
             language=language,
             license=license,
         )
         folder.mkdir(parents=True, exist_ok=True)
         card.save(folder / "README.md")
+
+    def _save_sheet(self, folder: Path) -> str | None:
+        """Write an image of what the model predicts for the first samples of the evaluation; its name, or `None` where
+        there are none, or this process has a part of the model alone."""
+        data = self.eval_dataset
+        data = next(iter(data.values()), None) if isinstance(data, dict) else data
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+            return None
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        try:
+            samples = [data[place] for place in range(min(SHOWN, len(data)))]
+            sheet = draw_predictions(model.eval(), self.data_collator.processor, samples)
+            folder.mkdir(parents=True, exist_ok=True)
+            sheet.save(folder / SHEET, quality=85)
+        except Exception as error:  # a trained model must not end without a card for want of an image
+            logger.warning(f"the card has no image of predictions: {error}")
+            return None
+        finally:
+            model.train(was_training)
+        return SHEET
 
 
 __all__ = ["DenseTrainer"]
