@@ -316,6 +316,11 @@ class DensePredictionMixin(QuestionMixin):
         batch_size = check_count("batch_size", batch_size)
         images_kwargs = check_images_kwargs(images_kwargs, processor)
         tiling = self._check_tiling(tile, tile_overlap, processor, images_kwargs)
+        for one in tasks if tiling is not None else ():
+            if one.in_order:
+                raise ValueError(
+                    f"`tile` can't be given with the task {one.name!r}, which reads an image in one order"
+                )
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         objects = _count_objects(text, box) if single and _takes_objects(tasks) else None

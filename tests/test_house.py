@@ -18,9 +18,10 @@ MAX_LINES, MAX_FUNCTION_LINES = 700, 80
 # All modules from the ground up: one imports only from those above it in this list. The files that travel with a
 # checkpoint, without their ending:
 TRAVELLING = """
-compat checks records refinement answers numbers loss image_loading exif released drawing loading generation tokens
+compat checks records refinement answers numbers loss supervision attention image_loading exif released drawing
+loading generation tokens
 chat targets decoding guided crops configuration image_processing image_processing_torchvision depth instances normals
-task_base object_tasks tasks text_tasks processing
+task_base object_tasks code_tasks tasks text_tasks processing
 tiles image_encoding questions streams prediction pipeline parts vision modeling auto_models
 """.split()
 # and those that don't.
@@ -42,7 +43,7 @@ convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_predic
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS
 # Where the names of tasks may stand: with their classes.
-TASK_FILES = {f"{name}_densemllm" for name in ("task_base", "tasks", "object_tasks", "text_tasks")}
+TASK_FILES = {f"{name}_densemllm" for name in ("task_base", "tasks", "object_tasks", "code_tasks", "text_tasks")}
 # What is spelled as a task is, and is none.
 NO_TASKS = {
     "answers_densemllm": {"segmentation"},  # a key of what a parser gives
