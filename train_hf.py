@@ -53,6 +53,7 @@ from densemllm.training.check import check_before_training
 from densemllm.training.checkpoints import STATE_NAME
 from densemllm.training.collator import DenseCollator
 from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
+from densemllm.training.image_tokenizer import ImageTokenizer, add_codes
 from densemllm.training.samples import Augmentation
 from densemllm.training.trainer import DenseTrainer
 
@@ -104,6 +105,23 @@ class ModelArguments:
     )
     num_normal_bins: int | None = field(
         default=None, metadata={"help": "tokens of directions that the model gets where it has fewer, for `normals`"}
+    )
+    num_image_codes: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens of codes of a visual tokenizer that the model gets where it has none, for `codes`; as many"
+            " as `image_tokenizer` has"
+        },
+    )
+    image_tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder or Hub name of a visual tokenizer, any model with `encode(pixel_values)`, whose codes of "
+            "the images are learned besides, see `training/image_tokenizer.py`; `trust_remote_code` holds for it, too"
+        },
+    )
+    codebook_weight: float | None = field(
+        default=None, metadata={"help": "weight of the codebook loss; that of the model's config, 0.5 in a new one"}
     )
 
 
@@ -327,12 +345,14 @@ def find_checkpoint(model_args: ModelArguments, args: DenseTrainingArguments) ->
     return str(resume)
 
 
-def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
-    """The model to train, parts frozen and adapters added, and its processor."""
+def make_model(
+    args: ModelArguments, image_tokenizer: ImageTokenizer | None = None
+) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
+    """The model to train, parts frozen and adapters added, and its processor; with the codes of `image_tokenizer`."""
     parts = (args.vision_model, args.text_model)
     if (args.model_name_or_path is None) == (None in parts) or (args.model_name_or_path and any(parts)):
         raise ValueError("either `model_name_or_path`, or both of `vision_model` and `text_model` must be given")
-    counts = {name: getattr(args, name) for name in ("num_coordinates", "num_normal_bins")}
+    counts = {name: getattr(args, name) for name in ("num_coordinates", "num_normal_bins", "num_image_codes")}
     counts = {name: count for name, count in counts.items() if count is not None}
     if counts and args.use_peft:
         raise ValueError(f"`{next(iter(counts))}` can't be given with `use_peft`: adapters train no embeddings")
@@ -358,6 +378,11 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
         raise ValueError(f"{name} can't be loaded: {error}") from error
     if counts and args.model_name_or_path is not None:
         add_tokens_to(model, processor, **counts)
+    if image_tokenizer is not None:
+        add_codes(model, processor, image_tokenizer, trains_embeddings=not args.use_peft)
+    if args.codebook_weight is not None:
+        model.config.codebook_weight = args.codebook_weight
+        model.config.validate_fields()
     frozen = (
         (args.freeze_vision_tower, [model.model.vision_tower]),
         (args.freeze_projector, [model.model.multi_modal_projector]),
@@ -609,7 +634,12 @@ def main(arguments: list[str] | None = None) -> dict:
     if train_dataset is not None and args.process_index == 0 and not data_args.skip_data_check:
         check_before_training(train_dataset.sources)
     names = None if data_args.model_id2label is None else load_id2label(data_args.model_id2label)
-    model, processor = make_model(model_args)
+    image_tokenizer = None
+    if model_args.image_tokenizer is not None:
+        image_tokenizer = ImageTokenizer.from_pretrained(
+            model_args.image_tokenizer, model_args.trust_remote_code, model_args.num_image_codes
+        )
+    model, processor = make_model(model_args, image_tokenizer)
     settle_depth_ranges([train_dataset, eval_dataset, test_dataset], processor)
     trainer = DenseTrainer(
         model=model,
@@ -617,7 +647,10 @@ def main(arguments: list[str] | None = None) -> dict:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=DenseCollator(
-            processor, candidates=data_args.candidates, min_label_share=data_args.min_label_share
+            processor,
+            candidates=data_args.candidates,
+            min_label_share=data_args.min_label_share,
+            image_tokenizer=image_tokenizer,
         ),
         processing_class=processor,
         id2label=names,
