@@ -304,7 +304,7 @@ class DenseTrainer(Trainer):
         # Labels at image placeholders are ignored by forward, and must not count.
         batches = map(self._without_image_labels, epoch_iterator)
         batches, num_items = super().get_batch_samples(batches, num_batches, device)
-        counts = {name: self._count(batches, device, find) for name, find in self._supervised_by_count().items()}
+        counts = {name: self._count_items(batches, device, find) for name, find in self._supervised_by_count().items()}
         if not self._supervised and batches:
             self._look_for_supervision(num_items, *counts.values())
         for name, count in counts.items():
@@ -339,7 +339,7 @@ class DenseTrainer(Trainer):
 
         return {"num_dense_items_in_batch": dense, "num_code_items_in_batch": codes}
 
-    def _count(
+    def _count_items(
         self, batches: list, device: torch.device, find: Callable[[dict], torch.Tensor | None]
     ) -> torch.Tensor | None:
         # What is supervised in the place of labels: counted by `Trainer`'s own rule for several processes.
@@ -385,7 +385,7 @@ class DenseTrainer(Trainer):
             num_items_in_batch = num_items_in_batch.clamp(min=1)
             for name, find in ({} if model.training else self._supervised_by_count()).items():
                 if name not in inputs:
-                    inputs = {**inputs, name: self._count([inputs], self.args.device, find).clamp(min=1)}
+                    inputs = {**inputs, name: self._count_items([inputs], self.args.device, find).clamp(min=1)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             if not torch.isfinite(loss):
