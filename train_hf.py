@@ -225,6 +225,7 @@ class DataArguments:
     color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
     own_options: list[dict] = field(init=False)  # of each data set, by name
     is_measured: bool = field(init=False, default=False)  # see `DenseSource`
+    images_alone: bool = field(init=False, default=False)  # see `load_samples`
 
     def __post_init__(self) -> None:
         entries = [_read_entry(entry) for entry in self.dataset]
@@ -442,7 +443,7 @@ def _options_of_sources(args: DataArguments) -> dict[str, list]:
             *OPTIONS,
         )  # fmt: skip
     }
-    for name in ("reduce_labels", "is_measured"):
+    for name in ("reduce_labels", "is_measured", "images_alone"):
         options[name] = [getattr(args, name)] * len(args.dataset)
     options["layout"] = [{} for _ in args.dataset]
     for place, own in enumerate(args.own_options):
@@ -630,9 +631,10 @@ def main(arguments: list[str] | None = None) -> dict:
     check_output(model_args, data_args, args)
     checkpoint = find_checkpoint(model_args, args) if args.do_train else None
     set_seed(args.seed)
+    data_args.images_alone = model_args.image_tokenizer is not None  # which makes something to learn of them
     train_dataset, eval_dataset, test_dataset = make_asked_datasets(data_args, args)
     if train_dataset is not None and args.process_index == 0 and not data_args.skip_data_check:
-        check_before_training(train_dataset.sources)
+        check_before_training(train_dataset.sources, images_alone=data_args.images_alone)
     names = None if data_args.model_id2label is None else load_id2label(data_args.model_id2label)
     image_tokenizer = None
     if model_args.image_tokenizer is not None:

@@ -108,10 +108,11 @@ def _is_plain(features: Mapping[str, Any] | None, name: str) -> bool:
 
 
 def complete_column_map(
-    column_map: dict[str, str], names: Sequence[str], features: Mapping[str, Any] | None, where: str
-) -> dict[str, str]:
+    column_map: dict[str, str], names: Sequence[str], features: Mapping[str, Any] | None, where: str,
+    images_alone: bool = False,
+) -> dict[str, str]:  # fmt: skip
     """`column_map`, with the columns that have another known name where a data set can't be learned from without. One
-    with columns for an evaluation alone stays as it is.
+    with columns for an evaluation alone stays as it is; so does one with images alone where these are enough.
 
     Raises:
         ValueError: a name that the data set lacks, or nothing to learn from; the message says what may be meant.
@@ -135,6 +136,8 @@ def complete_column_map(
         return column_map | certain
     if set(meant) <= {"image"} and _is_for_evaluation(there):
         return column_map
+    if images_alone and "image" in {*there, *certain}:
+        return column_map | ({"image": certain["image"]} if "image" in certain else {})
     hint = ",".join(f"{column}={'|'.join(others)}" for column, others in meant.items())
     said = f"; `column_map` says which are meant, such as {hint}" if hint else ""
     raise ValueError(f"{where} has nothing to learn from: its columns are {list(names)}, see {COLUMNS}{said}")

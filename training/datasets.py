@@ -266,7 +266,7 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
                 header = data[row]
                 header = {name: header.get(name) for name in wanted}
                 area = _image_area(header, focal_lengths[source])
-                self._areas[source][row] = (area, all(header.get(name) in (None, []) for name in UNCHANGED))
+                self._areas[source][row] = (area, not any(_is_there(header.get(name)) for name in UNCHANGED))
             area, resized = self._areas[source][row]
             if resized and self.augmentation is not None:
                 area *= self.augmentation.draw_scale(self._generator(source, index)) ** 2
@@ -416,6 +416,10 @@ def _headers(source: DenseSource) -> tuple[Sequence, list[str]]:
         wanted = [name for name in wanted if name in data.column_names]
         data = data.select_columns(wanted)
     return data, wanted
+
+
+def _is_there(value) -> bool:
+    return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
 
 
 def _image_area(row: dict, focal_length: float | None) -> float:

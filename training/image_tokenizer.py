@@ -32,7 +32,7 @@ from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import nearest_resize
 
 
-PROBE_SIZE = 256  # pixels of an edge
+PROBE_SIZE = 64  # pixels of an edge
 # What configs call the number of codes.
 COUNT_FIELDS = ("codebook_size", "num_embeddings", "n_embed", "num_codes")
 
@@ -52,12 +52,12 @@ class ImageTokenizer:
     Args:
         model: the tokenizer, in evaluation mode from now on.
         mean, std: of each channel, of pixels in [0, 1].
-        num_codes: how many there are; found in the model's config where left out and possible, else `None`.
+        num_codes: how many there are, where the model's config doesn't say it; else `None` where nobody does.
         name: how messages call it.
 
     Raises:
         TypeError: `model` has no `encode`.
-        ValueError: what `encode` returns has no codes.
+        ValueError: what `encode` returns has no codes, or there are more than `num_codes`.
     """
 
     def __init__(
@@ -74,7 +74,9 @@ class ImageTokenizer:
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
         config = getattr(model, "config", None)
         found = (getattr(config, field, None) for field in COUNT_FIELDS)
-        self.num_codes = next((count for count in (num_codes, *found) if isinstance(count, int)), None)
+        self.num_codes = next((count for count in found if isinstance(count, int)), num_codes)
+        if num_codes is not None and num_codes < self.num_codes:
+            raise ValueError(f"{name} has {self.num_codes} codes, more than `num_codes`, {num_codes}")
         probe, self._is_flat = self._encode(PIL.Image.new("RGB", (PROBE_SIZE, PROBE_SIZE), (128, 128, 128)))
         self.cell = PROBE_SIZE / len(probe)  # pixels of a code's edge
 
