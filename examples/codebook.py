@@ -54,7 +54,7 @@ from densemllm.training.samples import read_sample
 from densemllm.training.trainer import DenseTrainer
 
 
-GRID = 12  # vision tokens along an edge, of 16 pixels each
+GRID = 8  # vision tokens along an edge, of 16 pixels each
 DENSE, BOTH, LONGER = "dense", "codebook, then dense", "longer dense"
 MEASURES = ("mean_iou", "pixel_accuracy", "delta1", "abs_rel")
 

@@ -129,7 +129,8 @@ def main() -> None:
     parser.add_argument("--eval_split", default="validation", help="to measure on")
     parser.add_argument("--output_dir", type=Path, default=Path("out/image_tokenizer"))
     parser.add_argument("--num_codes", type=int, default=256)
-    parser.add_argument("--grid", type=int, default=12, help="codes along an edge of the images that it will decode")
+    parser.add_argument("--image_size", type=int, default=96, help="edge of the images, before a crop, in pixels")
+    parser.add_argument("--grid", type=int, default=8, help="codes along an edge of the images that it will decode")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=8, help="crops a step")
     parser.add_argument("--crop_size", type=int, default=64, help="edge of a crop in pixels")
@@ -138,17 +139,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
-    for name in ("num_codes", "grid", "steps", "batch_size", "crop_size", "eval_images"):
+    for name in ("num_codes", "image_size", "grid", "steps", "batch_size", "crop_size", "eval_images"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.crop_size % CELL or args.crop_size > CELL * args.grid:
-        parser.error(f"--crop_size must be a multiple of {CELL}, {CELL * args.grid} at most, got {args.crop_size}")
+    if args.crop_size % CELL or args.crop_size > args.image_size:
+        parser.error(f"--crop_size must be a multiple of {CELL}, {args.image_size} at most, got {args.crop_size}")
     outputs = [args.output_dir / name for name in ("config.json", "model.safetensors", "results.json", "images.png")]
     check_outputs_of_script(parser, outputs, overwrite=args.overwrite, argument="--output_dir")
     set_seed(args.seed)
-    size = CELL * args.grid
-    images = load_images(args.data, args.split, size)
-    evaluated = load_images(args.data, args.eval_split, size, args.eval_images)
+    images = load_images(args.data, args.split, args.image_size)
+    evaluated = load_images(args.data, args.eval_split, CELL * args.grid, args.eval_images)
     tokenizer = make_tokenizer(args.num_codes, args.grid).train()
     print(f"{sum(p.numel() for p in tokenizer.parameters()) / 1e6:.1f} M parameters, {len(images)} images")
     optimizer = torch.optim.AdamW(tokenizer.parameters(), args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
