@@ -221,13 +221,14 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         cache = either_cache(cache, past_key_values)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`")
-        if kwargs.get("dense_targets") is not None or kwargs.get("image_codes") is not None:
+        for name, loss in (("dense_targets", "NTP-M"), ("image_codes", "codebook")):
             # A trainer that has a head of its own, such as TRL's `SFTTrainer`, hands on whatever the batch has.
-            raise ValueError(
-                "`dense_targets` or `image_codes` were given to the model without its head, whose outputs lack their "
-                "losses: train with `DenseTrainer` or `transformers.Trainer`, or add the loss of `fused_ntp_m_loss` "
-                "and leave `dense_targets` out here"
-            )
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` were given to the model without its head, whose outputs lack the {loss} loss: train "
+                    "with `DenseTrainer` or `transformers.Trainer`, or add the loss of `loss_densemllm.py` and leave "
+                    f"`{name}` out here"
+                )
         if position_ids is None:
             check_prompt_length((input_ids if inputs_embeds is None else inputs_embeds).shape[1], self.config)
         image_outputs = (mm_encoder_outputs or {}).get("image")

@@ -61,6 +61,8 @@ WINDOW = 1024  # tokens that are read at once
 WRONG_ANSWERS = 3  # beside the right one, as far as there are some
 # From what on text is not kept: more perplexity by this share, or less accuracy by so much.
 MOST_RISE, MOST_DROP = 0.01, 0.01
+MOST_NATS = 700  # whose exponential is still a number
+FIGURES = ("perplexity", "choice_accuracy")
 
 
 # ---- a fixed text ----
@@ -261,8 +263,9 @@ class TextMetrics(DenseMetrics):
     def compute(self, totals: torch.Tensor | None = None) -> dict:
         """`perplexity`, at least 1, and `choice_accuracy` in [0, 1]; NaN where there is nothing of it."""
         questions, right, _, nll, tokens = (self.totals if totals is None else totals).tolist()
+        mean = nll / tokens if tokens else math.nan
         return {
-            "perplexity": math.exp(nll / tokens) if tokens else math.nan,
+            "perplexity": math.inf if mean > MOST_NATS else math.exp(mean),
             "choice_accuracy": right / questions if questions else math.nan,
         }
 
@@ -293,7 +296,7 @@ def read_baseline(path: str, digest: str, samples: int) -> dict[str, Any]:
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         facts = results["text"]
-        figures = {name: results["metrics"][facts["task"]][name] for name in ("perplexity", "choice_accuracy")}
+        figures = {name: float(results["metrics"][facts["task"]][name]) for name in FIGURES}
         before = {"digest": facts["digest"], "samples": results["samples"]}
         figures["questions"] = facts["questions"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -305,7 +308,7 @@ def read_baseline(path: str, digest: str, samples: int) -> dict[str, Any]:
     return figures
 
 
-def compare_text(before: Mapping[str, Any], after: Mapping[str, float], questions: int) -> dict[str, Any]:
+def compare_text(before: Mapping[str, Any], after: Mapping[str, float | None], questions: int) -> dict[str, Any]:
     """Whether text is kept: `kept`, and before and after of both figures.
 
     Raises:
@@ -313,21 +316,19 @@ def compare_text(before: Mapping[str, Any], after: Mapping[str, float], question
     """
     if before["questions"] != questions:
         raise ValueError(f"`baseline` is of {before['questions']} questions, and here are {questions}")
-    rise = after["perplexity"] / before["perplexity"] - 1
+    pairs = {name: [before[name], after[name]] for name in FIGURES}
+    low, high = pairs["perplexity"]
+    is_kept = high is not None and high / low - 1 <= MOST_RISE  # None: it is not finite
     drop = before["choice_accuracy"] - after["choice_accuracy"]
-    return {
-        "kept": bool(rise <= MOST_RISE and drop <= MOST_DROP),
-        "perplexity": [before["perplexity"], after["perplexity"]],
-        "choice_accuracy": [before["choice_accuracy"], after["choice_accuracy"]],
-    }
+    return {"kept": bool(is_kept and drop <= MOST_DROP), **pairs}
 
 
 def describe_kept(kept: Mapping[str, Any]) -> str:
     """[`compare_text`] in one line."""
     (low, high), (before, after) = kept["perplexity"], kept["choice_accuracy"]
+    rise = "beyond all numbers" if high is None else f"{high:.3f} ({100 * (high / low - 1):+.1f} %)"
     return (
-        f"Text kept: {'yes' if kept['kept'] else 'no'}: "
-        f"perplexity {low:.3f} to {high:.3f} ({100 * (high / low - 1):+.1f} %), "
+        f"Text kept: {'yes' if kept['kept'] else 'no'}: perplexity {low:.3f} to {rise}, "
         f"multiple choice accuracy {before:.4f} to {after:.4f} ({after - before:+.4f})."
     )
 
