@@ -641,6 +641,8 @@ def main(arguments: list[str] | None = None) -> dict:
         image_tokenizer = ImageTokenizer.from_pretrained(
             model_args.image_tokenizer, model_args.trust_remote_code, model_args.num_image_codes
         )
+        if args.dataloader_num_workers == 0:  # else it runs in processes that have no accelerator
+            image_tokenizer.model.to(args.device)
     model, processor = make_model(model_args, image_tokenizer)
     settle_depth_ranges([train_dataset, eval_dataset, test_dataset], processor)
     trainer = DenseTrainer(
