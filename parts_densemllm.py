@@ -28,7 +28,16 @@ from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import check_loaded_weights
 from .processing_densemllm import DenseMLLMProcessor
 from .tasks_densemllm import SCALES, add_dense_tokens
-from .tokens_densemllm import DEPTH_SCALE, STRUCTURE_TOKENS, VISION_TOKENS, X_SCALE, Y_SCALE, add_scales, code_ids_of
+from .tokens_densemllm import (
+    CODE_SCALE,
+    DEPTH_SCALE,
+    STRUCTURE_TOKENS,
+    VISION_TOKENS,
+    X_SCALE,
+    Y_SCALE,
+    add_scales,
+    code_ids_of,
+)
 
 
 VisionPart = str | os.PathLike[str] | PreTrainedModel | DenseMLLMVisionConfig | dict[str, Any]
@@ -289,7 +298,8 @@ def add_tokens_to(model: PreTrainedModel, processor: DenseMLLMProcessor, **count
     if len(tokenizer) > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     _start_embeddings(model, tokenizer, old_ids, described)
-    model.config.image_code_token_id, model.config.num_image_codes = code_ids_of(tokenizer)
+    if CODE_SCALE.argument in counts:
+        model.config.image_code_token_id, model.config.num_image_codes = code_ids_of(tokenizer)
     processor.forget_tokens()
     return added
 
