@@ -175,11 +175,12 @@ def main() -> None:
     parser.add_argument("--codebook_steps", type=int, default=100, help="of 8 views")
     parser.add_argument("--train_views", type=int, default=596)
     parser.add_argument("--eval_views", type=int, default=128)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="more of them add to what is done")
     args = parser.parse_args()
     tokenizer = ImageTokenizer.from_pretrained(args.image_tokenizer)
     names = load_id2label(str(Path(args.data) / "id2label.json"))
-    file, options = args.output_dir / "results.json", {name: str(value) for name, value in vars(args).items()}
+    file = args.output_dir / "results.json"
+    options = {name: str(value) for name, value in vars(args).items() if name not in ("seeds", "output_dir")}
     done = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"options": options, "rows": []}
     if done["options"] != options:
         parser.error(f"--output_dir {args.output_dir} has the results of other options: take another folder")

@@ -164,6 +164,6 @@ def test_a_small_tokenizer_and_what_its_codes_do_to_maps(tmp_path, monkeypatch):
     assert len(rows["codebook, then dense"]["codebook_loss"]) == 1 and (tmp_path / "codebook/seen.png").exists()
     script.main()  # all is done
     assert json.loads((tmp_path / "codebook/results.json").read_text()) == results
-    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "2"])
+    monkeypatch.setattr(sys, "argv", [*words, "--dense_steps", "2"])
     with pytest.raises(SystemExit):
         script.main()
