@@ -38,6 +38,7 @@ LAZY_NAMES = {
     "DenseSource": ".training.datasets",
     "DenseTrainer": ".training.trainer",
     "DenseTrainingArguments": ".training.arguments",
+    "ImageTokenizer": ".training.image_tokenizer",
     "load_samples": ".formats.folders",
     "read_sample": ".training.samples",
 }
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from .training.datasets import DenseDataset as DenseDataset
     from .training.datasets import DenseIterableDataset as DenseIterableDataset
     from .training.datasets import DenseSource as DenseSource
+    from .training.image_tokenizer import ImageTokenizer as ImageTokenizer
     from .training.samples import Augmentation as Augmentation
     from .training.samples import read_sample as read_sample
     from .training.trainer import DenseTrainer as DenseTrainer

@@ -356,6 +356,10 @@ class DenseMLLMConfig(PreTrainedConfig):
             highest probability. The paper does not print its value.
         ntp_m_weight (`float`, defaults to 1.0): weight of the NTP-M loss against the text loss. The paper does not
             print its value.
+        codebook_weight (`float`, defaults to 0.5): weight of the codebook loss, the next code of a visual tokenizer at
+            each vision token, against the text loss; 0.5 as in the paper's first stage.
+        num_image_codes (`int`, defaults to 0): number of ids of the vocabulary that are codes of a visual tokenizer.
+        image_code_token_id (`int`, *optional*): the first of them; the others follow it.
         num_depth_bins (`int`, defaults to 1000): number of depth tokens.
         depth_ranges (`dict[str, dict]`, *optional*): how metres become bins, one named row a data set; see
             [`check_depth_ranges`]. Defaults to the released four: `nyuv2`, `cityscapes`, `ddad`, `open_world`.
@@ -384,6 +388,9 @@ class DenseMLLMConfig(PreTrainedConfig):
     vision_attention: str = "causal"
     ntp_m_top_k: int = 100
     ntp_m_weight: float | int = 1.0
+    codebook_weight: float | int = 0.5
+    num_image_codes: int = 0
+    image_code_token_id: int | None = None
     num_depth_bins: int = 1000
     depth_ranges: dict | None = None
     default_depth_range: str | None = None
@@ -443,6 +450,12 @@ class DenseMLLMConfig(PreTrainedConfig):
         return None if all(name == f"LABEL_{key}" for key, name in names.items()) else names
 
     @property
+    def code_ids(self) -> slice:
+        """The stretch of the vocabulary that is the codes of a visual tokenizer; empty where there are none."""
+        first = self.image_code_token_id or 0
+        return slice(first, first + self.num_image_codes)
+
+    @property
     def num_positions(self) -> int | None:
         """Length of the longest prompt that the language model has positions for; `None` where there is no bound."""
         text = self.get_text_config()
@@ -471,9 +484,16 @@ class DenseMLLMConfig(PreTrainedConfig):
         _check_sizes(self)
         _check_sizes(self.get_text_config(), "text_config.")
         _check_activation(self, "projector_hidden_act")
-        if not 0 <= self.ntp_m_weight < float("inf"):
-            raise ValueError(f"`ntp_m_weight` must be a finite number >= 0, got {self.ntp_m_weight}")
+        for name in ("ntp_m_weight", "codebook_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number >= 0, got {getattr(self, name)}")
         vocab_size = self.get_text_config().vocab_size
+        first, count = self.image_code_token_id, self.num_image_codes
+        if count < 0 or (count > 0 and (first is None or not 0 <= first <= vocab_size - count)):
+            raise ValueError(
+                "`num_image_codes` must be 0, or a number of ids from `image_code_token_id` on that are in the text "
+                f"model's vocabulary (0..{vocab_size - 1}), got {count} from {first} on"
+            )
         if not 0 <= self.image_token_id < vocab_size:
             raise ValueError(
                 f"`image_token_id` must be in the text model's vocabulary (0..{vocab_size - 1}), got "

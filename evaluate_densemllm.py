@@ -35,6 +35,8 @@ Tasks, and the columns of DATA that they need (see `training/samples.py`):
     grounding     as referring          share of boxes with IoU 0.5 or more with that of the mask
     pose          `person`              PCKh@0.5 of the person in a box, which is cut out
     counting      `question`, `answer`  share of right numbers, and RMSE
+    text          `messages`, or        what the language model knows: perplexity of `--text_file`, or of a short text;
+                  `question`, `answer`  share of questions whose right answer is likelier than wrong ones of the data
 
 In the output folder:
     results.json   metrics, counts, options, versions, seconds
@@ -47,6 +49,9 @@ In the folder of `--save_coco`, what is found of panoptic maps and instances; an
     instances.json  the things' masks as run lengths, as pycocotools reads them
     panoptic/       PNGs as panopticapi reads them, with
     panoptic.json   which is written last
+
+`--task text --baseline BEFORE/results.json`, where BEFORE is of the model before a training, on the same text and the
+same data, says in the results and in the card whether text is kept, and by how much not.
 
 A configuration file (YAML or JSON) has the options by name; what stands after it on the command line wins. A folder
 that has the state of other options, data or weights, or files of these names that no such state belongs to, is refused

@@ -26,7 +26,6 @@ from .numbers_densemllm import (
     IGNORED,
     DenseNumbers,
     label_numbers,
-    read_forward_numbers,
     supervised_tokens,
     true_places,
 )
@@ -487,7 +486,7 @@ def _logits(states, weights, block: slice) -> torch.Tensor:
 @torch.compiler.disable
 def fused_cross_entropy(
     hidden_states: torch.Tensor, head: nn.Module, labels: torch.Tensor, num_items: "torch.Tensor | int | None" = None,
-    numbers: list[int] | None = None,
+    numbers: list[int] | None = None, ids: slice = slice(None),
 ) -> torch.Tensor:  # fmt: skip
     """Cross entropy of `head(hidden_states)`, computed only where there is a label, a part of the vocabulary at a
     time.
@@ -502,11 +501,13 @@ def fused_cross_entropy(
         labels: `int64 [n_positions]`, the token that each position has to predict, -100 where none.
         num_items: divide the sum by this and not by the number of labels.
         numbers: [`label_numbers`] of the labels, where they have been read before; else the host waits once for them.
+        ids: a stretch of the vocabulary, `slice(first, end)`: its ids alone compete, and labels are places in it.
 
     Returns:
         scalar `float32` (or `float64`); 0 where there is no label.
     """
     vocab_size = getattr(head, "out_features", None)
+    vocab_size = None if vocab_size is None else len(range(vocab_size)[ids])
     count, low, high = label_numbers(labels).tolist() if numbers is None else numbers
     if count and not (0 <= low and (vocab_size is None or high < vocab_size)):
         raise ValueError(f"`labels` has ids {low}..{high}, which a vocabulary of {vocab_size} lacks")
@@ -516,11 +517,13 @@ def fused_cross_entropy(
     wide = torch.float64 if hidden_states.dtype == torch.float64 else torch.float32
     if factors is not None:
         states, weights = zip(*factors, strict=True)
+        if ids != slice(None):  # a view of all would copy the gradient of all
+            weights = [weight[ids] for weight in weights]
         total = _FusedCrossEntropy.apply(labels, len(states), *states, *weights)
     else:
 
         def chunk_loss(states, chunk):
-            return F.cross_entropy(head(states).to(states.device, wide), chunk, reduction="sum")
+            return F.cross_entropy(head(states)[:, ids].to(states.device, wide), chunk, reduction="sum")
 
         pieces = _equally_many_pieces(len(labels), hidden_states.device)
         total = sum(
@@ -580,68 +583,6 @@ def head_factors(head: nn.Module, hidden_states: torch.Tensor) -> list[tuple[tor
     return [(states.to(dtype), weight) for states, weight in pairs]
 
 
-class Supervision:
-    """What both losses of a forward are of. The host waits for the device once, here, and not in the forward.
-
-    Attributes:
-        inputs: numbers of the forward's own inputs.
-
-    Args:
-        is_image: `bool [batch_size, sequence_length]`, the image placeholders.
-        image_grid_thw, attention_mask: of the forward.
-        labels: `int64 [batch_size * sequence_length]`, what each position has to predict, or `None`.
-        dense: `dense_targets`, `dense_candidates` and `dense_candidate_ranges` of [`ntp_m_loss`], or `None`.
-    """
-
-    def __init__(
-        self,
-        is_image: torch.Tensor,
-        image_grid_thw: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        dense: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-    ):
-        self.is_image, self.labels, self.dense = is_image.flatten(), labels, dense
-        self.inputs, self.text_numbers, self.dense_numbers = read_forward_numbers(
-            is_image, image_grid_thw, attention_mask, labels, dense
-        )
-
-    def losses(
-        self,
-        hidden_states: torch.Tensor,
-        head: nn.Module,
-        top_k: int,
-        num_items: "torch.Tensor | int | None" = None,
-        num_dense_items: "torch.Tensor | int | None" = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """[`fused_cross_entropy`] and [`fused_ntp_m_loss`] of `hidden_states [batch_size, sequence_length, d]`; `None`
-        for what has no labels or targets."""
-        hidden_states = hidden_states.flatten(0, 1)
-        text_loss = dense_loss = None
-        if self.labels is not None:
-            text_loss = fused_cross_entropy(hidden_states, head, self.labels, num_items, self.text_numbers)
-        if self.dense is not None:
-            states = hidden_states[true_places(self.is_image, self.inputs.n_placeholders)]
-            dense_loss = fused_ntp_m_loss(states, head, *self.dense, top_k, num_dense_items, self.dense_numbers)
-        return text_loss, dense_loss
-
-
-def check_dense_arguments(
-    has_candidates: bool,
-    num_items_in_batch: "torch.Tensor | int | None",
-    num_dense_items_in_batch: "torch.Tensor | int | None",
-) -> None:
-    """`ValueError` where `dense_targets` lack what they need beside them."""
-    if not has_candidates:
-        raise ValueError("`dense_targets` need `dense_candidates` and `dense_candidate_ranges` beside them")
-    if num_items_in_batch is not None and num_dense_items_in_batch is None:
-        raise ValueError(
-            "`num_items_in_batch` divides the text loss by the count of a larger batch; with `dense_targets`, "
-            "`num_dense_items_in_batch` must do so with the NTP-M loss. `DenseTrainer` gives both; leave out "
-            "both for the means of this batch"
-        )
-
-
 def check_dense_targets(
     n_tokens: int,
     vocab_size: int,
@@ -688,4 +629,4 @@ def check_dense_targets(
     return numbers
 
 
-__all__ = ["Supervision", "fused_cross_entropy", "fused_ntp_m_loss", "ntp_m_loss"]
+__all__ = ["fused_cross_entropy", "fused_ntp_m_loss", "ntp_m_loss"]

@@ -14,22 +14,18 @@
 """DenseMLLM (arXiv 2602.14134): projector, model and losses around a causal LM whose vision logits are dense maps."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
+from transformers import AutoModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.generation.utils import GenerateOutput
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_causal_mask, create_masks_for_generate, sdpa_mask
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
@@ -38,12 +34,13 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
+from .attention_densemllm import attention_in_blocks, vision_block_ids
 from .compat_densemllm import ENCODES_IMAGES_FIRST, cache_argument, either_cache, get_cache, select_positions
 from .configuration_densemllm import DenseMLLMConfig, check_prompt_length, is_for_vllm
-from .loss_densemllm import Supervision, check_dense_arguments
 from .numbers_densemllm import IGNORED, InputNumbers, read_forward_numbers
 from .prediction_densemllm import DensePredictionMixin
 from .released_densemllm import RELEASED_KEYS
+from .supervision_densemllm import Losses, Supervision, check_loss_arguments
 from .vision_densemllm import DenseMLLMPreTrainedModel, DenseMLLMVisionModel, grid_on_host
 
 
@@ -92,8 +89,8 @@ class DenseMLLMModelOutputWithPast(BaseModelOutputWithPast):
 @dataclass
 class DenseMLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
-    loss (`torch.FloatTensor` of shape `()`, *optional*): with `labels` or `dense_targets`:
-        `text_loss + config.ntp_m_weight * ntp_m_loss`, whichever are there.
+    loss (`torch.FloatTensor` of shape `()`, *optional*): with `labels`, `dense_targets` or `image_codes`:
+        `text_loss + config.ntp_m_weight * ntp_m_loss + config.codebook_weight * codebook_loss`, whichever are there.
     logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*): next-token logits;
         of the positions in `logits_to_keep` only. Left out while training with a loss, see `skip_logits`.
     cache (`Cache`, *optional*): the key-value cache; `past_key_values` before transformers 5.24.
@@ -102,64 +99,13 @@ class DenseMLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
         vision tokens.
     text_loss (`torch.FloatTensor` of shape `()`, *optional*): next-token loss, with `labels`.
     ntp_m_loss (`torch.FloatTensor` of shape `()`, *optional*): NTP-M loss before its weight, with `dense_targets`.
+    codebook_loss (`torch.FloatTensor` of shape `()`, *optional*): codebook loss before its weight, with `image_codes`.
     """
 
     image_hidden_states: torch.FloatTensor | None = None
     text_loss: torch.FloatTensor | None = None
     ntp_m_loss: torch.FloatTensor | None = None
-
-
-def sdpa_padded_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """`sdpa` for values narrower than keys, as latent attention has them: on a CPU, torch's attention in blocks takes
-    one width only, and without it there is a matrix `[n_tokens, n_tokens]` in float32 for each head."""
-    width = value.shape[-1]
-    value = F.pad(value, (0, query.shape[-1] - width))
-    output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return output[..., :width], weights
-
-
-AttentionInterface.register("sdpa_padded", sdpa_padded_attention_forward)
-AttentionMaskInterface.register("sdpa_padded", sdpa_mask)
-
-
-@contextmanager
-def attention_in_blocks(config: PreTrainedConfig, device: torch.device) -> Iterator[None]:
-    """Latent attention by [`sdpa_padded_attention_forward`] on a CPU, for as long as this lasts.
-
-    Only without gradients: a layer that is computed again in the backward pass would be so outside of it.
-    """
-    narrow = (getattr(config, "v_head_dim", None) or 0) < (getattr(config, "qk_head_dim", None) or 0)
-    applies = narrow and device.type == "cpu" and config._attn_implementation == "sdpa"
-    if not applies or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        yield
-        return
-    config._attn_implementation = "sdpa_padded"
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
-
-
-def vision_block_ids(is_image: torch.Tensor, past_length: int) -> torch.Tensor:
-    """Number of the image that each position belongs to, -1 for text: a run of image tokens is an image.
-
-    Args:
-        is_image: `bool [batch_size, sequence_length]`, of the new positions.
-        past_length: number of positions before them, in the cache.
-
-    Returns:
-        `int64 [batch_size, past_length + sequence_length]`.
-    """
-    starts = is_image & ~F.pad(is_image, (1, 0))[:, :-1]
-    blocks = torch.where(is_image, starts.cumsum(dim=1) - 1, -1)
-    return F.pad(blocks, (past_length, 0), value=-1)
+    codebook_loss: torch.FloatTensor | None = None
 
 
 class DenseMLLMModel(DenseMLLMPreTrainedModel):
@@ -275,13 +221,14 @@ class DenseMLLMModel(DenseMLLMPreTrainedModel):
         cache = either_cache(cache, past_key_values)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`")
-        if kwargs.get("dense_targets") is not None:
+        for name, loss in (("dense_targets", "NTP-M"), ("image_codes", "codebook")):
             # A trainer that has a head of its own, such as TRL's `SFTTrainer`, hands on whatever the batch has.
-            raise ValueError(
-                "`dense_targets` were given to the model without its head, whose outputs lack the NTP-M loss: train "
-                "with `DenseTrainer` or `transformers.Trainer`, or add the loss of `fused_ntp_m_loss` and leave "
-                "`dense_targets` out here"
-            )
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` were given to the model without its head, whose outputs lack the {loss} loss: train "
+                    "with `DenseTrainer` or `transformers.Trainer`, or add the loss of `loss_densemllm.py` and leave "
+                    f"`{name}` out here"
+                )
         if position_ids is None:
             check_prompt_length((input_ids if inputs_embeds is None else inputs_embeds).shape[1], self.config)
         image_outputs = (mm_encoder_outputs or {}).get("image")
@@ -469,10 +416,12 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         dense_targets: torch.LongTensor | None = None,
         dense_candidates: torch.LongTensor | None = None,
         dense_candidate_ranges: torch.LongTensor | None = None,
+        image_codes: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         num_dense_items_in_batch: torch.Tensor | int | None = None,
+        num_code_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -489,11 +438,16 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             dense_candidates (`torch.LongTensor` of shape `(n_vision_tokens,)` or `(n_vision_tokens, n_kinds)`,
                 *optional*).
             dense_candidate_ranges (`torch.LongTensor` of shape `(n_rows, n_ranges, 2)`, *optional*).
+            image_codes (`torch.LongTensor` of shape `(n_vision_tokens,)`, *optional*): the code that a visual
+                tokenizer gives to each vision token's cell, in 0..`config.num_image_codes` - 1; negative where
+                ignored. A vision token learns that of the next one of its image, by a cross entropy among the codes.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): the last so many positions (0: all), their
                 indices, or a mask of shape `(batch_size, sequence_length)`.
             num_dense_items_in_batch (`int`, *optional*): divide the NTP-M loss by this count of supervised vision
                 tokens (one counts once for each kind of annotation that it has: entries of `dense_candidates` that
                 aren't -1), as `num_items_in_batch` does for the text loss. Needed with it.
+            num_code_items_in_batch (`int`, *optional*): the same for the codebook loss: the number of vision tokens
+                whose next one in the same image has a code.
             skip_logits (`bool`, *optional*): leave `logits` out; the losses don't need them. Default: while training
                 with a loss.
 
@@ -501,18 +455,19 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
             [`DenseMLLMCausalLMOutputWithPast`].
 
         Raises:
-            ValueError: `dense_targets` without what they need beside them.
+            ValueError: `dense_targets` or `image_codes` without what they need beside them, or that don't fit.
         """
-        if dense_targets is not None:
-            has_candidates = dense_candidates is not None and dense_candidate_ranges is not None
-            check_dense_arguments(has_candidates, kwargs.get("num_items_in_batch"), num_dense_items_in_batch)
+        dense = (dense_targets, dense_candidates, dense_candidate_ranges)
+        counts = (kwargs.get("num_items_in_batch"), num_dense_items_in_batch, num_code_items_in_batch)
+        check_loss_arguments(dense, image_codes is not None, self.config.num_image_codes, counts)
         supervision = None
-        if (labels is not None or dense_targets is not None) and (input_ids is None) != (inputs_embeds is None):
+        is_supervised = labels is not None or dense_targets is not None or image_codes is not None
+        if is_supervised and (input_ids is None) != (inputs_embeds is None):
             is_image = self.model.get_image_token_mask(input_ids, inputs_embeds)
             if labels is not None:
                 labels = self._shift_labels(labels, is_image, kwargs.get("shift_labels"))
-            dense = None if dense_targets is None else (dense_targets, dense_candidates, dense_candidate_ranges)
-            supervision = Supervision(is_image, image_grid_thw, attention_mask, labels, dense)
+            dense, code_ids = None if dense_targets is None else dense, self.config.code_ids
+            supervision = Supervision(is_image, image_grid_thw, attention_mask, labels, dense, image_codes, code_ids)
         outputs: DenseMLLMModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -529,29 +484,30 @@ class DenseMLLMForConditionalGeneration(DenseMLLMPreTrainedModel, DensePredictio
         )
         hidden_states = outputs.last_hidden_state
         if skip_logits is None:
-            skip_logits = self.training and (labels is not None or dense_targets is not None)
+            skip_logits = self.training and is_supervised
             if skip_logits and labels is None:
                 # As a trainer calls it that keeps the labels for a loss of its own.
                 logger.warning_once(
                     "`logits` are left out while training, and a loss that is computed from them would lack NTP-M: "
-                    "take `loss` of the output, or give `skip_logits=False` and add `ntp_m_loss`"
+                    "take `loss` of the output, or give `skip_logits=False` and add `ntp_m_loss` and `codebook_loss`"
                 )
         logits = None if skip_logits else self.lm_head(select_positions(hidden_states, logits_to_keep))
 
-        loss = text_loss = dense_loss = None
+        loss, losses = None, Losses(None, None, None)
         if supervision is not None:
-            counts = (kwargs.get("num_items_in_batch"), num_dense_items_in_batch)
-            text_loss, dense_loss = supervision.losses(hidden_states, self.lm_head, self.config.ntp_m_top_k, *counts)
-            weighted = None if dense_loss is None else self.config.ntp_m_weight * dense_loss
-            loss = sum(part for part in (text_loss, weighted) if part is not None)
+            losses = supervision.losses(hidden_states, self.lm_head, self.config.ntp_m_top_k, *counts)
+            weights = (1.0, self.config.ntp_m_weight, self.config.codebook_weight)
+            parts = [(weight, part) for weight, part in zip(weights, losses, strict=True) if part is not None]
+            loss = sum(weight * part for weight, part in parts)
         return DenseMLLMCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
-            text_loss=text_loss,
-            ntp_m_loss=dense_loss,
+            text_loss=losses.text,
+            ntp_m_loss=losses.dense,
+            codebook_loss=losses.codes,
             **cache_argument(get_cache(outputs)),
         )
 

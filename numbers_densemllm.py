@@ -192,26 +192,31 @@ def read_forward_numbers(
     attention_mask: torch.Tensor | None,
     labels: torch.Tensor | None = None,
     dense: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[InputNumbers, list[int] | None, DenseNumbers | None]:
+    code_labels: torch.Tensor | None = None,
+) -> tuple[InputNumbers, list[int] | None, DenseNumbers | None, list[int] | None]:
     """All that a forward has to know on the host, with one wait.
 
     Args:
         is_image, image_grid_thw, attention_mask: see [`InputNumbers`].
         labels: `int64 [n]` of the text loss.
         dense: `dense_targets`, `dense_candidates` and `dense_candidate_ranges`.
+        code_labels: `int64 [n]` of the codebook loss.
 
     Returns:
-        numbers of the inputs, of `labels` ([`label_numbers`]) and of `dense`; `None` for what isn't given, and where
-        the shapes of `dense` don't fit each other, which the loss says.
+        numbers of the inputs, of `labels` ([`label_numbers`]), of `dense` and of `code_labels`; `None` for what isn't
+        given, and where the shapes of `dense` don't fit each other, which the loss says.
     """
     asked = InputNumbers.asked(is_image, image_grid_thw, attention_mask)
     if labels is not None:
         asked["labels"] = label_numbers(labels)
+    if code_labels is not None:
+        asked["code_labels"] = label_numbers(code_labels)
     if dense is not None:
         asked |= DenseNumbers.asked(*dense)
     found = read_numbers(asked)
     dense_numbers = DenseNumbers.of(found, dense[2]) if "dense_ranges" in found else None
-    return InputNumbers.of(found, image_grid_thw), found.get("labels"), dense_numbers
+    inputs = InputNumbers.of(found, image_grid_thw)
+    return inputs, found.get("labels"), dense_numbers, found.get("code_labels")
 
 
 __all__ = [

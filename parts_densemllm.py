@@ -28,7 +28,16 @@ from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import check_loaded_weights
 from .processing_densemllm import DenseMLLMProcessor
 from .tasks_densemllm import SCALES, add_dense_tokens
-from .tokens_densemllm import DEPTH_SCALE, STRUCTURE_TOKENS, VISION_TOKENS, X_SCALE, Y_SCALE, add_scales
+from .tokens_densemllm import (
+    CODE_SCALE,
+    DEPTH_SCALE,
+    STRUCTURE_TOKENS,
+    VISION_TOKENS,
+    X_SCALE,
+    Y_SCALE,
+    add_scales,
+    code_ids_of,
+)
 
 
 VisionPart = str | os.PathLike[str] | PreTrainedModel | DenseMLLMVisionConfig | dict[str, Any]
@@ -201,6 +210,7 @@ def make_config(
 ) -> DenseMLLMConfig:  # fmt: skip
     """The config of a tower, a language model and a processor; `config_kwargs` are further fields of it."""
     convert = processor.tokenizer.convert_tokens_to_ids
+    first_code, num_codes = code_ids_of(processor.tokenizer)
     config = DenseMLLMConfig(
         vision_config=vision_config,
         text_config=text.config,
@@ -211,6 +221,8 @@ def make_config(
         depth_ranges=processor.depth_ranges,
         default_depth_range=processor.default_depth_range,
         tie_word_embeddings=tied,
+        image_code_token_id=first_code,
+        num_image_codes=num_codes,
         **config_kwargs,
     )
     config.text_config.tie_word_embeddings = tied
@@ -259,8 +271,8 @@ def add_tokens_to(model: PreTrainedModel, processor: DenseMLLMProcessor, **count
     Args:
         model: a DenseMLLM.
         processor: its processor.
-        counts: number of tokens by the arguments of [`add_dense_tokens`]: `num_coordinates`, `num_normal_bins`. Tokens
-            that are there are none to add; none is taken away.
+        counts: number of tokens by the arguments of [`add_dense_tokens`]: `num_coordinates`, `num_normal_bins`,
+            `num_image_codes`. Tokens that are there are none to add; none is taken away.
 
     Returns:
         number of tokens that were added.
@@ -286,6 +298,8 @@ def add_tokens_to(model: PreTrainedModel, processor: DenseMLLMProcessor, **count
     if len(tokenizer) > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     _start_embeddings(model, tokenizer, old_ids, described)
+    if CODE_SCALE.argument in counts:
+        model.config.image_code_token_id, model.config.num_image_codes = code_ids_of(tokenizer)
     processor.forget_tokens()
     return added
 

@@ -198,8 +198,9 @@ class DensePredictionMixin(QuestionMixin):
                 itself (`text`, `box`, `focal_length`, `target_sizes`) is then one value for all.
             task: `"segmentation"`, `"panoptic"` (objects of `thing_labels` each by itself), `"depth"`, `"normals"`,
                 `"referring"`, `"open_set"` (the model detects the boxes of each class and segments what is in them:
-                `segmentation` then has an id for each object), or a tuple of the first four that fill different maps,
-                which share one pass over the image where the text before the image is the same.
+                `segmentation` then has an id for each object), `"codes"` (of a visual tokenizer, on the grid of vision
+                tokens whatever `target_sizes` say), or a tuple of tasks that fill different maps, but for the two that
+                look at boxes: these share one pass over the image where the text before the image is the same.
             labels: class names, or a dict from id to name. `None`: the model names the classes itself. Names that
                 `config.id2label` lacks, where the model has one, are warned of once.
             text: expression of the object to find, for referring; one, or one an image; several for one image give a
@@ -252,6 +253,11 @@ class DensePredictionMixin(QuestionMixin):
         batch_size = check_count("batch_size", batch_size)
         images_kwargs = check_images_kwargs(images_kwargs, processor)
         tiling = self._check_tiling(tile, tile_overlap, processor, images_kwargs)
+        for one in tasks if tiling is not None else ():
+            if one.in_order:
+                raise ValueError(
+                    f"`tile` can't be given with the task {one.name!r}, which reads an image in one order"
+                )
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
         objects = _count_objects(text, box) if single and _takes_objects(tasks) else None

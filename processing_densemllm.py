@@ -46,7 +46,7 @@ from .depth_densemllm import DepthBins
 from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
 from .loading_densemllm import FILE_OPTIONS
 from .refinement_densemllm import check_crf_options
-from .targets_densemllm import Targets, cell_targets, id_ranges, pad_ragged, stack_ranges
+from .targets_densemllm import IGNORED, Targets, cell_targets, id_ranges, pad_ragged, stack_ranges
 from .task_base_densemllm import DenseRequest, Labels, ThingLabels
 from .tasks_densemllm import ANNOTATED_TASKS, add_dense_tokens, check_refine, get_task
 from .text_tasks_densemllm import find_class, get_text_task
@@ -420,7 +420,8 @@ class DenseMLLMProcessor(ProcessorMixin):
                 `[height, width, 3]`, see [`normals_to_bins`]; `instances`: integers `[height, width]`, numbers of
                 objects, 0 and below where there is none and `ignore_index` where they aren't annotated, beside a
                 `segmentation`, with `thing_labels`, names or keys of the classes whose objects are told apart
-                (default: all that have numbers).
+                (default: all that have numbers); `codes`: integers `[height, width]`, the code that a visual tokenizer
+                gives to each vision token, negative where ignored.
             image_grid_thw: `[n_images, 3]` from the image processor.
             candidates: which ids are negatives where a segmentation is annotated: `"vocabulary"`, all text tokens, or
                 `"labels"`, those of the other labels only.
@@ -435,6 +436,7 @@ class DenseMLLMProcessor(ProcessorMixin):
             annotation (classes, depth, foreground, normals, x and y of centres), -1 where it has none.
             `dense_candidate_ranges`: `int64 [n_rows, max_ranges, 2]`, ids that are annotated (M_i in the paper) as
             half-open ranges; ranges that only fill up are empty, (0, 0).
+            `image_codes`, where any image has codes: `int64 [n_vision_tokens]`, -100 where there is none.
 
         Raises:
             ValueError: an entry that is unknown, of the wrong shape or type, a class id that `id2label` lacks, or a
@@ -469,11 +471,27 @@ class DenseMLLMProcessor(ProcessorMixin):
                 row[kind_tokens, column] = table_rows[targets.annotated]
             rows.append(row)
             offset += n_tokens
+        cell = patch_size * merge_size
+        codes = [
+            self._next_codes(annotation, f"`annotations[{index}]`", (height // cell, width // cell))
+            for index, (annotation, (height, width)) in enumerate(zip(annotations, sizes, strict=True))
+        ]
+        has_codes = any((own != IGNORED).any() for own in codes)
         return {
             "dense_targets": pad_ragged(tokens, ids, offset),
             "dense_candidates": torch.from_numpy(np.concatenate(rows or [np.zeros((0, n_kinds), dtype=np.int64)])),
             "dense_candidate_ranges": stack_ranges(tables),
+            **({"image_codes": torch.from_numpy(np.concatenate(codes))} if has_codes else {}),
         }
+
+    def _next_codes(self, annotation: dict, where: str, grid: tuple[int, int]) -> np.ndarray:
+        """The code of each vision token of an image, `int64 [n_vision_tokens]`, -100 where there is none."""
+        for task in ANNOTATED_TASKS:
+            if annotation.get(task.column) is not None:
+                codes = task.encode_next(annotation, self, f"{where[:-1]}[{task.column!r}]`", grid)
+                if codes is not None:
+                    return codes
+        return np.full(math.prod(grid), IGNORED, dtype=np.int64)
 
     def _annotation_targets(
         self, annotation: dict, where: str, candidates: str, size: tuple[int, int]

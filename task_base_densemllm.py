@@ -143,6 +143,8 @@ class DenseTask(ABC):
         scales: tokens that its labels are, where these count along something.
         on_crops: whether it may look at crops of the image, and not at the whole as other tasks do.
         has_logits: whether it has one map of label logits an image.
+        in_order: whether what a vision token says is of the next one, so that it has to be read in one order, and not
+            in tiles.
     """
 
     name: ClassVar[str]
@@ -158,6 +160,7 @@ class DenseTask(ABC):
     scales: ClassVar[tuple[TokenScale, ...]] = ()
     on_crops: ClassVar[bool] = False
     has_logits: ClassVar[bool] = True
+    in_order: ClassVar[bool] = False
 
     # ---- what it needs ----
 
@@ -228,6 +231,24 @@ class DenseTask(ABC):
         Raises:
             ValueError: the annotation can't be used.
         """
+
+    def encode_next(
+        self, annotation: Mapping[str, Any], processor: TaskProcessor, where: str, grid: tuple[int, int]
+    ) -> np.ndarray | None:
+        """The code that each vision token stands for, as the one before it has to say; `None` of a task that has
+        none.
+
+        Args:
+            annotation, processor, where: as for [`encode`].
+            grid: `(height, width)` in vision tokens of the image as the model gets it.
+
+        Returns:
+            `int64 [height * width]`, -100 where it is ignored.
+
+        Raises:
+            ValueError: the annotation can't be used.
+        """
+        return None
 
     @abstractmethod
     def decode(self, logits: torch.Tensor, request: DenseRequest, processor: TaskProcessor) -> dict[str, Any]:

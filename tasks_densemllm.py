@@ -30,6 +30,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .answers_densemllm import normalize_name, parse_refs
 from .checks_densemllm import check_choice, shown
+from .code_tasks_densemllm import Codes
 from .crops_densemllm import empty_map
 from .decoding_densemllm import (
     class_probabilities,
@@ -102,6 +103,8 @@ class DenseMaps(Record):
         logits (`torch.FloatTensor [num_labels, grid_height, grid_width]`): label logits, with `return_logits=True`
             only; of a panoptic map, those of the bins of x and of y follow. With several tasks in one call a dict
             from task to tensor.
+        codes (`torch.LongTensor [grid_height, grid_width]`): of each vision token, as a visual tokenizer counts them;
+            -1 of the first one, which nobody says.
         text (`str`): what the model answered where it was asked for a class list or a box.
     """
 
@@ -114,6 +117,7 @@ class DenseMaps(Record):
     box: tuple[float, float, float, float] | None = None
     scores: "torch.Tensor | dict[str, torch.Tensor] | None" = None
     logits: "torch.Tensor | dict[str, torch.Tensor] | None" = None
+    codes: torch.Tensor | None = None
     text: str | None = None
 
 
@@ -601,7 +605,7 @@ def _refine_classes(
 
 
 TASKS: dict[str, DenseTask] = {
-    task.name: task for task in (Classes(), Depth(), Foreground(), OpenSet(), Normals(), Panoptic())
+    task.name: task for task in (Classes(), Depth(), Foreground(), OpenSet(), Normals(), Panoptic(), Codes())
 }
 DEFAULT_TASK = Classes.name
 # Annotations of an image are read by the tasks that have a column, in this order.
@@ -649,7 +653,8 @@ def add_dense_tokens(
         tokenizer: any tokenizer of transformers; changed in place.
         num_depth_bins: number of depth tokens.
         num_coordinates: number of x and of y coordinate tokens; 0 for none.
-        counts: number of tokens of other tasks, none where left out: `num_normal_bins`.
+        counts: number of tokens of other tasks, none where left out: `num_normal_bins`, and `num_image_codes`, those
+            of a visual tokenizer.
 
     Returns:
         number of tokens that were added.
@@ -671,6 +676,7 @@ __all__ = [
     "SCALES",
     "TASKS",
     "Classes",
+    "Codes",
     "DenseMaps",
     "Depth",
     "Normals",

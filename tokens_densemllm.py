@@ -95,6 +95,8 @@ X_SCALE = TokenScale(
 Y_SCALE = TokenScale(
     "<y_{}>", 0, "num_coordinates", 2048, ("top edge", "top", "vertical centre", "bottom", "bottom edge")
 )
+# The released vocabulary has 150,000 of them, whose names are not published.
+CODE_SCALE = TokenScale("<image_code_{}>", 0, "num_image_codes", 0, ("part of an image", "part of a picture"))
 
 
 def add_missing_tokens(tokenizer: PreTrainedTokenizerBase, counts: dict[TokenScale, int]) -> int:
@@ -121,6 +123,20 @@ def add_scales(tokenizer: PreTrainedTokenizerBase, counts: dict[TokenScale, int]
     return _add_tokens(tokenizer, tokens)
 
 
+def code_ids_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int]:
+    """The id of the first code of a visual tokenizer, and how many there are; `None` and 0 without any.
+
+    Raises:
+        ValueError: their ids don't follow each other.
+    """
+    vocabulary = tokenizer.get_vocab()
+    count = CODE_SCALE.count(vocabulary)
+    ids = [vocabulary[token] for token in CODE_SCALE.tokens(count)]
+    if ids and ids != list(range(ids[0], ids[0] + count)):
+        raise ValueError(f"`tokenizer` must have the ids of its {count} image codes one after another, got other ids")
+    return (ids[0] if ids else None), count
+
+
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str], special: bool = False) -> int:
     vocabulary = tokenizer.get_vocab()
     missing = [AddedToken(token, special=special, normalized=False) for token in tokens if token not in vocabulary]
@@ -145,6 +161,7 @@ def find_token_ids(tokenizer: PreTrainedTokenizerBase | None, tokens: list[str])
 
 __all__ = [
     "BACKGROUND_LABEL",
+    "CODE_SCALE",
     "DEPTH_SCALE",
     "FOREGROUND_LABELS",
     "IMAGE_TOKEN",
@@ -155,5 +172,6 @@ __all__ = [
     "TokenScale",
     "add_missing_tokens",
     "add_scales",
+    "code_ids_of",
     "find_token_ids",
 ]

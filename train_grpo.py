@@ -44,6 +44,7 @@ except ImportError as error:
 
 from densemllm import DenseMLLMProcessor
 from densemllm.arguments import HelpFormatter, parse_with_file
+from densemllm.formats.options import settle_depth_ranges
 from densemllm.train_hf import (
     DataArguments,
     Evaluated,
@@ -52,7 +53,6 @@ from densemllm.train_hf import (
     find_checkpoint,
     make_datasets,
     make_model,
-    settle_depth_ranges,
 )
 from densemllm.training.check import check_before_training
 from densemllm.training.collator import DenseCollator

@@ -43,16 +43,16 @@ from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.arguments import parse_with_file
 from densemllm.formats.folders import DataOptions, open_samples
 from densemllm.formats.labels import load_id2label
-from densemllm.formats.options import choose_depth_range, facts_of
+from densemllm.formats.options import settle_depth_ranges
 from densemllm.formats.own_folders import OPTIONS
 from densemllm.formats.registry import format_of
 from densemllm.parts_densemllm import add_tokens_to
-from densemllm.tasks_densemllm import Depth
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.check import check_before_training
 from densemllm.training.checkpoints import STATE_NAME
 from densemllm.training.collator import DenseCollator
 from densemllm.training.datasets import DenseDataset, DenseIterableDataset, DenseSource
+from densemllm.training.image_tokenizer import ImageTokenizer, add_codes
 from densemllm.training.model_card import licence_of
 from densemllm.training.samples import Augmentation
 from densemllm.training.trainer import DenseTrainer
@@ -105,6 +105,23 @@ class ModelArguments:
     )
     num_normal_bins: int | None = field(
         default=None, metadata={"help": "tokens of directions that the model gets where it has fewer, for `normals`"}
+    )
+    num_image_codes: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens of codes of a visual tokenizer that the model gets where it has none, for `codes`; as many"
+            " as `image_tokenizer` has"
+        },
+    )
+    image_tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder or Hub name of a visual tokenizer, any model with `encode(pixel_values)`, whose codes of "
+            "the images are learned besides, see `training/image_tokenizer.py`; `trust_remote_code` holds for it, too"
+        },
+    )
+    codebook_weight: float | None = field(
+        default=None, metadata={"help": "weight of the codebook loss; that of the model's config, 0.5 in a new one"}
     )
 
 
@@ -208,6 +225,7 @@ class DataArguments:
     color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
     own_options: list[dict] = field(init=False)  # of each data set, by name
     is_measured: bool = field(init=False, default=False)  # see `DenseSource`
+    images_alone: bool = field(init=False, default=False)  # see `load_samples`
 
     def __post_init__(self) -> None:
         entries = [_read_entry(entry) for entry in self.dataset]
@@ -328,12 +346,14 @@ def find_checkpoint(model_args: ModelArguments, args: DenseTrainingArguments) ->
     return str(resume)
 
 
-def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
-    """The model to train, parts frozen and adapters added, and its processor."""
+def make_model(
+    args: ModelArguments, image_tokenizer: ImageTokenizer | None = None
+) -> tuple[DenseMLLMForConditionalGeneration, DenseMLLMProcessor]:
+    """The model to train, parts frozen and adapters added, and its processor; with the codes of `image_tokenizer`."""
     parts = (args.vision_model, args.text_model)
     if (args.model_name_or_path is None) == (None in parts) or (args.model_name_or_path and any(parts)):
         raise ValueError("either `model_name_or_path`, or both of `vision_model` and `text_model` must be given")
-    counts = {name: getattr(args, name) for name in ("num_coordinates", "num_normal_bins")}
+    counts = {name: getattr(args, name) for name in ("num_coordinates", "num_normal_bins", "num_image_codes")}
     counts = {name: count for name, count in counts.items() if count is not None}
     if counts and args.use_peft:
         raise ValueError(f"`{next(iter(counts))}` can't be given with `use_peft`: adapters train no embeddings")
@@ -359,6 +379,11 @@ def make_model(args: ModelArguments) -> tuple[DenseMLLMForConditionalGeneration,
         raise ValueError(f"{name} can't be loaded: {error}") from error
     if counts and args.model_name_or_path is not None:
         add_tokens_to(model, processor, **counts)
+    if image_tokenizer is not None:
+        add_codes(model, processor, image_tokenizer, trains_embeddings=not args.use_peft)
+    if args.codebook_weight is not None:
+        model.config.codebook_weight = args.codebook_weight
+        model.config.validate_fields()
     frozen = (
         (args.freeze_vision_tower, [model.model.vision_tower]),
         (args.freeze_projector, [model.model.multi_modal_projector]),
@@ -421,7 +446,7 @@ def _options_of_sources(args: DataArguments) -> dict[str, list]:
             *OPTIONS,
         )  # fmt: skip
     }
-    for name in ("reduce_labels", "is_measured"):
+    for name in ("reduce_labels", "is_measured", "images_alone"):
         options[name] = [getattr(args, name)] * len(args.dataset)
     options["layout"] = [{} for _ in args.dataset]
     for place, own in enumerate(args.own_options):
@@ -529,23 +554,6 @@ def make_evaluation_dataset(args: DataArguments, split: str, seed: int) -> Dense
     return DenseDataset(_make_source(name, split, own), None, args.max_corrupt_share, seed)
 
 
-def settle_depth_ranges(datasets: list, processor: DenseMLLMProcessor) -> None:
-    """Say of all sources in which of the model's ranges their depth is learned, see [`choose_depth_range`].
-
-    Args:
-        datasets: those of [`make_asked_datasets`]; their sources have the user's word alone.
-        processor: of the model.
-    """
-    chosen = {}
-    datasets = [own for dataset in datasets for own in (dataset.values() if isinstance(dataset, dict) else [dataset])]
-    for source in (source for dataset in datasets if dataset is not None for source in dataset.sources):
-        is_learned = source.columns is None or Depth.column in source.columns
-        case = (source.depth_range, facts_of(source.data).depth_range if is_learned else None)
-        if case not in chosen:  # one warning for all
-            chosen[case] = choose_depth_range(*case, processor.depth_ranges, processor.default_depth_range)
-        source.depth_range = chosen[case]
-
-
 def hub_name(name: str) -> str | None:
     """A model's name, if it is one on the Hub and no folder: a card can't refer to a folder."""
     return None if os.path.isdir(name) else name
@@ -612,11 +620,19 @@ def main(arguments: list[str] | None = None) -> dict:
     check_output(model_args, data_args, args)
     checkpoint = find_checkpoint(model_args, args) if args.do_train else None
     set_seed(args.seed)
+    data_args.images_alone = model_args.image_tokenizer is not None  # which makes something to learn of them
     train_dataset, eval_dataset, test_dataset = make_asked_datasets(data_args, args)
     if train_dataset is not None and args.process_index == 0 and not data_args.skip_data_check:
-        check_before_training(train_dataset.sources)
+        check_before_training(train_dataset.sources, images_alone=data_args.images_alone)
     names = None if data_args.model_id2label is None else load_id2label(data_args.model_id2label)
-    model, processor = make_model(model_args)
+    image_tokenizer = None
+    if model_args.image_tokenizer is not None:
+        image_tokenizer = ImageTokenizer.from_pretrained(
+            model_args.image_tokenizer, model_args.trust_remote_code, model_args.num_image_codes
+        )
+        if args.dataloader_num_workers == 0:  # else it runs in processes that have no accelerator
+            image_tokenizer.model.to(args.device)
+    model, processor = make_model(model_args, image_tokenizer)
     settle_depth_ranges([train_dataset, eval_dataset, test_dataset], processor)
     trainer = DenseTrainer(
         model=model,
@@ -624,7 +640,10 @@ def main(arguments: list[str] | None = None) -> dict:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=DenseCollator(
-            processor, candidates=data_args.candidates, min_label_share=data_args.min_label_share
+            processor,
+            candidates=data_args.candidates,
+            min_label_share=data_args.min_label_share,
+            image_tokenizer=image_tokenizer,
         ),
         processing_class=processor,
         id2label=names,

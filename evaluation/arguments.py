@@ -26,7 +26,7 @@ from ..targets_densemllm import IGNORE_INDEX
 from ..task_base_densemllm import REFINEMENTS
 from ..tasks_densemllm import Normals
 from ..tiles_densemllm import check_tiling
-from .measured import INSTANCES, MEASURED, PANOPTIC, Settings
+from .measured import INSTANCES, LANGUAGE, MEASURED, PANOPTIC, Settings
 from .metrics import DenseMetrics
 from .protocols import PROTOCOLS, data_of, get_protocol
 
@@ -118,6 +118,14 @@ class EvaluationArguments:
         help="factors on the images' size at which objects are detected, whose boxes are put together (the report of "
         "the released checkpoint: 1 2 3 4)",
     )
+    text_file: str | None = HfArg(
+        default=None, help="UTF-8 file whose perplexity is measured; a short one of this project where left out"
+    )
+    baseline: str | None = HfArg(
+        default=None,
+        help="results.json of an earlier evaluation, such as that of the model before training, to say whether its "
+        "text is kept",
+    )
     device: str | None = HfArg(
         default=None, help="cpu, cuda, cuda:1...; with several processes cpu, or each its own where left out"
     )
@@ -163,6 +171,9 @@ class EvaluationArguments:
         if self.mirror and all(MEASURED[task].average is None for task in self.task):
             averaged = [name for name, task in MEASURED.items() if task.average is not None]
             raise ValueError(f"`mirror` needs a `task` of {averaged}, got {self.task}")
+        for name in ("text_file", "baseline"):
+            if getattr(self, name) is not None and LANGUAGE.name not in self.task:
+                raise ValueError(f"`{name}` needs the `task` {LANGUAGE.name!r}, got {self.task}")
         check_tiling(self.tile, self.tile_overlap, 1)
         if any(prompt.count("{text}") != 1 for prompt in self.label_prompts or []):
             raise ValueError(f"`label_prompts` must have {{text}} once each, got {self.label_prompts}")

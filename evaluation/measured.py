@@ -31,6 +31,7 @@ from ..tasks_densemllm import TASKS, Classes, DenseMaps, Depth, Normals, Panopti
 from ..text_tasks_densemllm import COUNTING, DETECTION, GROUNDING, POSE
 from ..tokens_densemllm import BACKGROUND_LABEL
 from ..training.maps import read_mask, read_metres, read_normals
+from .language import TEXT, Answers, TextMetrics, ask_choices, collect_answers, text_likelihood, true_choices
 from .measured_words import (
     ask_box,
     ask_boxes,
@@ -83,6 +84,8 @@ class Settings:
             image.
         seed: of what is drawn for an image, beside its place in the data.
         detection_scales: factors on the image's size at which objects are detected, whose boxes are put together.
+        text: whose perplexity is measured.
+        answers: all answers of the data, once [`MeasuredTask.survey`] has seen them.
     """
 
     id2label: dict[int, str] | None = None
@@ -105,6 +108,8 @@ class Settings:
     label_prompts: tuple[str, ...] = (Classes.list_question + Classes.no_background,)
     seed: int = 0
     detection_scales: Sequence[float] = (1.0,)
+    text: str = TEXT
+    answers: Answers = Answers()
 
     @property
     def candidates(self) -> dict[int, str]:
@@ -142,6 +147,10 @@ def _as_they_are(settings: Settings, config: DenseMLLMConfig, processor: DenseML
     return settings
 
 
+def _unseen(data: Any, settings: Settings) -> Settings:
+    return settings
+
+
 def _never(settings: Settings) -> bool:
     return False
 
@@ -171,6 +180,10 @@ class MeasuredTask:
         check: processor and settings; raises a `ValueError` where the two don't fit.
         prepare: settings, the model's config and its processor to settings in which nothing that this task needs is
             left open; raises a `ValueError` where it can't be known.
+        survey: rows of the data, with the columns that annotate the task, and settings to settings with what has to
+            be known of all of them.
+        once: of the model, its processor, settings and the metrics, to which it adds what is of no sample.
+        any_columns: whether a sample may have any of the alternatives of `columns`, as they are.
         in_training: whether a training measures it: `"always"` where samples are annotated; `"where possible"`, where
             `prepare` finds all that it needs; or `"never"`.
         average: of the predictions of an image and of its mirror image to their mean, where the task has one.
@@ -197,6 +210,9 @@ class MeasuredTask:
     needs_camera: Callable[[Settings], bool] = _never
     check: Callable[[DenseMLLMProcessor, Settings], object] = _no_check
     prepare: Callable[[Settings, DenseMLLMConfig, DenseMLLMProcessor], Settings] = _as_they_are
+    survey: Callable[[Any, Settings], Settings] = _unseen
+    once: Callable[[Any, DenseMLLMProcessor, Settings, Any], None] | None = None
+    any_columns: bool = False
     in_training: str = ALWAYS
     average: Callable[[Any, Any], Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -219,8 +235,9 @@ class MeasuredTask:
 
     def annotates(self, sample: dict, settings: Settings) -> bool:
         """Whether a sample, as [`read_sample`] gives it, has this task's annotation, and what the prediction needs."""
-        needed = (*self.columns[0], "focal_length") if self.needs_camera(settings) else self.columns[0]
-        return all(sample.get(column) is not None for column in needed)
+        camera = ("focal_length",) if self.needs_camera(settings) else ()
+        alternatives = self.columns if self.any_columns else self.columns[:1]
+        return any(all(sample.get(column) is not None for column in (*names, *camera)) for names in alternatives)
 
     @property
     def reads_whole(self) -> bool:
@@ -583,11 +600,37 @@ REFERRED_BOX = MeasuredTask(
     ask=ask_box,
     in_training=NEVER,
 )
+
+
+def _survey_answers(data: Any, settings: Settings) -> Settings:
+    names = [name for name in ("messages", "question", "answer") if name in data.column_names]
+    rows = data.select_columns(names)
+    return replace(settings, answers=collect_answers(rows[row] for row in range(len(rows))))
+
+
+def _measure_text(model: Any, processor: DenseMLLMProcessor, settings: Settings, metrics: TextMetrics) -> None:
+    metrics.add_text(text_likelihood(model, processor.tokenizer, settings.text))
+
+
+LANGUAGE = MeasuredTask(
+    name="text",
+    columns=(("messages",), ("question", "answer")),
+    make_metrics=lambda settings: TextMetrics(),
+    score="choice_accuracy",
+    reference=true_choices,
+    prediction=_what_came,
+    ask=ask_choices,
+    survey=_survey_answers,
+    once=_measure_text,
+    any_columns=True,
+    in_training=NEVER,
+    options={"text_file": None, "seed": 0},
+)
 MEASURED = {
     task.name: task
     for task in (
         SEGMENTATION, ANSWERED, NAMED, DEPTH, REFERRING, CLASS_LIST, NORMALS, PANOPTIC, INSTANCES, COUNTS, BOXES,
-        POSES, REFERRED_BOX,
+        POSES, REFERRED_BOX, LANGUAGE,
     )
 }  # fmt: skip
 
@@ -600,6 +643,7 @@ __all__ = [
     "COUNTS",
     "DEPTH",
     "INSTANCES",
+    "LANGUAGE",
     "MEASURED",
     "NAMED",
     "NEVER",

@@ -100,6 +100,8 @@ METRICS = {
     "counting_accuracy": Metric("counting accuracy", "visual-question-answering"),
     "counting_rmse": Metric("counting RMSE", "visual-question-answering", greater_is_better=False),
     "grounding_accuracy": Metric("grounding accuracy at IoU 0.5", "image-text-to-text"),
+    "perplexity": Metric("perplexity of a text", "text-generation", greater_is_better=False),
+    "choice_accuracy": Metric("multiple choice accuracy", "visual-question-answering"),
 }
 METRIC_NAMES = {key: (metric.hub_task, metric.name) for key, metric in METRICS.items()}
 GREATER_IS_BETTER = {key: metric.greater_is_better for key, metric in METRICS.items()}

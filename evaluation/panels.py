@@ -29,6 +29,7 @@ from .measured import (
     COUNTS,
     DEPTH,
     INSTANCES,
+    LANGUAGE,
     NAMED,
     NORMALS,
     PANOPTIC,
@@ -238,6 +239,23 @@ def _pose_panels(case, image, id2label):
     return panels, [(RIGHT, "joint, or a right one"), (WRONG, "wrong joint"), (GREY, "not annotated")]
 
 
+def _choice_panels(case, image, id2label):
+    panels, font = [], make_font(12)
+    likelihoods = zip(case["reference"], case["prediction"], strict=True)
+    rows = [
+        (choice.answers[0], choice.answers[int(np.argmax(own))], own[0] > max(own[1:])) for choice, own in likelihoods
+    ]
+    for told, color in ((0, None), (1, RIGHT)):
+        panel = PIL.Image.new("RGB", image.size, "#f4f4f4")
+        for line, row in enumerate(rows[: image.height // 18]):
+            fill = "black" if color is None else color if row[2] else WRONG
+            text = shorten(f"{line + 1}. {row[told]}", font, image.width - 8)
+            PIL.ImageDraw.Draw(panel).text((4, 4 + 18 * line), text, fill=fill, font=font)
+        panels.append(panel)
+    questions = [f"{number}. {choice.question}" for number, choice in enumerate(case["reference"], 1)]
+    return panels, [(None, line) for line in questions]
+
+
 # Of each task: case, the image as it is drawn and class id to name to the images of reference and prediction, and the
 # legend: colour (or `None`) and text of each line.
 PANELS = {
@@ -254,6 +272,7 @@ PANELS = {
     BOXES.name: _detection_panels,
     POSES.name: _pose_panels,
     REFERRED_BOX.name: _grounding_panels,
+    LANGUAGE.name: _choice_panels,
 }
 
 

@@ -16,6 +16,7 @@
 import json
 import math
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from io import BytesIO
@@ -34,6 +35,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..configuration_densemllm import __version__
 from .arguments import EvaluationArguments
+from .language import describe_kept
 from .measured import MEASURED, MeasuredTask, Settings, segment_ids
 from .metrics import METRICS, DenseMetrics, SegmentationMetrics
 from .panels import GREY, PANELS, make_font, shorten
@@ -43,6 +45,7 @@ from .state import COCO_IMAGES, COCO_INSTANCES, COCO_PANOPTIC, write_atomically
 
 
 MAX_DRAWN_CLASSES = 150
+KEPT_LINE = re.compile(r"^Text kept: .*$", re.MULTILINE)
 # Options that a card names with the result of any task, with the defaults that it doesn't.
 # What the metrics compute for each class, by the ending of its key `per_label_...`.
 LABEL_METRICS = {
@@ -339,6 +342,14 @@ def result_tables(results: dict) -> list[str]:
     published = results.get("protocol", {}).get("published", {})
     if "protocol" in results:
         lines.append(describe_protocol(results["protocol"]) + "\n")
+    if "text" in results:
+        facts = results["text"]
+        lines.append(
+            f"Text: {facts['tokens']} tokens; {facts['questions']} questions, of which a guess has "
+            f"{facts['guess']:.4f} right.\n"
+        )
+    if "text_kept" in results:
+        lines.append(describe_kept(results["text_kept"]) + "\n")
     extra = " published (4B) |" if published else ""
     lines.append(f"| task | metric | value |{extra} images |\n|---|---|---|{'---|' if extra else ''}---|")
     for task, values in results["metrics"].items():
@@ -455,8 +466,8 @@ def _with_section(text: str, title: str, body: str) -> str:
 
 def update_card(folder: str, results: dict) -> None:
     """Put the metrics into the model index of the card of a model folder, and their tables, with each class's, into
-    its text. What the card has of other data, splits or options stays; the value of the same metric, and the tables of
-    the same data and split, are replaced."""
+    its text. What the card has of other data, splits or options stays; the value of the same metric, the tables of
+    the same data and split, and the line that says whether text is kept, are replaced."""
     card, options = load_card(folder), results["options"]
     name = options["data_name"] or results["data"]
     merged = list(card.data.eval_results or [])
@@ -484,4 +495,11 @@ def update_card(folder: str, results: dict) -> None:
     card.data.model_name = card.data.model_name or Path(folder).resolve().name
     card.data.eval_results = merged
     card.text = _with_section(card.text, f"{name}, {options['split']}", "\n".join(result_tables(results)))
+    if "text_kept" in results:
+        line, before = describe_kept(results["text_kept"]), KEPT_LINE.search(card.text)
+        card.text = (
+            f"{card.text[: before.start()]}{line}{card.text[before.end() :]}"
+            if before
+            else f"{card.text.rstrip()}\n\n{line}\n"
+        )
     write_atomically(Path(folder) / "README.md", str(card).encode())

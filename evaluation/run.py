@@ -42,7 +42,8 @@ from ..targets_densemllm import check_ignore_index
 from ..training.datasets import warn_of_labels
 from ..training.samples import draw_expression, read_sample
 from .arguments import EvaluationArguments
-from .measured import MEASURED, Settings
+from .language import compare_text, digest_of, read_baseline, read_text
+from .measured import LANGUAGE, MEASURED, Settings
 from .metrics import DenseMetrics
 from .predict import predict_samples
 from .protocols import compare_protocol, describe_protocol
@@ -97,6 +98,11 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
     data, id2label, args = open_data(args)
     comparison = compare_protocol(asked, len(data))
     settings = args.settings(id2label)
+    baseline = None
+    if LANGUAGE.name in args.task:
+        settings = replace(settings, text=read_text(args.text_file))
+        if args.baseline is not None:
+            baseline = read_baseline(args.baseline, digest_of(settings.text), len(data))
     fingerprint = make_fingerprint(args, data, id2label, device)
     if args.update_card:
         load_card(args.model)
@@ -109,6 +115,8 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         print(describe_protocol(comparison))
     processor, settings = open_processor(args, settings)
     check_cameras(args, data, settings)
+    for task in args.task:
+        settings = MEASURED[task].survey(data, settings)
     model = load_model(args, device)
     before = open_state(process, state, fingerprint, model, processor)
 
@@ -121,10 +129,18 @@ def evaluate(args: EvaluationArguments, process: PartialState, device: torch.dev
         if not scores[task]:
             raise ValueError(f"`task` {task!r}: no sample of {args.data} has {MEASURED[task].columns_text()}")
 
+    for task in args.task:
+        if MEASURED[task].once is not None:
+            MEASURED[task].once(model, processor, settings, metrics[task])
     seconds = sum(piece["seconds"] for piece in pieces)
     results = make_results(args, len(data), metrics, scores, id2label, process.num_processes, seconds)
     if comparison is not None:
         results["protocol"] = comparison
+    if LANGUAGE.name in metrics:
+        facts, figures = metrics[LANGUAGE.name].facts(), results["metrics"][LANGUAGE.name]
+        results["text"] = {"task": LANGUAGE.name, "digest": digest_of(settings.text), **facts}
+        if baseline is not None:
+            results["text_kept"] = compare_text(baseline, figures, facts["questions"])
     if process.is_main_process:
         sheet = draw_sheet(args.task, args.cases, predict, read, id2label, scores)
         folder = state.folder.parent
@@ -149,7 +165,7 @@ def open_data(args: EvaluationArguments) -> tuple[Any, dict[int, str] | None, Ev
     Raises:
         ValueError: data without such columns or rows, or classes without names.
     """
-    names = {entry.name for entry in fields(DataOptions)} - {"layout"}
+    names = {entry.name for entry in fields(DataOptions)} - {"layout", "images_alone"}
     layout = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     said = DataOptions(**{name: getattr(args, name) for name in names}, layout=layout)
     with reading(f"`data` {args.data}"):

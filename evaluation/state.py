@@ -39,6 +39,7 @@ OUTPUTS = ("results.json", "results.md", "confusion.png", "cases.png")
 # Options that don't change a result, so that a run may go on with others.
 FREE_OPTIONS = (
     "model", "data", "data_name", "output_dir", "save_every", "cases", "update_card", "overwrite", "trust_remote_code",
+    "text_file", "baseline",
 )  # fmt: skip
 FINGERPRINT_ROWS = 100
 # What `save_coco` writes into its folder; panopticapi looks for the images beside the file, under its name.

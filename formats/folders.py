@@ -25,6 +25,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, config, load_
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
+from ..tasks_densemllm import Codes
 from ..training.samples import MAPS
 from .base import Facts, FormatSamples
 from .labels import find_id2label, load_id2label
@@ -36,6 +37,7 @@ from .registry import format_of, open_format
 logger = logging.get_logger(__name__)
 
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+FILES = ("image", *MAPS, Codes.column)  # columns that may be paths
 
 
 def load_samples(
@@ -44,6 +46,7 @@ def load_samples(
     streaming: bool = False,
     whole: bool = False,
     column_map: "str | Mapping[str, str] | None" = None,
+    images_alone: bool = False,
     **options: Any,
 ) -> Any:
     """A split of a data set, its images not yet decoded.
@@ -59,6 +62,7 @@ def load_samples(
         whole: take a data set of `save_to_disk` that has no splits for whatever `split` says.
         column_map: column of the schema to the data's own name for it; where it lacks columns to learn from, other
             names that are known and can only mean one are taken by themselves.
+        images_alone: whether there need not be anything to learn from but images: a tokenizer makes codes of them.
         options: further ones that the layout takes, such as `mask_pattern` and `label_colors` of a folder.
 
     Raises:
@@ -68,12 +72,12 @@ def load_samples(
     names, features = data.column_names, data.features
     column_map = read_column_map(column_map)
     if names:
-        column_map = complete_column_map(column_map, names, features, name)
+        column_map = complete_column_map(column_map, names, features, name, images_alone)
     for column, feature in (features or {}).items():
         if isinstance(feature, Image):
             data = data.cast_column(column, Image(decode=False))
     data = prepare(data, column_map) if column_map else data
-    if Path(name).is_file() and any(_is_text(features, column_map.get(column, column)) for column in ("image", *MAPS)):
+    if Path(name).is_file() and any(_is_text(features, column_map.get(column, column)) for column in FILES):
         change = partial(_resolve_paths, Path(name).resolve().parent)
         return data.map(change) if streaming else PreparedSamples(data, {}, change, facts_of(data))
     return data
@@ -98,7 +102,7 @@ def _is_text(features: Mapping[str, Any] | None, name: str) -> bool:
 
 def _resolve_paths(folder: Path, row: dict) -> dict:
     """Paths of a file of rows that are there beside the file, from its folder; what is there as it is stays."""
-    texts = {name: row[name] for name in ("image", *MAPS) if isinstance(row.get(name), str)}
+    texts = {name: row[name] for name in FILES if isinstance(row.get(name), str)}
     found = {name: str(folder / text) for name, text in texts.items() if "://" not in text and len(text) < 4096}
     return row | {name: path for name, path in found.items() if Path(path).is_file()}
 
@@ -146,6 +150,7 @@ class DataOptions:
         column_map, label_map, reduce_labels, ignore_index: see [`prepare`].
         id2label: file of class names, see [`load_id2label`].
         depth_scale, depth_range: see [`DenseSource`].
+        images_alone: see [`load_samples`].
         layout: further options that the layout takes by name, see [`load_samples`].
     """
 
@@ -156,6 +161,7 @@ class DataOptions:
     id2label: str | None = None
     depth_scale: float | None = None
     depth_range: str | None = None
+    images_alone: bool = False
     layout: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -179,7 +185,7 @@ def open_samples(
         # Colours that are said by name.
         if found is None or "id2label" in found[0].options:
             layout["id2label"] = names
-    data = load_samples(name, split, streaming, whole, said.column_map, **layout)
+    data = load_samples(name, split, streaming, whole, said.column_map, said.images_alone, **layout)
     data = prepare(data, None, said.label_map, said.reduce_labels, said.ignore_index, names)
     facts = facts_of(data)
     if said.depth_scale is not None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import PIL.ExifTags
@@ -33,6 +33,10 @@ from ..tasks_densemllm import Classes, Depth
 from ..training.maps import LOSSY_FORMATS, exif_orientation, open_file
 from ..training.samples import COLUMNS, MAPS, SCHEMA, read_objects
 from .base import Facts
+
+
+if TYPE_CHECKING:
+    from ..processing_densemllm import DenseMLLMProcessor
 
 
 logger = logging.get_logger(__name__)
@@ -108,10 +112,11 @@ def _is_plain(features: Mapping[str, Any] | None, name: str) -> bool:
 
 
 def complete_column_map(
-    column_map: dict[str, str], names: Sequence[str], features: Mapping[str, Any] | None, where: str
-) -> dict[str, str]:
+    column_map: dict[str, str], names: Sequence[str], features: Mapping[str, Any] | None, where: str,
+    images_alone: bool = False,
+) -> dict[str, str]:  # fmt: skip
     """`column_map`, with the columns that have another known name where a data set can't be learned from without. One
-    with columns for an evaluation alone stays as it is.
+    with columns for an evaluation alone stays as it is; so does one with images alone where these are enough.
 
     Raises:
         ValueError: a name that the data set lacks, or nothing to learn from; the message says what may be meant.
@@ -135,6 +140,8 @@ def complete_column_map(
         return column_map | certain
     if set(meant) <= {"image"} and _is_for_evaluation(there):
         return column_map
+    if images_alone and "image" in {*there, *certain}:
+        return column_map | ({"image": certain["image"]} if "image" in certain else {})
     hint = ",".join(f"{column}={'|'.join(others)}" for column, others in meant.items())
     said = f"; `column_map` says which are meant, such as {hint}" if hint else ""
     raise ValueError(f"{where} has nothing to learn from: its columns are {list(names)}, see {COLUMNS}{said}")
@@ -510,6 +517,23 @@ def _prepare_stream(
     )
 
 
+def settle_depth_ranges(datasets: list, processor: "DenseMLLMProcessor") -> None:
+    """Say of all sources in which of the model's ranges their depth is learned, see [`choose_depth_range`].
+
+    Args:
+        datasets: those of a training; their sources have the user's word alone.
+        processor: of the model.
+    """
+    chosen = {}
+    datasets = [own for dataset in datasets for own in (dataset.values() if isinstance(dataset, dict) else [dataset])]
+    for source in (source for dataset in datasets if dataset is not None for source in dataset.sources):
+        is_learned = source.columns is None or Depth.column in source.columns
+        case = (source.depth_range, facts_of(source.data).depth_range if is_learned else None)
+        if case not in chosen:  # one warning for all
+            chosen[case] = choose_depth_range(*case, processor.depth_ranges, processor.default_depth_range)
+        source.depth_range = chosen[case]
+
+
 __all__ = [
     "ClassIds",
     "PreparedSamples",
@@ -521,4 +545,5 @@ __all__ = [
     "read_column_map",
     "read_ignore_index",
     "read_label_map",
+    "settle_depth_ranges",
 ]

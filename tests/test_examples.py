@@ -20,11 +20,13 @@ import PIL.Image
 import pytest
 import released
 import torch
+from datasets import Dataset, DatasetDict
 from test_parts import make_text
 
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.convert_youtu_vl_to_densemllm import convert
 from repository import ROOT, load_script, require
+from tiny import ID2LABEL, make_image
 
 
 require("examples")
@@ -115,3 +117,53 @@ def test_answers_are_drawn_where_they_are():
     assert {(5, 15), (12, 25), (30, 2), (30, 20)} <= lit
     assert not {(10, 28), (2, 2), (38, 28)} & lit  # not visible, outside
     assert image.getextrema() == ((0, 0), (0, 0), (0, 0))
+
+
+def test_a_small_tokenizer_and_what_its_codes_do_to_maps(tmp_path, monkeypatch):
+    maps = [{"segmentation": PIL.Image.new("L", (16, 16), seed), "depth": [[900] * 16] * 16} for seed in range(3)]
+    rows = [{"image": make_image(16, 16, seed), **own} for seed, own in enumerate(maps)]
+    DatasetDict({name: Dataset.from_list(rows) for name in ("train", "validation")}).save_to_disk(tmp_path / "data")
+    (tmp_path / "data/id2label.json").write_text(json.dumps(ID2LABEL))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr(sys, "argv", [
+        "train_image_tokenizer.py", "--data", str(tmp_path / "data"), "--steps", "2", "--batch_size", "2",
+        "--image_size", "24", "--crop_size", "16", "--eval_images", "2", "--num_codes", "8",
+        "--output_dir", "tokenizer",
+    ])  # fmt: skip
+    load_script("examples/train_image_tokenizer.py").main()
+    found = json.loads((tmp_path / "tokenizer/results.json").read_text())
+    assert 1 <= found["code_perplexity"] <= found["codes_in_use"] <= 8 and found["images"] == 2
+    with PIL.Image.open(tmp_path / "tokenizer/images.png") as sheet:
+        assert sheet.size == (2 * 64, 2 * 64)
+    script = load_script("examples/codebook.py")
+    words = [
+        "codebook.py",
+        "--data",
+        str(tmp_path / "data"),
+        "--image_tokenizer",
+        "tokenizer",
+        "--output_dir",
+        "codebook",
+        "--dense_steps",
+        "1",
+        "--codebook_steps",
+        "10",
+        "--seeds",
+        "1",
+        "--train_views",
+        "2",
+        "--eval_views",
+        "2",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    script.main()
+    results = json.loads((tmp_path / "codebook/results.json").read_text())
+    rows = {row["variant"]: row for row in results["rows"]}
+    assert list(rows) == ["dense", "codebook, then dense", "longer dense"]
+    assert len(rows["codebook, then dense"]["codebook_loss"]) == 1 and (tmp_path / "codebook/seen.png").exists()
+    script.main()  # all is done
+    assert json.loads((tmp_path / "codebook/results.json").read_text()) == results
+    monkeypatch.setattr(sys, "argv", [*words, "--dense_steps", "2"])
+    with pytest.raises(SystemExit):
+        script.main()

@@ -41,6 +41,7 @@ from .samples import IMAGE_PROCESSOR, MAPS, SCHEMA, ReadOptions, upright_sample
 
 logger = logging.get_logger(__name__)
 
+NOTHING_TO_LEARN = "nothing_to_learn"
 # What is found, by name: whether it is wrong, so that the row can't be trained on, and what it is.
 KINDS = {
     "unreadable": (True, "can't be read"),
@@ -54,7 +55,7 @@ KINDS = {
     "no_depth": (False, "depth that is invalid, or outside the range, everywhere"),
     "empty_mask": (False, "masks without an object"),
     "empty_expression": (True, "expressions without a word"),
-    "nothing_to_learn": (False, "nothing to learn from"),
+    NOTHING_TO_LEARN: (False, "nothing to learn from"),
     "duplicate": (False, "the image of another row"),
     "duplicate_between_splits": (False, "the image of a row of another split"),
     "names": (True, "class names that the model can't write"),
@@ -143,7 +144,7 @@ def look_at_row(data: Samples, row: int, options: CheckOptions) -> RowFacts:
         return facts
     facts.columns = tuple(name for name in values if name != "image")
     if not any(SCHEMA[name].is_learned for name in facts.columns):
-        facts.found.append(("nothing_to_learn", f"row {row} has the columns {sorted(values)}"))
+        facts.found.append((NOTHING_TO_LEARN, f"row {row} has the columns {sorted(values)}"))
     if "image" not in values:
         facts.found.append(("unusable", f"row {row} has no `image`"))
         return facts
@@ -637,12 +638,15 @@ def _vision_tokens(facts: RowFacts, processor: DenseMLLMProcessor, depth_range: 
     return height * width // (sizes.patch_size * sizes.merge_size) ** 2
 
 
-def check_before_training(sources: Sequence[DenseSource], limit: int = LOOKED_AT_BEFORE_TRAINING) -> None:
+def check_before_training(
+    sources: Sequence[DenseSource], limit: int = LOOKED_AT_BEFORE_TRAINING, images_alone: bool = False
+) -> None:
     """A bounded look at the data sets of a training, in this process: what is wrong or suspicious is logged.
 
     Args:
         sources: the data sets; streams are left alone.
         limit: rows of each.
+        images_alone: whether images without anything to learn from are enough.
 
     Raises:
         ValueError: of a data set, no row that was looked at can be read.
@@ -656,6 +660,8 @@ def check_before_training(sources: Sequence[DenseSource], limit: int = LOOKED_AT
         )  # fmt: skip
         name = f"sources[{number}]"
         report = check_data({name: source.data}, options, limit=limit, progress=False)
+        if images_alone:
+            report.findings = [finding for finding in report.findings if finding.kind != NOTHING_TO_LEARN]
         facts = report.splits[name]
         broken = {finding.row for finding in report.findings if KINDS[finding.kind][0]}
         if facts.looked_at and len(broken) == facts.looked_at:

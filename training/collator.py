@@ -28,7 +28,8 @@ from ..loss_densemllm import IGNORED
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index
 from ..task_base_densemllm import DenseRequest, DenseTask
-from ..tasks_densemllm import ANNOTATED_TASKS, check_things
+from ..tasks_densemllm import ANNOTATED_TASKS, Codes, check_things
+from .image_tokenizer import ImageTokenizer
 from .samples import SCHEMA, ReadOptions, text_of, upright_sample
 
 
@@ -52,6 +53,8 @@ class DenseCollator:
         id2label, depth_range, depth_scale, ignore_index, thing_labels: see [`DenseSource`], for samples that don't
             bring their own, such as those of a plain data set.
         candidates, min_label_share: see `DenseMLLMProcessor.encode_annotations`.
+        image_tokenizer: makes the `codes` of samples that bring none, of their image as the model gets it, after all
+            changes in training; not of crops.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class DenseCollator:
         depth_scale: float | None = None,
         ignore_index: int = IGNORE_INDEX,
         thing_labels: Sequence[str | int] | None = None,
+        image_tokenizer: ImageTokenizer | None = None,
     ):
         self.processor = processor
         self.id2label = None if id2label is None else processor.normalize_labels(id2label)
@@ -73,7 +77,7 @@ class DenseCollator:
         self.candidates, self.min_label_share = candidates, min_label_share
         if thing_labels is not None:
             check_things(thing_labels, self.id2label, processor)
-        self.thing_labels = thing_labels
+        self.thing_labels, self.image_tokenizer = thing_labels, image_tokenizer
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         processor = self.processor
@@ -110,6 +114,8 @@ class DenseCollator:
         sample = upright_sample(sample, "a sample", self.processor.image_processor)
         original, processor = sample["image"], self.processor
         image, focal_length = at_focal_length(original, sample, processor)
+        if self.image_tokenizer is not None and sample.get(Codes.column) is None:
+            sample[Codes.column] = self.image_tokenizer(image, self._grid(image))
         request = DenseRequest(
             size=(original.height, original.width), image_size=(original.height, original.width),
             resized_size=processor.image_processor.get_resized_size(image.height, image.width),
@@ -134,6 +140,13 @@ class DenseCollator:
         if apart and not (whole or crops or talk or sample.get("messages")):
             return apart
         return [*apart, (image, whole, self._conversation(sample, talk, before)), *crops]
+
+    def _grid(self, image: PIL.Image.Image) -> tuple[int, int]:
+        """`(height, width)` of an image in vision tokens."""
+        image_processor = self.processor.image_processor
+        height, width = image_processor.get_resized_size(image.height, image.width)
+        cell = image_processor.patch_size * image_processor.merge_size
+        return height // cell, width // cell
 
     def _setting(self, sample: dict, name: str) -> Any:
         """What a sample says of itself, or else the collator of all samples."""

@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from ..checks_densemllm import check_positive
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, present_values
-from ..tasks_densemllm import Classes, Panoptic, thing_keys
+from ..tasks_densemllm import Classes, Codes, Panoptic, thing_keys
 from .maps import CorruptFileError, Samples, open_file
 from .samples import COLUMNS, SCHEMA, Augmentation, draw_expression, read_sample
 
@@ -38,6 +38,7 @@ logger = logging.get_logger(__name__)
 
 LOOKED_AT = 100  # rows of class maps, before any is learned
 LARGE_IGNORED_SHARE = 0.5
+UNCHANGED = ("messages", Codes.column)  # columns with which a sample keeps its size
 
 
 @dataclass
@@ -265,7 +266,7 @@ class DenseDataset(_Mixture, torch.utils.data.Dataset):
                 header = data[row]
                 header = {name: header.get(name) for name in wanted}
                 area = _image_area(header, focal_lengths[source])
-                self._areas[source][row] = (area, not header.get("messages"))
+                self._areas[source][row] = (area, not any(_is_there(header.get(name)) for name in UNCHANGED))
             area, resized = self._areas[source][row]
             if resized and self.augmentation is not None:
                 area *= self.augmentation.draw_scale(self._generator(source, index)) ** 2
@@ -410,11 +411,15 @@ def _headers(source: DenseSource) -> tuple[Sequence, list[str]]:
     """The rows of a source, and the names of the columns that tell the size of an image and whether it is changed;
     without the others where that saves reading them."""
     data, columns = source.data, source.columns or COLUMNS
-    wanted = [name for name in ("image", "focal_length", "messages") if name in columns]
+    wanted = [name for name in ("image", "focal_length", *UNCHANGED) if name in columns]
     if hasattr(data, "select_columns"):
         wanted = [name for name in wanted if name in data.column_names]
         data = data.select_columns(wanted)
     return data, wanted
+
+
+def _is_there(value) -> bool:
+    return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
 
 
 def _image_area(row: dict, focal_length: float | None) -> float:

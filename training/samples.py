@@ -24,6 +24,7 @@ A sample is a dict. `image` is needed, and any of the others supervise it, all a
 | `mask` | image or booleans `[H, W]` | foreground: not 0, of shades of grey the brighter half; see [`read_mask`] |
 | `normals` | RGB image or floats `[H, W, 3]` | directions that surfaces face, see [`read_normals`]; 0 is invalid |
 | `instances` | image or integers `[H, W]` | numbers of objects, 0 and below: none; `ignore_index`: not annotated |
+| `codes` | integers `[h, w]` | what a visual tokenizer gives to each vision token; negative: not annotated |
 | `expression` | string | names the object of `mask`; without it, `mask` is the image's one foreground |
 | `expressions`, `expression_instances` | lists | names of objects in `instances`, see [`draw_expression`] |
 | `messages` | list of `{"role", "content"}` | ordinary chat; every answer of the assistant is learned |
@@ -37,31 +38,36 @@ The last four are there for an evaluation alone: nothing is learned from them. T
 image.
 
 An image is a PIL image, a path, or what the `Image` feature of `datasets` gives; a map may also be a file of numbers:
-`.npy`, `.npz`, `.mat` (with scipy), TIFF. `instances` are learned from beside a `segmentation`, where the source has
-`thing_labels`. Maps have the upright image's size: see `training/maps.py` for the rule of
-EXIF orientations. What is done with each column stands in one table, `SCHEMA`.
+`.npy`, `.npz`, `.mat` (with scipy), TIFF; `codes` may be one, too. `instances` are learned from beside a
+`segmentation`, where the source has `thing_labels`. Maps have the upright image's size: see `training/maps.py` for the
+rule of EXIF orientations. What is done with each column stands in one table, `SCHEMA`.
 """
 
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageOps
+from transformers.utils import logging
 
 from ..answers_densemllm import MPII_KEYPOINTS
 from ..chat_densemllm import read_parts
 from ..checks_densemllm import check_positive, shown
 from ..image_processing_densemllm import DenseMLLMImageProcessor
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, nearest_resize, present_values
-from ..tasks_densemllm import Classes, Depth, Foreground, Normals, Panoptic
+from ..tasks_densemllm import Classes, Codes, Depth, Foreground, Normals, Panoptic
 from .maps import open_file, read_map, read_mask, read_metres, read_normals, refuse_jpeg, split_jpeg
 
+
+logger = logging.get_logger(__name__)
 
 IMAGE_PROCESSOR = DenseMLLMImageProcessor()  # transparent and 16-bit images are trained on as they are predicted on
 SIDES = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
@@ -122,6 +128,22 @@ def _read_instances(values: np.ndarray, sample: dict, where: str, options: ReadO
     if not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"{where}, column `{Panoptic.column}`: it must be integers, got {values.dtype}")
     return values
+
+
+def _read_codes(value, sample: dict, where: str, options: ReadOptions) -> np.ndarray:
+    where = f"{where}, column `{Codes.column}`"
+    if isinstance(value, (dict, str, os.PathLike, BytesIO, PIL.Image.Image)):
+        value = open_file(value, where, Codes.column)
+    try:
+        codes = np.asarray(value)
+    except ValueError:  # of rows of several lengths
+        codes = np.empty(0)
+    if codes.ndim != 2 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(
+            f"{where}: it must be integers [height, width], a code for each vision token, got {codes.dtype} of shape "
+            f"{codes.shape}"
+        )
+    return codes.astype(np.int32)
 
 
 def _read_expression(text, sample: dict, where: str, options: ReadOptions) -> str:
@@ -348,6 +370,7 @@ SCHEMA = {
     Foreground.column: Column(_read_mask, is_learned=True, is_map=True, on_jpeg=split_jpeg),
     Normals.column: Column(_read_normals, is_learned=True, is_map=True, channels=3, on_mirror=_mirror_normals),
     Panoptic.column: Column(_read_instances, is_learned=True, is_map=True, on_jpeg=refuse_jpeg),
+    Codes.column: Column(_read_codes, is_learned=True),
     "expression": Column(_read_expression),
     "expressions": Column(_read_expressions),
     "expression_instances": Column(),
@@ -443,7 +466,8 @@ class Augmentation:
     """Changes of image and maps together; what becomes of the values of a map stands in `SCHEMA`.
 
     A sample with `messages` keeps its geometry, as its text may speak of places and of what there is; one with an
-    `expression` isn't cropped, and isn't mirrored if that speaks of sides.
+    `expression` isn't cropped, and isn't mirrored if that speaks of sides. One with `codes` stays as it is, and a
+    warning says so once: the codes of a changed image are not those of the image, changed in the same way.
 
     Args:
         scale: lowest and highest factor of a random resize. Depth is divided by it.
@@ -475,6 +499,12 @@ class Augmentation:
     def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
         """A changed copy of a sample of [`read_sample`]."""
         sample = dict(sample)
+        if sample.get(Codes.column) is not None:
+            logger.warning_once(
+                f"samples with `{Codes.column}` are not augmented, as these are of the image as it is; leave the "
+                "column out, and give the tokenizer itself (`image_tokenizer`), which reads images after their changes"
+            )
+            return sample
         factor = self.draw_scale(rng)
         expression = sample.get("expression")
         said = [text_of(message["content"]) for message in sample.get("messages") or ()]

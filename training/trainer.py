@@ -41,6 +41,7 @@ from ..compat_densemllm import CACHE_NAMES
 from ..evaluation.metrics import greater_is_better
 from ..evaluation.predict import evaluate_dense
 from ..loss_densemllm import IGNORED, supervised_tokens
+from ..supervision_densemllm import shift_codes
 from ..tasks_densemllm import Classes, check_things, thing_keys
 from .arguments import DenseTrainingArguments, check_arguments
 from .checkpoints import (
@@ -75,9 +76,10 @@ logger = logging.get_logger(__name__)
 # - the argument `_internal_call` of `save_model`: tells a checkpoint's model from one that a user saves.
 
 FIRST_STEPS = 10  # a run in which so many steps supervise nothing is stopped
-LOGGED = ("text_loss", "ntp_m_loss", "positives", "dense_tokens")  # sums of a step, averaged over the logged steps
+# Sums of a step, averaged over the logged steps.
+LOSSES, COUNTS = ("text_loss", "ntp_m_loss", "codebook_loss"), ("positives", "dense_tokens")
 # Outputs that `predict` and `compute_metrics` don't get.
-NO_PREDICTIONS = (*CACHE_NAMES, "hidden_states", "attentions", "image_hidden_states", "text_loss", "ntp_m_loss")
+NO_PREDICTIONS = (*CACHE_NAMES, "hidden_states", "attentions", "image_hidden_states", *LOSSES)
 
 
 class SetEpoch(TrainerCallback):
@@ -153,11 +155,12 @@ class DenseTrainer(Trainer):
     """`Trainer` for DenseMLLM.
 
     - The NTP-M loss is divided by the global count of supervised vision tokens (one counts once for each kind of
-      annotation that it has), as `Trainer` itself does with the text loss and its labels: the same data gives the same
-      gradients however it is spread over accumulation steps, processes and batches.
+      annotation that it has), and the codebook loss by that of codes, as `Trainer` itself does with the text loss and
+      its labels: the same data gives the same gradients however it is spread over accumulation steps, processes and
+      batches.
     - `muon_learning_rate` trains the inner matrices with Muon.
     - `train_sampling_strategy="group_by_length"` makes batches of images of like sizes.
-    - Logs both losses, positives and supervised vision tokens a step, and tokens a second.
+    - Logs all losses, positives and supervised vision tokens a step, and tokens a second.
     - Evaluation adds mIoU, delta1, cIoU and the like, by what the samples of `eval_dataset` are annotated with.
     - A checkpoint gets its name when it is whole: one that is there can be resumed from.
     - The model card has the results in its model index.
@@ -297,18 +300,21 @@ class DenseTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """As `Trainer`'s; each batch also gets the NTP-M loss's count of all batches of the step."""
+        """As `Trainer`'s; each batch also gets the counts of the NTP-M loss and of the codebook loss of all batches of
+        the step."""
         # Labels at image placeholders are ignored by forward, and must not count.
         batches = map(self._without_image_labels, epoch_iterator)
         batches, num_items = super().get_batch_samples(batches, num_batches, device)
-        num_dense_items = self._count_dense(batches, device)
+        counts = {name: self._count_items(batches, device, find) for name, find in self._supervised_by_count().items()}
         if not self._supervised and batches:
-            self._look_for_supervision(num_items, num_dense_items)
-        if num_dense_items is not None:
-            num_dense_items = num_dense_items.clamp(min=1).long()  # DeepSpeed rounds floats to its type
+            self._look_for_supervision(num_items, *counts.values())
+        for name, count in counts.items():
+            if count is None:
+                continue
+            count = count.clamp(min=1).long()  # DeepSpeed rounds floats to its type
             if num_items is None:  # `Trainer` takes the mean over batches and processes then
-                num_dense_items = num_dense_items / (len(batches) * self.args.world_size)
-            batches = [{**batch, "num_dense_items_in_batch": num_dense_items} for batch in batches]
+                count = count / (len(batches) * self.args.world_size)
+            batches = [{**batch, name: count} for batch in batches]
         return batches, num_items
 
     def _without_image_labels(self, batch: dict) -> dict:
@@ -317,13 +323,31 @@ class DenseTrainer(Trainer):
             return batch
         return {**batch, "labels": labels.masked_fill(labels == self.model.config.image_token_id, IGNORED)}
 
-    def _count_dense(self, batches: list, device: torch.device) -> torch.Tensor | None:
-        # Supervised vision tokens in the place of labels: counted by `Trainer`'s own rule for several processes.
+    def _supervised_by_count(self) -> dict[str, Callable[[dict], torch.Tensor | None]]:
+        """By the argument of the forward that gets the count: of a batch, what of it is supervised, `bool`; `None`:
+        nothing is."""
+        image_token = self.accelerator.unwrap_model(self.model).config.image_token_id
+
+        def dense(batch: dict) -> torch.Tensor | None:
+            if "dense_targets" not in batch:
+                return None
+            return supervised_tokens(batch["dense_targets"], batch["dense_candidates"]).flatten()
+
+        def codes(batch: dict) -> torch.Tensor | None:
+            if "image_codes" not in batch:
+                return None
+            return shift_codes(batch["image_codes"], batch["input_ids"] == image_token) != IGNORED
+
+        return {"num_dense_items_in_batch": dense, "num_code_items_in_batch": codes}
+
+    def _count_items(
+        self, batches: list, device: torch.device, find: Callable[[dict], torch.Tensor | None]
+    ) -> torch.Tensor | None:
+        # What is supervised in the place of labels: counted by `Trainer`'s own rule for several processes.
         rows = []
         for batch in batches:
-            if "dense_targets" in batch:
-                supervised = supervised_tokens(batch["dense_targets"], batch["dense_candidates"]).flatten()
-            else:
+            supervised = find(batch)
+            if supervised is None:
                 supervised = torch.zeros(0, dtype=torch.bool, device=device)
             labels = torch.where(supervised, 0, IGNORED)
             rows.append({"labels": torch.nn.functional.pad(labels, (1, 0), value=IGNORED)[None]})
@@ -360,14 +384,14 @@ class DenseTrainer(Trainer):
             self._logged_at, self._logged_step = time.monotonic(), self.state.global_step
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch.clamp(min=1)
-            if not model.training and "num_dense_items_in_batch" not in inputs:
-                count = self._count_dense([inputs], self.args.device)
-                inputs = {**inputs, "num_dense_items_in_batch": count.clamp(min=1)}
+            for name, find in ({} if model.training else self._supervised_by_count()).items():
+                if name not in inputs:
+                    inputs = {**inputs, name: self._count_items([inputs], self.args.device, find).clamp(min=1)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             if not torch.isfinite(loss):
                 parts = ", ".join(
-                    f"{name} {outputs[name].item():.4g}" for name in LOGGED[:2] if outputs.get(name) is not None
+                    f"{name} {outputs[name].item():.4g}" for name in LOSSES if outputs.get(name) is not None
                 )
                 raise ValueError(
                     f"the loss of step {self.state.global_step + 1} is not finite ({parts}), and would spoil every "
@@ -378,17 +402,17 @@ class DenseTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _reset_totals(self) -> None:
-        # Both losses, and counts of positives, supervised tokens and tokens: whole numbers are exact, and MPS, which
+        # All losses, and counts of positives, supervised tokens and tokens: whole numbers are exact, and MPS, which
         # has no float64, can add them up.
-        self._totals = [torch.zeros(2, dtype=torch.float32), torch.zeros(len(LOGGED) - 1, dtype=torch.long)]
+        self._totals = [
+            torch.zeros(len(LOSSES), dtype=torch.float32),
+            torch.zeros(len(COUNTS) + 1, dtype=torch.long),
+        ]
 
     def _count(self, inputs: dict, outputs) -> None:
         zero = torch.zeros((), dtype=torch.float32, device=outputs["loss"].device)
         targets = inputs.get("dense_targets")
-        losses = [
-            zero if outputs.get(name) is None else outputs[name].detach().float()
-            for name in ("text_loss", "ntp_m_loss")
-        ]
+        losses = [zero if outputs.get(name) is None else outputs[name].detach().float() for name in LOSSES]
         counts = [
             zero.long() if targets is None else (targets >= 0).sum(),
             zero.long() if targets is None else supervised_tokens(targets, inputs["dense_candidates"]).sum(),
@@ -412,7 +436,9 @@ class DenseTrainer(Trainer):
                     losses = losses / self.args.world_size  # they are means then, of each process
             *sums, tokens = losses.tolist() + counts.tolist()
             steps = max(self.state.global_step - self._logged_step, 1)
-            logs |= {name: value / steps for name, value in zip(LOGGED, sums, strict=True)}
+            logs |= {name: value / steps for name, value in zip(LOSSES + COUNTS, sums, strict=True)}
+            if not logs["codebook_loss"]:  # nothing has codes, as in most trainings
+                del logs["codebook_loss"]
             logs["tokens_per_second"] = tokens / max(time.monotonic() - self._logged_at, 1e-9)
             self._reset_totals()
             self._logged_at, self._logged_step = time.monotonic(), self.state.global_step
