@@ -22,7 +22,7 @@ import torch
 
 from .drawing_densemllm import Palette, draw_labels
 from .targets_densemllm import IGNORED, Targets
-from .task_base_densemllm import DenseRequest, DenseTask, TaskProcessor, needed_token_ids
+from .task_base_densemllm import DenseRequest, DenseTask, Limits, PixelWords, TaskProcessor, needed_token_ids
 from .tokens_densemllm import CODE_SCALE
 
 
@@ -80,7 +80,9 @@ class Codes(DenseTask):
         grid = logits.shape[1:]
         return {"codes": codes.view(grid), "scores": scores.view(grid)}
 
-    def draw(self, maps: Any, legend: bool = False, palette: Palette | None = None) -> PIL.Image.Image:
+    def draw(
+        self, maps: Any, legend: bool = False, palette: Palette | None = None, limits: Limits | None = None
+    ) -> PIL.Image.Image:
         return draw_labels(maps.codes.cpu().numpy(), {}, {}, False, palette)  # codes have no names
 
     def is_drawn(self, values: np.ndarray) -> np.ndarray:
@@ -93,6 +95,11 @@ class Codes(DenseTask):
                 f"codes above {MAX_IMAGE_NUMBER - 1} have no image of 16 bits: take .npy, got {codes.max()}"
             )
         return np.where(codes < 0, MAX_IMAGE_NUMBER, codes).astype(np.uint16)
+
+    def to_words(self, maps: Any) -> PixelWords:
+        numbers, places = np.unique(maps.codes.cpu().numpy(), return_inverse=True)
+        words = ["not known" if number < 0 else f"code {number}" for number in numbers.tolist()]
+        return PixelWords(places.reshape(maps.codes.shape), words)
 
     def describe(self, maps: Any) -> str:
         height, width = maps.codes.shape
