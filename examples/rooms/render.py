@@ -25,6 +25,7 @@ is, so a run that was stopped goes on. Test and validation rooms have furniture 
 import argparse
 import io
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -36,7 +37,7 @@ import numpy as np
 from catalogue import FURNITURE, ID2LABEL, read_catalogue, split_models
 from datasets import Dataset, Features, Image, Sequence, Value
 from language import expressions, find_visible, questions
-from layout import Furnisher, pools_of, propose_camera
+from layout import Furnisher, pools_of
 from PIL import Image as Picture
 from raycast import Scene
 from tqdm.auto import tqdm
@@ -61,23 +62,21 @@ def read_splits(furniture: Path = FURNITURE) -> dict[str, list]:
 
 
 def render_views(seed: int, furnisher: Furnisher, height: int, width: int) -> list[dict]:
-    """The rows of one room: none where no camera finds a place that shows three things, and enough of them."""
+    """The rows of one room: none where no camera finds a place from which the furnisher accepts a view."""
     room = furnisher(seed)
     scene = Scene(room)
     rows = []
     for view_number in range(VIEWS_PER_ROOM):
         rng = np.random.default_rng([20261124, seed, view_number])
         for _ in range(60):
-            camera = propose_camera(room, rng)
-            if camera is None:
-                continue
-            things, depth = scene.glance(camera)
-            furnished = len(np.unique(things[things >= 0])) >= 3 and (things >= 0).mean() > 0.25
-            if furnished and np.percentile(depth, 20) > 1.0:
+            camera = furnisher.propose_camera(room, rng)
+            if camera is not None and furnisher.accepts(room, *scene.glance(camera)):
                 break
         else:
             continue
-        view = scene.render(camera, height, width, rng)
+        rows_of_view, columns_of_view = furnisher.picture_size(height, width, rng)
+        camera.focal_length *= math.sqrt(rows_of_view * columns_of_view) / columns_of_view
+        view = scene.render(camera, rows_of_view, columns_of_view, rng)
         visible = find_visible(room, view)
         said = expressions(visible)
         asked = questions(room, visible, rng)
@@ -93,7 +92,7 @@ def render_views(seed: int, furnisher: Furnisher, height: int, width: int) -> li
                 "instances": _encoded(view.instances.astype(np.uint8)),
                 "mask": mask if mask is None else _encoded(mask),
                 "expression": chosen and chosen[0], "messages": messages,
-                "focal_length": camera.focal_length * width, "expressions": [text for text, _ in said],
+                "focal_length": camera.focal_length * columns_of_view, "expressions": [text for text, _ in said],
                 "expression_instances": [thing + 1 for _, thing in said], "room": seed, "view": view_number,
             }
         )  # fmt: skip
