@@ -26,7 +26,7 @@ tiles image_encoding questions streams prediction pipeline parts vision modeling
 # and those that don't.
 OTHERS = """
 files environment arguments client
-training.maps training.samples training.datasets training.collator formats.base
+training.maps training.camera_effects training.samples training.datasets training.collator formats.base
 formats.coco_index formats.coco formats.refcoco
 formats.class_maps formats.ade20k formats.cityscapes formats.pascal
 formats.ddad formats.ibims1 formats.kitti formats.mpii formats.nyuv2 formats.tallyqa

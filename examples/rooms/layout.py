@@ -185,6 +185,7 @@ class Room:
     slope: Slope | None = None
     holes: list[Hole] = field(default_factory=list)
     suns: list[Sun] = field(default_factory=list)
+    light_passes: int = 2  # rays to each light, and half of those for what surfaces send, at each pixel
     gloss: dict[str, tuple[float, float]] = field(default_factory=dict)  # of paints: reflectance, roughness
 
     def is_free(self, box: np.ndarray, margin: float = 0.02, ignore: tuple[int, ...] = ()) -> bool:
@@ -259,9 +260,9 @@ class Furnisher:
         """See [`propose_camera`]."""
         return propose_camera(room, rng)
 
-    def picture_size(self, height: int, width: int, rng) -> tuple[int, int]:
-        """Rows and columns of a picture for which `height` x `width` is asked."""
-        return height, width
+    def frame(self, camera: Camera, height: int, width: int, rng) -> tuple[Camera, int, int]:
+        """The camera, and rows and columns of its picture where `height` x `width` is asked for."""
+        return camera, height, width
 
     def accepts(self, room: Room, things: np.ndarray, depth: np.ndarray) -> bool:
         """Whether a view is shown, by its glance (`Scene.glance`): three things, and enough of them, not too near."""

@@ -202,7 +202,7 @@ def _plaid(uv, seed: int):
 def _plaster(uv, seed: int):
     """A wall that isn't quite even, with stains."""
     stain = np.clip(_octaves(uv * 0.15, seed, 3) * 2 - 1, 0, 1)
-    return 0.25 * _octaves(uv * 3, seed + 4) + 0.8 * stain
+    return 0.2 * _octaves(uv * 3, seed + 4) + 0.5 * stain
 
 
 def _ramp(uv, seed: int):

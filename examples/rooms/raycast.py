@@ -277,9 +277,11 @@ class Scene:
         # Light changes slowly over a surface: it is gathered at the pixels' centres, and its noise smoothed there; the
         # surface's own colour stays sharp.
         points = origin + centres * distance[:, None] + normal * OFFSET
-        light = (self._irradiance(points, normal, rng) + self._irradiance(points, normal, rng)) / 2
+        passes = self.room.light_passes
+        light = sum(self._irradiance(points, normal, rng) for _ in range(passes)) / passes
         light = _smooth(light.reshape(height, width, 3), normal.reshape(height, width, 3),
-                        depth.reshape(height, width))  # fmt: skip
+                        depth.reshape(height, width), radius=4 if passes > 1 else 6,
+                        step=2 if passes > 1 else 3)  # fmt: skip
         mirrored = np.where(seen & (self.solid.gloss[first, 0] > 0))[0]
 
         rays = _directions(camera, height, width, 2)
@@ -312,7 +314,7 @@ class Scene:
         albedo, emission = self.colors_at(self.solid, primitive, u, v)
         normal = self.solid.normal_at(primitive, u, v, way)
         hits = points + way * np.minimum(distance, 100)[:, None] + normal * OFFSET
-        return share[:, None], albedo * self._irradiance(hits, normal, rng) + emission
+        return share[:, None], np.minimum(albedo * self._irradiance(hits, normal, rng) + emission, 4)
 
     def _through_glass(self, color, origin, rays, distance, height, width):
         primitive, near, u, v = self.glass.cast(np.broadcast_to(origin, rays.shape), rays)
