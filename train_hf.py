@@ -206,7 +206,8 @@ class DataArguments:
     flip_probability: float = field(default=0.0, metadata={"help": "augmentation: probability of mirroring"})
     color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
     camera_effects: float = field(
-        default=0.0, metadata={"help": "augmentation: strength of exposure, noise, blur, JPEG and what else cameras do"}
+        default=0.0,
+        metadata={"help": "augmentation: strength of exposure, noise, blur, JPEG and what else cameras do"},
     )
     own_options: list[dict] = field(init=False)  # of each data set, by name
     is_measured: bool = field(init=False, default=False)  # see `DenseSource`

@@ -13,131 +13,16 @@
 # limitations under the License.
 """Furniture that is made from a seed: of boxes, cylinders and cushions, to the measures that furniture has.
 
-A catalogue has 6 shelves to learn from; here are as many as seeds. Frame and units as in `catalogue.py`: x to the right,
-y to the back, z up, the front looks along -y, metres.
+A catalogue has 6 shelves to learn from; here are as many as seeds. Frame and units as in `catalogue.py`: x to the
+right, y to the back, z up, the front looks along -y, metres.
 """
 
 import math
 from collections.abc import Callable
 
 import numpy as np
-from catalogue import MadeModel, Mesh
-from layout import Paint
-from looks import random_gloss, random_paint
-
-
-class Maker:
-    """Collects the parts of one piece; lengths are metres."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
-        self.vertices, self.normals, self.material = [], [], []
-        self.paints: list[Paint] = []
-        self.gloss: list[tuple[float, float]] = []
-        self.opacity: list[float] = []
-
-    def paint(self, *kinds: str, opacity: float = 1.0) -> int:
-        """A new material of one of the kinds of `looks.KINDS`."""
-        self.paints.append(random_paint(self.rng, str(self.rng.choice(kinds))))
-        self.gloss.append(random_gloss(self.rng))
-        self.opacity.append(opacity)
-        return len(self.paints) - 1
-
-    def same_or(self, material: int, *kinds: str) -> int:
-        """The same material, more often than another one."""
-        return material if self.rng.random() < 0.6 else self.paint(*kinds)
-
-    def _triangles(self, vertices: np.ndarray, normals: np.ndarray, material: int) -> None:
-        self.vertices.append(vertices)
-        self.normals.append(normals)
-        self.material.append(np.full(len(vertices), material))
-
-    def box(self, low, high, material: int) -> None:
-        low, high = np.minimum(low, high), np.maximum(low, high)
-        corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * (high - low) + low
-        sides = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
-        facing = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]], dtype=float)
-        triangles = np.concatenate([sides[:, [0, 1, 2]], sides[:, [0, 2, 3]]])
-        normals = np.repeat(np.concatenate([facing, facing])[:, None], 3, axis=1)
-        self._triangles(corners[triangles], normals, material)
-
-    def _grid(self, points: np.ndarray, normals: np.ndarray, material: int) -> None:
-        """A surface of points `[n, m, 3]` with normals likewise."""
-        quads = [values[i : i + points.shape[0] - 1, j : j + points.shape[1] - 1].reshape(-1, 3)
-                 for values in (points, normals) for i, j in ((0, 0), (1, 0), (1, 1), (0, 1))]  # fmt: skip
-        for order in ((0, 1, 2), (0, 2, 3)):
-            corners, facing = (np.stack([quads[start + k] for k in order], axis=1) for start in (0, 4))
-            self._triangles(corners, facing, material)
-
-    def tube(self, low, high, radius: float, material: int, end_radius: float | None = None, count: int = 14) -> None:
-        """A cylinder or cone from `low` to `high`, closed."""
-        low, high = np.array(low, dtype=float), np.array(high, dtype=float)
-        end_radius = radius if end_radius is None else end_radius
-        way = (high - low) / max(np.linalg.norm(high - low), 1e-9)
-        aside = np.cross(way, (1.0, 0, 0) if abs(way[0]) < 0.7 else (0, 1.0, 0))
-        aside /= np.linalg.norm(aside)
-        turn = np.linspace(0, 2 * math.pi, count + 1)[:, None]
-        ring = np.cos(turn) * aside + np.sin(turn) * np.cross(way, aside)
-        rows = [low + 0 * ring, low + ring * radius, high + ring * end_radius, high + 0 * ring]
-        for k, normals in enumerate((-way + 0 * ring, ring, way + 0 * ring)):
-            self._grid(np.stack(rows[k : k + 2], axis=1), np.stack([normals, normals], axis=1), material)
-
-    def cushion(self, low, high, material: int, hardness: float = 4.0, count: int = 9) -> None:
-        """A box with round edges: a ball at a hardness of 2, a box at a high one."""
-        low, high = np.minimum(low, high), np.maximum(low, high)
-        power = 2.0 / hardness
-        around, up = np.meshgrid(
-            np.linspace(-math.pi, math.pi, 2 * count), np.linspace(-math.pi / 2, math.pi / 2, count), indexing="ij"
-        )
-
-        def curve(values, exponent):
-            return np.sign(values) * np.abs(values) ** exponent
-
-        unit = [
-            np.stack([curve(np.cos(up), p) * curve(np.cos(around), p), curve(np.cos(up), p) * curve(np.sin(around), p),
-                      curve(np.sin(up), p)], axis=-1) for p in (power, 2 - power)
-        ]  # fmt: skip
-        half = np.maximum((np.array(high) - low) / 2, 1e-4)
-        normals = unit[1] / half
-        normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
-        self._grid(unit[0] * half + (np.array(high) + low) / 2, normals, material)
-
-    def legs(self, width: float, depth: float, height: float, material: int, inset: float = 0.03) -> None:
-        """Four of them, straight or splayed, round or square."""
-        rng = self.rng
-        thick, splay = rng.uniform(0.01, 0.028), rng.choice([0.0, 0.0, rng.uniform(0, 0.06)])
-        is_round = rng.random() < 0.5
-        for x in (-1, 1):
-            for y in (-1, 1):
-                top = np.array([x * (width / 2 - inset - thick), y * (depth / 2 - inset - thick), height])
-                foot = top + (x * min(splay, inset), y * min(splay, inset), -height)
-                if is_round:
-                    self.tube(foot, top, thick * 0.8, material, thick, count=8)
-                else:
-                    self.box(foot - (thick, thick, 0), top + (thick, thick, 0), material)
-
-    def finish(self, label: str, name: str, top: float | None = None, elevation: float = 0.0) -> MadeModel:
-        """The model: its box is that of what was collected, its mesh is scaled to 1 x 1 x 1."""
-        vertices = np.concatenate(self.vertices).astype(np.float32)
-        normals = np.concatenate(self.normals).astype(np.float32)
-        low, high = vertices.reshape(-1, 3).min(axis=0), vertices.reshape(-1, 3).max(axis=0)
-        size = np.maximum(high - low, 1e-3)
-        middle = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]], dtype=np.float32)
-        count = len(self.paints)
-        mesh = Mesh(
-            (vertices - middle) / size, normals * size, np.zeros((len(vertices), 3, 2), dtype=np.float32),
-            np.concatenate(self.material).astype(np.int32), np.full((count, 3), 0.7, dtype=np.float32),
-            np.array(self.opacity, dtype=np.float32), [None] * count, list(self.paints),
-            np.array(self.gloss, dtype=np.float32),
-        )  # fmt: skip
-        extent = tuple(float(edge) for edge in size)
-        return MadeModel(
-            f"made {name}", name, label, extent, None if top is None else float(top), elevation,
-            "", "", "", "", None, mesh,
-        )  # fmt: skip
-
-
-# ---- pieces ----
+from catalogue import MadeModel
+from maker import Maker
 
 
 def make_shelf(make: Maker, rng) -> MadeModel:
@@ -192,7 +77,9 @@ def _front(make: Maker, rng, width: float, low: float, high: float, y: float, ma
            drawers: bool = True) -> None:  # fmt: skip
     """Doors and drawers on a front at `y`, with their handles."""
     columns = max(1, round(width / rng.uniform(0.35, 0.8)))
-    rows = max(1, round((high - low) / rng.choice([rng.uniform(0.18, 0.3) if drawers else 1.0, rng.uniform(0.5, 1.4), 9.0])))
+    rows = max(
+        1, round((high - low) / rng.choice([rng.uniform(0.18, 0.3) if drawers else 1.0, rng.uniform(0.5, 1.4), 9.0]))
+    )
     gap, handle = rng.uniform(0.003, 0.012), rng.integers(4)
     xs, zs = np.linspace(-width / 2, width / 2, columns + 1), np.linspace(low, high, rows + 1)
     for i in range(columns):
@@ -227,7 +114,9 @@ def make_cabinet(make: Maker, rng) -> MadeModel:
         make.legs(width, depth - 0.02, foot, make.paint("metal", "wood"))
     elif foot:
         make.box((-width / 2 + 0.02, -depth / 2 + 0.06, 0), (width / 2 - 0.02, depth / 2, foot), body)
-    _front(make, rng, width - 0.02, foot + 0.01, height - 0.01, -depth / 2 + 0.018, front, make.paint("metal", "plain"))
+    _front(
+        make, rng, width - 0.02, foot + 0.01, height - 0.01, -depth / 2 + 0.018, front, make.paint("metal", "plain")
+    )
     name = "wall cabinet" if kind == "hanging" else "cabinet"
     top = height if height < 1.25 and kind != "hanging" else None
     return make.finish("cabinet", name, top, elevation=rng.uniform(1.35, 1.6) if kind == "hanging" else 0.0)
@@ -289,8 +178,8 @@ def _seat(make: Maker, rng, width: float, seats: int) -> None:
     for left, right in zip(edges[:-1], edges[1:], strict=True):
         make.cushion((left, front, sit - pad_height), (right, behind, sit), pad, rng.choice([5.0, 10.0]))
         if with_backs:
-            make.cushion((left, behind - rng.uniform(0.12, 0.22), sit - 0.03), (right, behind + 0.03, back + 0.03), pad,
-                         rng.choice([3.0, 6.0]))  # fmt: skip
+            full = behind - rng.uniform(0.12, 0.22)
+            make.cushion((left, full, sit - 0.03), (right, behind + 0.03, back + 0.03), pad, rng.choice([3.0, 6.0]))
     for _ in range(int(rng.integers(0, seats + 1))):  # loose ones
         x, wide = rng.uniform(-0.4, 0.4) * (width - 2 * arm), rng.uniform(0.3, 0.5)
         make.cushion((x - wide / 2, behind - 0.35, sit - 0.02), (x + wide / 2, behind - 0.15, sit + wide * 0.9),
@@ -337,8 +226,12 @@ def make_chair(make: Maker, rng) -> MadeModel:
         _chair_back(make, rng, width, depth, sit, frame, seat)
         if rng.random() < 0.25:
             for x in (-1, 1):
-                make.box((x * width / 2, -depth / 3, sit + 0.2), (x * (width / 2 - 0.04), depth / 2, sit + 0.23), frame)
-                make.box((x * width / 2, -depth / 3, sit), (x * (width / 2 - 0.03), -depth / 3 + 0.03, sit + 0.2), frame)
+                make.box(
+                    (x * width / 2, -depth / 3, sit + 0.2), (x * (width / 2 - 0.04), depth / 2, sit + 0.23), frame
+                )
+                make.box(
+                    (x * width / 2, -depth / 3, sit), (x * (width / 2 - 0.03), -depth / 3 + 0.03, sit + 0.2), frame
+                )
     return make.finish("chair", "stool" if is_stool else "chair")
 
 
@@ -349,7 +242,9 @@ def _chair_back(make: Maker, rng, width, depth, sit, frame: int, seat: int) -> N
         make.cushion((-width / 2, y - 0.02, sit + rng.uniform(-0.02, 0.15)), (width / 2, y + 0.04, high), seat,
                      rng.choice([4.0, 10.0]))  # fmt: skip
         for x in (-1, 1):
-            make.tube((x * width * 0.4, y, sit - 0.02), (x * width * 0.4, y + 0.01, high - 0.05), 0.012, frame, count=6)
+            make.tube(
+                (x * width * 0.4, y, sit - 0.02), (x * width * 0.4, y + 0.01, high - 0.05), 0.012, frame, count=6
+            )
         return
     for x in (-1, 1):
         make.tube((x * (width / 2 - 0.015), y, sit - 0.03), (x * (width / 2 - 0.015), y + lean, high), 0.014, frame,
@@ -387,8 +282,8 @@ def make_table(make: Maker, rng) -> MadeModel:
         make.tube((0, 0, 0), (0, 0, 0.03), 0.3 * width, frame)
     elif stand < 0.3 and not is_round:
         for x in (-1, 1):
-            make.box((x * (width / 2 - 0.04), -depth * 0.45, 0), (x * (width / 2 - 0.07), depth * 0.45, height - thick),
-                     frame)  # fmt: skip
+            side, end = x * (width / 2 - 0.04), depth * 0.45
+            make.box((side, -end, 0), (side - x * 0.03, end, height - thick), frame)  # fmt: skip
     else:
         inset = width * 0.16 if is_round else rng.uniform(0, 0.08)
         make.legs(width, depth, height - thick, frame, inset)
@@ -423,7 +318,9 @@ def make_lamp(make: Maker, rng) -> MadeModel:
             make.tube((0, 0, 0), (0, 0, base), rng.uniform(0.008, 0.02), stand, count=8)
     form = rng.integers(3)
     if form == 0:
-        make.cushion((-wide / 2, -wide / 2, base), (wide / 2, wide / 2, base + high), shade, rng.choice([2.0, 4.0]), 10)
+        make.cushion(
+            (-wide / 2, -wide / 2, base), (wide / 2, wide / 2, base + high), shade, rng.choice([2.0, 4.0]), 10
+        )
     else:
         make.tube((0, 0, base), (0, 0, base + high), wide / 2, shade, wide / 2 * rng.uniform(0.3, 1.0), 18)
     return make.finish("lamp", f"{kind} lamp", elevation=1.9 if kind == "pendant" else 0.0)
@@ -451,7 +348,9 @@ def make_radiator(make: Maker, rng) -> MadeModel:
         for z in (foot + 0.06, foot + height - 0.06) if form == 1 else ():
             make.box((-width / 2, -0.015, z - 0.02), (width / 2, 0.015, z + 0.02), skin)
         for x in (-1, 1) if form == 2 else ():
-            make.tube((x * (width / 2 - 0.02), 0, foot), (x * (width / 2 - 0.02), 0, foot + height), 0.018, skin, count=8)
+            make.tube(
+                (x * (width / 2 - 0.02), 0, foot), (x * (width / 2 - 0.02), 0, foot + height), 0.018, skin, count=8
+            )
     for x in (-1, 1):
         make.box((x * (width / 2 - 0.06), -0.015, 0), (x * (width / 2 - 0.09), 0.015, foot + 0.02), skin)
     return make.finish("radiator", "radiator")
@@ -516,7 +415,10 @@ def make_sink(make: Maker, rng) -> MadeModel:
     else:
         make.tube((0, depth * 0.1, 0), (0, depth * 0.1, height - deep), 0.09, bowl, 0.12)
     inner = (min(width, 0.6) / 2 - rim) * rng.uniform(0.8, 1)
-    bounds = {"x": (-width / 2, -inner, inner, width / 2), "y": (-depth / 2, -depth / 2 + rim, depth / 2 - 0.1, depth / 2)}
+    bounds = {
+        "x": (-width / 2, -inner, inner, width / 2),
+        "y": (-depth / 2, -depth / 2 + rim, depth / 2 - 0.1, depth / 2),
+    }
     x, y = bounds["x"], bounds["y"]
     for low, high in (((x[0], y[0]), (x[1], y[3])), ((x[2], y[0]), (x[3], y[3])), ((x[1], y[0]), (x[2], y[1])),
                       ((x[1], y[2]), (x[2], y[3]))):  # fmt: skip
@@ -563,7 +465,10 @@ def make_plant(make: Maker, rng) -> MadeModel:
         out = np.array([math.cos(turn), math.sin(turn), 0.0])
         across = np.array([-math.sin(turn), math.cos(turn), 0.0])
         if form == 0:  # blades from the ground
-            base, tip = np.array([0, 0, foot]), out * wide * rng.uniform(0.3, 0.8) + (0, 0, foot + (high - foot) * rise)
+            base, tip = (
+                np.array([0, 0, foot]),
+                out * wide * rng.uniform(0.3, 0.8) + (0, 0, foot + (high - foot) * rise),
+            )
             half = across * rng.uniform(0.008, 0.03) * (1 + high)
         else:  # leaves on stems, or a crown on a trunk
             start = rise if form == 1 else 0.7 + 0.3 * rise
@@ -657,7 +562,8 @@ def make_curtain(make: Maker, rng, height: float) -> MadeModel:
     along = np.linspace(0, 1, 8 * waves + 1)
     fold = np.sin(along * 2 * math.pi * waves)
     points = np.stack([(along - 0.5) * width, 0.04 * fold, 0 * along], axis=1)
-    slope = np.stack([-0.04 * 2 * math.pi * waves / width * np.cos(along * 2 * math.pi * waves), 0 * along - 1, 0 * along],
+    rise = 0.08 * math.pi * waves / width * np.cos(along * 2 * math.pi * waves)
+    slope = np.stack([-rise, 0 * along - 1, 0 * along],
                      axis=1)  # fmt: skip
     normals = -slope / np.linalg.norm(slope, axis=1, keepdims=True)
     make._grid(np.stack([points, points + (0, 0, height)], axis=1), np.stack([normals, normals], axis=1), cloth)

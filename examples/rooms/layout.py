@@ -125,8 +125,8 @@ class Sun:
 
 @dataclass
 class Block:
-    """A part of the building inside of the room's box: a corner without which the room is L-shaped, a pillar, a beam, a
-    skirting board. `box` is float64 [2, 3]; things keep off it if it is solid."""
+    """A part of the building inside of the room's box: a corner that makes it L-shaped, a pillar, a beam, a skirting
+    board. `box` is float64 [2, 3]; things keep off it if it is solid."""
 
     box: np.ndarray
     label: str
@@ -295,7 +295,7 @@ class Furnisher:
                     width, _, height = model.size
                     room.things.append(
                         Placed(
-                            "window", "view", _toward(placed, -model.size[1] / 2 + 0.004, 0.03 * height), placed.yaw,
+                            "window", "view", toward(placed, -model.size[1] / 2 + 0.004, 0.03 * height), placed.yaw,
                             (0.94 * width, 0.002, 0.94 * height),
                             paint=Paint((0.75, 0.85, 1.0), (0.35, 0.5, 0.3), "view", height,
                                         int(rng.integers(1 << 30)), float(rng.uniform(0.5, 1.1))),
@@ -326,7 +326,7 @@ class Furnisher:
             model = self._pick("low table", rng)
             if sofas and model is not None:
                 away = sofas[0].size[1] / 2 + model.size[1] / 2 + rng.uniform(0.25, 0.5)
-                x, y, _ = _toward(sofas[0], away, 0)
+                x, y, _ = toward(sofas[0], away, 0)
                 self._add(room, model, (x, y, 0.0), sofas[0].yaw)
         elif what in ("floor plant", "floor lamp", "floor thing"):
             self._in_a_corner(room, self._pick(what, rng), rng)
@@ -347,7 +347,7 @@ class Furnisher:
         if foot < 0:
             return None
         for _ in range(16):
-            position, yaw = _wall_spot(room, model.size, rng, 0.0 if foot > 0 or model.label == "door" else 0.02)
+            position, yaw = wall_spot(room, model.size, rng, 0.0 if foot > 0 or model.label == "door" else 0.02)
             if position is not None:
                 placed = self._add(room, model, (*position, foot), yaw)
                 if placed is not None:
@@ -401,7 +401,7 @@ class Furnisher:
             if rng.random() < 0.2:
                 continue
             away = depth / 2 + chair.size[1] / 2 + rng.uniform(0.02, 0.2)
-            x, y, _ = _toward(placed, away * side, 0, along)
+            x, y, _ = toward(placed, away * side, 0, along)
             yaw = placed.yaw + (math.pi if side > 0 else 0.0) + rng.normal(0, 0.12)
             self._add(room, chair, (x, y, 0.0), yaw, margin=-0.02)
 
@@ -420,7 +420,7 @@ class Furnisher:
             return
         size = (rng.uniform(0.3, 1.2), 0.03, rng.uniform(0.3, 0.9))
         for _ in range(10):
-            position, yaw = _wall_spot(room, size, rng, 0.0)
+            position, yaw = wall_spot(room, size, rng, 0.0)
             foot = min(rng.uniform(1.1, 1.6), room.size[2] - size[2] - 0.1)
             if position is not None:
                 placed = Placed("picture", "picture", (*position, float(foot)), yaw, size, paint=paint)
@@ -457,7 +457,7 @@ class Furnisher:
             if min(reach) <= 0:
                 continue
             along, away = (float(rng.uniform(-edge, edge)) for edge in reach)
-            position = _toward(support, away, support.model.top + 0.001, along)
+            position = toward(support, away, support.model.top + 0.001, along)
             yaw = support.yaw + (rng.normal(0, 0.3) if model.label == "screen" else rng.uniform(-math.pi, math.pi))
             placed = self._add(room, model, position, yaw, ignore=(index,), margin=0.01)
             if placed is not None:
@@ -493,7 +493,7 @@ def pools_of(model: Model) -> list[str]:
     return [label]
 
 
-def _toward(placed: Placed, away: float, up: float, along: float = 0.0) -> tuple[float, float, float]:
+def toward(placed: Placed, away: float, up: float, along: float = 0.0) -> tuple[float, float, float]:
     """A place in front of a thing: `away` metres to its front, `along` to its side, `up` above its foot."""
     front = np.array([math.sin(placed.yaw), -math.cos(placed.yaw)])
     side = np.array([math.cos(placed.yaw), math.sin(placed.yaw)])
@@ -501,7 +501,7 @@ def _toward(placed: Placed, away: float, up: float, along: float = 0.0) -> tuple
     return float(x), float(y), placed.position[2] + up
 
 
-def _wall_spot(room: Room, size, rng, gap: float):
+def wall_spot(room: Room, size, rng, gap: float):
     """A place with the back to a wall, and the yaw there; `None` where the wall is too short."""
     walls = room.walls()
     start, edge, yaw = walls[int(rng.integers(len(walls)))]

@@ -134,15 +134,15 @@ class Scene:
             self._quad(corner, edge, (0, 0, height), LABEL2ID["wall"], -1, paint, gloss=gloss)
             return
         length = float(np.linalg.norm(edge))
-        along = sorted({0.0, length, *(bound[0] for hole in holes for bound in (hole.low, hole.high))})
-        for left, right in zip(along[:-1], along[1:], strict=True):
+        bounds = sorted({0.0, length, *(bound[0] for hole in holes for bound in (hole.low, hole.high))})
+        for left, right in zip(bounds[:-1], bounds[1:], strict=True):
             own = [hole for hole in holes if hole.low[0] < (left + right) / 2 < hole.high[0]]
             up = sorted({0.0, height, *(bound[1] for hole in own for bound in (hole.low, hole.high))})
             for low, high in zip(up[:-1], up[1:], strict=True):
                 if not any(hole.low[1] < (low + high) / 2 < hole.high[1] for hole in own):
                     start = corner + edge * (left / length) + (0, 0, low)
-                    self._quad(start, edge * ((right - left) / length), (0, 0, high - low), LABEL2ID["wall"], -1, paint,
-                               (left, low), gloss)  # fmt: skip
+                    along, label = edge * ((right - left) / length), LABEL2ID["wall"]
+                    self._quad(start, along, (0, 0, high - low), label, -1, paint, (left, low), gloss)
 
     def _behind(self, corner, way, hole, paint: Paint) -> None:
         """The sides of an opening, and the bare room behind it if there is one."""
@@ -177,7 +177,8 @@ class Scene:
             x, y, z = np.diag(extent)
             label = LABEL2ID[block.label]
             for corner, along, up in (
-                (low, x, z), (low + x, y, z), (low + x + y, -x, z), (low + y, -y, z), (low + z, x, y), (low + y, x, -y),
+                (low, x, z), (low + x, y, z), (low + x + y, -x, z), (low + y, -y, z), (low + z, x, y),
+                (low + y, x, -y),
             ):  # fmt: skip
                 self._quad(corner, along, up, label, -1, block.paint)
         slope = self.room.slope

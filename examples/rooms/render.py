@@ -233,11 +233,12 @@ Floors, walls, pictures and rugs are procedural."""
 VARIED = """bent, painted anew and mixed, and with furniture that
 is made from the seed; of many shapes and sizes, materials and lights; seen by cameras of many focal lengths, as they
 are held in hands (`--variety {variety:g}`). Floors, walls, pictures and rugs are procedural."""
-PLAIN_LIMITS = """Rooms are boxes; doors are shut and lie on the wall; mirrors and metal don't reflect; windows show a painted view;
-nobody has tidied up, and nobody lives there. Rendered again, a picture can differ by a few levels at a few pixels of
-plants, where triangles coincide."""
-VARIED_LIMITS = """Walls are at right angles; what reflects does so once; windows show a painted view; colours and materials are
-drawn, so that many rooms are ones that nobody would furnish; people stand. Depth and class of a mirror are its own."""
+PLAIN_LIMITS = """Rooms are boxes; doors are shut and lie on the wall; mirrors and metal don't reflect; windows show
+a painted view; nobody has tidied up, and nobody lives there. Rendered again, a picture can differ by a few levels at a
+few pixels of plants, where triangles coincide."""
+VARIED_LIMITS = """Walls are at right angles; what reflects does so once; windows show a painted view; colours and
+materials are drawn, so that many rooms are ones that nobody would furnish; people stand. Depth and class of a mirror
+are its own."""
 SETTINGS_NAME = "render.json"
 
 
@@ -258,7 +259,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--height", type=int, default=256, help="pixels")
     parser.add_argument("--width", type=int, default=256, help="pixels")
-    parser.add_argument("--variety", type=float, default=0.0, help="strength in [0, 1] of domain randomisation, 0: off")
+    parser.add_argument(
+        "--variety", type=float, default=0.0, help="strength in [0, 1] of domain randomisation, 0: off"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--rooms_per_shard", type=int, default=100)
     parser.add_argument("--furniture", type=Path, default=FURNITURE, help="folder with the *.sh3f archives")

@@ -21,11 +21,10 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from carpentry import MAKERS, Maker, make_curtain, make_mirror, make_thing
+from carpentry import MAKERS, make_curtain, make_mirror, make_thing
 from catalogue import MadeModel, Model
 from layout import (
     RECIPES,
-    ROOM_SHARES,
     UNTINTED,
     Block,
     Camera,
@@ -37,29 +36,34 @@ from layout import (
     Room,
     Slope,
     Sun,
-    _toward,
-    _wall_spot,
     pools_of,
+    toward,
+    wall_spot,
 )
-from looks import CUTS, Change, leaning, random_color, random_gloss, random_paint
+from looks import CUTS, Change, leaning, random_color, random_paint
+from maker import Maker
 
 
 # How many of a class are made from a seed at full strength; the others are the catalogue's.
 MADE = {
-    "shelf": 0.75, "bed": 0.65, "sofa": 0.6, "cabinet": 0.6, "table": 0.45, "chair": 0.4, "lamp": 0.4, "radiator": 0.65,
-    "screen": 0.6, "appliance": 0.6, "sink": 0.55, "toilet": 0.6, "plant": 0.35, "door": 0.6, "window": 0.6,
+    "shelf": 0.75, "bed": 0.65, "sofa": 0.6, "cabinet": 0.6, "table": 0.45, "chair": 0.4, "lamp": 0.4,
+    "radiator": 0.65, "screen": 0.6, "appliance": 0.6, "sink": 0.55, "toilet": 0.6, "plant": 0.35, "door": 0.6, "window": 0.6,
     "other": 0.6,
 }  # fmt: skip
 # Small things are looked at more often, as they have few pixels.
-AIMS = {"lamp": 3.5, "screen": 3, "radiator": 3, "sink": 2, "toilet": 3, "plant": 2, "picture": 1.5, "person": 0.7}
+AIMS = {
+    "lamp": 3.5, "screen": 2.5, "radiator": 3, "sink": 2, "toilet": 4, "plant": 4, "picture": 1.5, "person": 0.7,
+    "bed": 1.5, "sofa": 1.5, "chair": 1.2, "table": 1.5,
+}  # fmt: skip
+KIND_SHARES = (0.2, 0.2, 0.18, 0.2, 0.12, 0.1)  # of the kinds of `RECIPES`
 ANYWHERE = (
-    "chair", "cabinet", "shelf", "floor lamp", "floor plant", "radiator", "wall screen", "wall table", "sofa", "picture",
-    "rug", "person", "appliance", "sink", "toilet", "bed", "low table", "floor thing",
+    "chair", "cabinet", "shelf", "floor lamp", "floor plant", "radiator", "wall screen", "wall table", "sofa",
+    "picture", "rug", "person", "appliance", "sink", "toilet", "bed", "low table", "floor thing",
 )  # fmt: skip
 FLOORS = {
     "planks": (0.06, 0.25), "herringbone": (0.05, 0.14), "parquet": (0.25, 0.5), "tiles": (0.1, 0.8),
-    "checks": (0.1, 0.5), "hexagons": (0.1, 0.3), "marble": (0.5, 2.0), "terrazzo": (0.05, 0.2), "concrete": (0.5, 2.0),
-    "carpet": (0.1, 0.5), "noise": (0.03, 0.2), "plain": (0.2, 0.5), "weave": (0.02, 0.1), "damask": (0.3, 0.8),
+    "checks": (0.1, 0.5), "hexagons": (0.1, 0.3), "marble": (0.5, 2.0), "terrazzo": (0.05, 0.2),
+    "concrete": (0.5, 2.0), "carpet": (0.1, 0.5), "noise": (0.03, 0.2), "plain": (0.2, 0.5), "weave": (0.02, 0.1), "damask": (0.3, 0.8),
     "plaid": (0.2, 0.6), "wood": (0.1, 0.4),
 }  # fmt: skip
 WALLS = {
@@ -98,7 +102,7 @@ class VariedFurnisher(Furnisher):
     def __call__(self, seed: int) -> Room:
         """The room of a seed; another one than a [`Furnisher`] makes of it."""
         rng = np.random.default_rng([20261127, seed])
-        kind = str(rng.choice(list(RECIPES), p=ROOM_SHARES))
+        kind = str(rng.choice(list(RECIPES), p=KIND_SHARES))
         size = self._size(rng)
         room = Room(kind, size, self._paints(rng, size))
         if self._is(rng, 0.5):
@@ -175,9 +179,13 @@ class VariedFurnisher(Furnisher):
 
     def _doorway(self, room: Room, rng) -> None:
         """An opening without a door, and a bare room behind it."""
-        size = (rng.uniform(0.8, min(2.0, 0.5 * room.size[:2].min())), 0.02, min(rng.uniform(1.95, 2.3), room.size[2] - 0.1))
+        size = (
+            rng.uniform(0.8, min(2.0, 0.5 * room.size[:2].min())),
+            0.02,
+            min(rng.uniform(1.95, 2.3), room.size[2] - 0.1),
+        )
         for _ in range(8):
-            position, yaw = _wall_spot(room, size, rng, 0.0)
+            position, yaw = wall_spot(room, size, rng, 0.0)
             if position is None:
                 continue
             placed = Placed("wall", "doorway", (*position, 0.0), yaw, tuple(map(float, size)))
@@ -210,7 +218,7 @@ class VariedFurnisher(Furnisher):
                 _open(thing, rng)
             for view in room.things:
                 if view.name == "view" and view.support == place:
-                    at = _toward(thing, -thing.size[1] / 2 + 0.004, 0.0)
+                    at = toward(thing, -thing.size[1] / 2 + 0.004, 0.0)
                     view.position, view.size = at, (thing.size[0], 0.002, thing.size[2])
                     view.paint = _outside(rng, thing.size[2])
 
@@ -229,7 +237,11 @@ class VariedFurnisher(Furnisher):
                 cuts = []
                 for hole in room.holes:
                     if hole.wall == wall and hole.low[1] < high and hole.high[1] > low:
-                        ends = (hole.low[0], hole.high[0]) if wall in (0, 1) else (length - hole.high[0], length - hole.low[0])
+                        ends = (
+                            (hole.low[0], hole.high[0])
+                            if wall in (0, 1)
+                            else (length - hole.high[0], length - hole.low[0])
+                        )
                         cuts.append(ends)
                 at = 0.0
                 for begin, end in [*sorted(cuts), (length, length)]:
@@ -252,7 +264,9 @@ class VariedFurnisher(Furnisher):
         if self._is(rng, MADE.get(label, 0.0)):
             for _ in range(8):
                 if label == "other":
-                    made = make_thing(Maker(rng), rng, rng.uniform(0.06, 0.3) if pool == "small thing" else rng.uniform(0.3, 0.9))
+                    made = make_thing(
+                        Maker(rng), rng, rng.uniform(0.06, 0.3) if pool == "small thing" else rng.uniform(0.3, 0.9)
+                    )
                 else:
                     made = MAKERS[label](Maker(rng), rng)
                 if pool in pools_of(made) or label == "other":
@@ -265,19 +279,19 @@ class VariedFurnisher(Furnisher):
         return replace(model, size=(width, depth, height), top=top)
 
     def _furnish(self, room: Room, kind: str, rng) -> None:
-        density = float(rng.choice([0.0, 0.5, 1.0, 2.0], p=[0.06, 0.2, 0.49, 0.25])) if self._is(rng, 1.0) else 1.0
+        density = float(rng.choice([0.0, 0.5, 1.0, 2.0], p=[0.04, 0.16, 0.5, 0.3])) if self._is(rng, 1.0) else 1.0
         if density == 0:
             room.kind = ""  # nobody could tell
-        factor = density * min(max(float(room.size[0] * room.size[1]) / 16, 0.6), 3.0)
+        factor = density * min(max(float(room.size[0] * room.size[1]) / 16, 0.8), 3.0)
         for what, low, high in RECIPES[kind]:
             wanted = rng.integers(low, high + 1) * (min(factor, 1) if what == "person" else factor)
             for _ in range(int(wanted + rng.random())):
                 self._place(room, what, rng)
-        if self._is(rng, 0.35):
-            for what in rng.choice(ANYWHERE, int(rng.integers(1, 7))):
+        if self._is(rng, 0.6):
+            for what in rng.choice(ANYWHERE, int(rng.integers(2, 9))):
                 self._place(room, str(what), rng)
         if density and self._is(rng, 0.6):
-            for what in rng.choice(["radiator", "floor lamp", "wall screen", "picture", "floor plant"], 2):
+            for what in rng.choice(["radiator", "floor lamp", "picture", "floor plant", "floor plant", "rug"], 3):
                 self._place(room, str(what), rng)
         for _ in range(1 + int(room.size[0] * room.size[1] > 25) if density or rng.random() < 0.5 else 0):
             self._ceiling_lamps(room, rng)
@@ -304,7 +318,9 @@ class VariedFurnisher(Furnisher):
                 cloth = make_curtain(Maker(rng), rng, top - foot)
                 start, _, yaw = room.walls()[wall]
                 front = np.array([math.sin(yaw), -math.cos(yaw)])
-                flat = np.array(_toward(window, 0.0, 0.0, side * (window.size[0] / 2 + cloth.size[0] * rng.uniform(-0.2, 0.4)))[:2])
+                flat = np.array(
+                    toward(window, 0.0, 0.0, side * (window.size[0] / 2 + cloth.size[0] * rng.uniform(-0.2, 0.4)))[:2]
+                )
                 flat += front * (float((start - flat) @ front) + cloth.size[1] / 2 + 0.02)
                 hung = Placed(cloth.label, cloth.name, (*map(float, flat), foot), yaw, cloth.size, cloth)
                 if _is_clear(room, hung.box):
@@ -320,10 +336,20 @@ class VariedFurnisher(Furnisher):
             if thing.label not in UNTINTED and rng.random() < 0.4:
                 thing.tint = tuple(float(channel) for channel in np.exp(rng.normal(-0.25, 0.45, 3)).clip(0.15, 1.3))
             if self._is(rng, 0.85):
-                alike = [model for model in self.models[thing.label] if set(pools_of(model)) == set(pools_of(thing.model))]
+                alike = [
+                    model for model in self.models[thing.label] if set(pools_of(model)) == set(pools_of(thing.model))
+                ]
                 level = thing.model.top is None or abs(thing.model.top - thing.size[2]) < 0.02
-                partner = alike[int(rng.integers(len(alike)))] if thing.label in CUTS and level and self._is(rng, 0.35) else None
-                near = self.models[str(rng.choice(["cabinet", "chair", "sofa", "bed", "table", "shelf"]))] if self.models.get("cabinet") else []
+                partner = (
+                    alike[int(rng.integers(len(alike)))]
+                    if thing.label in CUTS and level and self._is(rng, 0.35)
+                    else None
+                )
+                near = (
+                    self.models[str(rng.choice(["cabinet", "chair", "sofa", "bed", "table", "shelf"]))]
+                    if self.models.get("cabinet")
+                    else []
+                )
                 donors = tuple(near[int(rng.integers(len(near)))] for _ in range(2)) if near else ()
                 thing.change = Change(int(rng.integers(1 << 30)), thing.label, self.strength, partner, donors)
 
@@ -337,7 +363,9 @@ class VariedFurnisher(Furnisher):
         for view in room.things:
             if view.name != "view":
                 continue
-            view.paint = replace(view.paint, emission=0.03 if is_night else float(rng.uniform(0.4, 1.0)) * max(day, 0.6) ** 0.7)
+            view.paint = replace(
+                view.paint, emission=0.03 if is_night else float(rng.uniform(0.4, 1.0)) * max(day, 0.6) ** 0.7
+            )
             side = np.array([math.cos(view.yaw), math.sin(view.yaw), 0]) * view.size[0]
             front = np.array([math.sin(view.yaw), -math.cos(view.yaw), 0])
             corner = np.array(view.position) - side / 2 + front * 0.3
@@ -357,7 +385,9 @@ class VariedFurnisher(Furnisher):
             lamp = standing[int(rng.integers(len(standing)))]
             x, y, z = lamp.position
             corner = np.array([x - 0.1, y - 0.1, z + lamp.size[2] + 0.03])
-            lights.append(Light(corner, np.array([[0.2, 0, 0], [0, 0.2, 0]]), _warmth(rng, 0.6) * rng.uniform(20, 120)))
+            lights.append(
+                Light(corner, np.array([[0.2, 0, 0], [0, 0.2, 0]]), _warmth(rng, 0.6) * rng.uniform(20, 120))
+            )
         room.lights = lights
         room.light_passes = 1  # photographs have noise
         room.ambient = _warmth(rng, 0.3) * float(rng.uniform(0.12, 0.6) if lights else rng.uniform(0.3, 0.6))
@@ -375,7 +405,7 @@ class VariedFurnisher(Furnisher):
         if not _is_clear(room, box):
             return None
         shown = [thing for thing in room.things if thing.name != "view" and thing.label not in ("rug", "other")]
-        if shown and rng.random() < 0.75:
+        if shown and rng.random() < 0.85:
             weights = np.array([AIMS.get(thing.label, 1.0) for thing in shown])
             way = shown[int(rng.choice(len(shown), p=weights / weights.sum()))].box.mean(axis=0) - position
             distance = math.hypot(*way[:2])
@@ -405,7 +435,7 @@ class VariedFurnisher(Furnisher):
         if np.percentile(depth, 10) < 0.55 or np.median(depth) < 1.2 or (depth > 100).any() or (depth <= 0).any():
             return False
         wanted = min(3, len(room.things) // 3)
-        return bool(len(np.unique(things[things >= 0])) >= wanted and (things >= 0).mean() >= 0.04 * wanted)
+        return bool(len(np.unique(things[things >= 0])) >= wanted and (things >= 0).mean() >= 0.07 * wanted)
 
 
 # ---- parts of the above ----
@@ -419,7 +449,9 @@ def _paint_of(rng, patterns: dict[str, tuple[float, float]], values: tuple[float
     else:
         factor = rng.uniform(0.5, 0.95) if rng.random() < 0.85 else rng.uniform(1.05, 1.8)
         accent = tuple(float(min(channel * factor, 0.93)) for channel in base)
-    return Paint(base, accent, pattern, float(np.exp(rng.uniform(*np.log(patterns[pattern])))), int(rng.integers(1 << 30)))
+    return Paint(
+        base, accent, pattern, float(np.exp(rng.uniform(*np.log(patterns[pattern])))), int(rng.integers(1 << 30))
+    )
 
 
 def _canvas(rng, patterns: tuple[str, ...]) -> Paint:
@@ -453,7 +485,9 @@ def _ceiling_light(room: Room, rng, lamp: Placed | None, count: int) -> Light:
         spot = np.array([[*(middle - extent / 2), height - 0.01], [*(middle + extent / 2), height]])
         if room.slope is not None:
             height = min(height, room.slope.height_over(spot, room.size) - 0.03)
-        if lamp is not None or not any(((b.box[0, :2] < spot[1, :2]) & (spot[0, :2] < b.box[1, :2])).all() for b in room.blocks):
+        if lamp is not None or not any(
+            ((b.box[0, :2] < spot[1, :2]) & (spot[0, :2] < b.box[1, :2])).all() for b in room.blocks
+        ):
             break
     corner = np.array([*(middle - extent / 2), height])
     area = float(room.size[0] * room.size[1])
