@@ -47,7 +47,8 @@ from maker import Maker
 # How many of a class are made from a seed at full strength; the others are the catalogue's.
 MADE = {
     "shelf": 0.75, "bed": 0.65, "sofa": 0.6, "cabinet": 0.6, "table": 0.45, "chair": 0.4, "lamp": 0.4,
-    "radiator": 0.65, "screen": 0.6, "appliance": 0.6, "sink": 0.55, "toilet": 0.6, "plant": 0.35, "door": 0.6, "window": 0.6,
+    "radiator": 0.65, "screen": 0.6, "appliance": 0.6, "sink": 0.55, "toilet": 0.6, "plant": 0.35,
+    "door": 0.6, "window": 0.6,
     "other": 0.6,
 }  # fmt: skip
 # Small things are looked at more often, as they have few pixels.
@@ -63,7 +64,8 @@ ANYWHERE = (
 FLOORS = {
     "planks": (0.06, 0.25), "herringbone": (0.05, 0.14), "parquet": (0.25, 0.5), "tiles": (0.1, 0.8),
     "checks": (0.1, 0.5), "hexagons": (0.1, 0.3), "marble": (0.5, 2.0), "terrazzo": (0.05, 0.2),
-    "concrete": (0.5, 2.0), "carpet": (0.1, 0.5), "noise": (0.03, 0.2), "plain": (0.2, 0.5), "weave": (0.02, 0.1), "damask": (0.3, 0.8),
+    "concrete": (0.5, 2.0), "carpet": (0.1, 0.5), "noise": (0.03, 0.2), "plain": (0.2, 0.5), "weave": (0.02,
+    0.1), "damask": (0.3, 0.8),
     "plaid": (0.2, 0.6), "wood": (0.1, 0.4),
 }  # fmt: skip
 WALLS = {
