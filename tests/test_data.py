@@ -436,7 +436,8 @@ def test_colors_change_and_maps_do_not():
 
 
 def test_camera_effects_change_the_image_and_nothing_else():
-    image = make_image(48, 64)
+    ramp = np.linspace(30, 220, 64)[None, :, None] + np.zeros((48, 1, 3))
+    image = PIL.Image.fromarray(ramp.astype(np.uint8))
     sample = {**coordinates(48, 64), "image": image}
     change = Augmentation(camera_effects=1.0)
     changed = [change(sample, np.random.default_rng(seed)) for seed in range(12)]

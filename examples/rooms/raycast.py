@@ -30,6 +30,7 @@ from paints import painted
 
 FAR = 1e4
 OFFSET = 2e-3  # metres by which a ray starts above its surface
+WALL_THICKNESS = 0.27  # metres between rooms: more than any window is set into its wall
 CLEAR = 0.65  # materials of a lower opacity let rays through
 
 
@@ -149,7 +150,7 @@ class Scene:
         out = np.array([-way[1], way[0], 0.0])  # away from the room
         width, height = hole.high[0] - hole.low[0], hole.high[1] - hole.low[1]
         start, up, wall = corner + way * hole.low[0] + (0, 0, hole.low[1]), np.array([0, 0, 1.0]), LABEL2ID["wall"]
-        side, depth = way * width, 0.12 if hole.is_room else hole.depth
+        side, depth = way * width, WALL_THICKNESS if hole.is_room else hole.depth
         floor = hole.is_room and hole.low[1] < 0.01
         below = (LABEL2ID["floor"], self.room.paints["floor"]) if floor else (wall, paint)
         self._quad(start, side, out * depth, below[0], -1, below[1])
