@@ -387,11 +387,12 @@ def test_every_pixel_of_an_odd_room_lies_on_a_surface_of_its_class(position, for
     def near(values, expected):
         return np.abs(values - expected) < 2e-3
 
+    thick = raycast.WALL_THICKNESS
     slope = near(z, 1.2 + 1.3 * np.clip(x / 1.5, 0, 1))
     surfaces = {
         "floor": near(z, 0), "ceiling": near(z, 2.5) | slope,
         "wall": near(x, 0) | near(x, 4) | near(y, 0) | near(y, 5) | near(x, 2.5) | near(y, 3)
-        | near(z, 0.8) | near(z, 1.8) | near(z, 2.0) | near(y, 5 + raycast.WALL_THICKNESS + 1.5) | near(x, 1.6) | near(x, 2.4)
+        | near(z, 0.8) | near(z, 1.8) | near(z, 2.0) | near(y, 6.5 + thick) | near(x, 1.6) | near(x, 2.4)
         | near(x, 0.8) | near(x, 3.2) | near(y, 1) | near(y, 2),
     }  # fmt: skip
     seen = view.depth > 0

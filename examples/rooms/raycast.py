@@ -31,6 +31,7 @@ from paints import painted
 FAR = 1e4
 OFFSET = 2e-3  # metres by which a ray starts above its surface
 WALL_THICKNESS = 0.27  # metres between rooms: more than any window is set into its wall
+MOST_REFLECTED = 1.5  # of more, grains would be left
 CLEAR = 0.65  # materials of a lower opacity let rays through
 
 
@@ -281,9 +282,10 @@ class Scene:
         points = origin + centres * distance[:, None] + normal * OFFSET
         passes = self.room.light_passes
         light = sum(self._irradiance(points, normal, rng) for _ in range(passes)) / passes
-        light = _smooth(light.reshape(height, width, 3), normal.reshape(height, width, 3),
-                        depth.reshape(height, width), radius=4 if passes > 1 else 6,
-                        step=2 if passes > 1 else 3)  # fmt: skip
+        light, normals = light.reshape(height, width, 3), normal.reshape(height, width, 3)
+        # One ray leaves more noise: it is smoothed with holes of growing size, so that no grid of them is seen.
+        for radius, step, spread in ((4, 2, 0.7),) if passes > 1 else ((1, 1, 2.0), (2, 2, 2.0), (4, 4, 2.0)):
+            light = _smooth(light, normals, depth.reshape(height, width), radius, step, spread)
         mirrored = np.where(seen & (self.solid.gloss[first, 0] > 0))[0]
 
         rays = _directions(camera, height, width, 2)
@@ -294,10 +296,17 @@ class Scene:
         )
         color = albedo * light + emission
         if len(mirrored):
-            share, sent = self._reflected(points[mirrored], normal[mirrored], centres[mirrored],
-                                          self.solid.gloss[first[mirrored]], rng)  # fmt: skip
+            gloss = self.solid.gloss[first[mirrored]]
+            share, sent = self._reflected(points[mirrored], normal[mirrored], centres[mirrored], gloss, rng)
+            shine = np.zeros((height * width, 3), dtype=np.float32)
+            shine[mirrored] = sent * share
+            smooth = shine.reshape(height, width, 3)
+            for radius in (1, 2) if (gloss[:, 1] > 0).any() else ():
+                smooth = _smooth(smooth, normals, depth.reshape(height, width), radius, radius, 2.0)
+            rough = mirrored[gloss[:, 1] > 0]
+            shine[rough] = smooth.reshape(-1, 3)[rough]
             flat = color.reshape(-1, 3)
-            flat[mirrored] = flat[mirrored] * (1 - share) + sent * share
+            flat[mirrored] = flat[mirrored] * (1 - share) + shine[mirrored]
         if self.glass is not None:
             color = self._through_glass(color, origin, rays, distance, height, width)
         return View(
@@ -316,7 +325,9 @@ class Scene:
         albedo, emission = self.colors_at(self.solid, primitive, u, v)
         normal = self.solid.normal_at(primitive, u, v, way)
         hits = points + way * np.minimum(distance, 100)[:, None] + normal * OFFSET
-        return share[:, None], np.minimum(albedo * self._irradiance(hits, normal, rng) + emission, 4)
+        return share[:, None], np.minimum(
+            albedo * self._irradiance(hits, normal, rng) + emission, 1.5
+        )  # grains of light would stay
 
     def _through_glass(self, color, origin, rays, distance, height, width):
         primitive, near, u, v = self.glass.cast(np.broadcast_to(origin, rays.shape), rays)
@@ -495,7 +506,7 @@ def _on_sphere(count: int, rng) -> np.ndarray:
     return np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=1)
 
 
-def _smooth(light, normal, depth, radius: int = 4, step: int = 2):
+def _smooth(light, normal, depth, radius: int, step: int, softness: float):
     """Mean of the light over near pixels (each `step`-th) of the same surface: like normals, like depths."""
     height, width, _ = light.shape
     total, weights = np.zeros_like(light), np.zeros((height, width, 1), dtype=np.float32)
@@ -509,7 +520,7 @@ def _smooth(light, normal, depth, radius: int = 4, step: int = 2):
             for _ in range(4):
                 alike = alike * alike
             near = np.exp(-(((own_depth - depth[..., None]) / spread) ** 2))
-            weight = alike * near * math.exp(-((dy - radius) ** 2 + (dx - radius) ** 2) / (0.7 * radius**2))
+            weight = alike * near * math.exp(-((dy - radius) ** 2 + (dx - radius) ** 2) / (softness * radius**2))
             total += own_light * weight
             weights += weight
     return total / np.maximum(weights, 1e-6)
