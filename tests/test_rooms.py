@@ -338,9 +338,9 @@ def test_rooms_without_variety_stay_what_they_are(seed, things, places, seen):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6))
-def test_varied_things_stand_in_the_room_and_not_in_each_other(seed):
-    room = variety.VariedFurnisher(make_models())(seed)
+@given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0]))
+def test_varied_things_stand_in_the_room_and_not_in_each_other(seed, strength):
+    room = variety.VariedFurnisher(make_models(), strength)(seed)
     assert len(room.things) <= variety.MOST_THINGS and len(room.lights) <= variety.MOST_LIGHTS
     assert 2.0 <= room.size[:2].min() and room.size[:2].max() <= 12.0 and 2.2 <= room.size[2] <= 4.5
     boxes = [(thing, thing.box) for thing in room.things if thing.label not in ("rug", "window", "door")]

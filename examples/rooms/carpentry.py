@@ -480,7 +480,7 @@ def make_plant(make: Maker, rng) -> MadeModel:
         points = np.stack([np.stack([base, base]), np.stack([middle - half, middle + half]), np.stack([tip, tip])])
         normal = np.cross(tip - base, half)
         normal = normal / max(np.linalg.norm(normal), 1e-9) * np.sign(normal[2] or 1)
-        make._grid(points, np.broadcast_to(normal, points.shape), green[k % 2])
+        make.surface(points, np.broadcast_to(normal, points.shape), green[k % 2])
     if form:
         make.tube((0, 0, foot), (0, 0, high * 0.9), 0.008 + 0.012 * (form == 2), make.paint("wood"), count=6)
     return make.finish("plant", "plant")
@@ -566,7 +566,7 @@ def make_curtain(make: Maker, rng, height: float) -> MadeModel:
     slope = np.stack([-rise, 0 * along - 1, 0 * along],
                      axis=1)  # fmt: skip
     normals = -slope / np.linalg.norm(slope, axis=1, keepdims=True)
-    make._grid(np.stack([points, points + (0, 0, height)], axis=1), np.stack([normals, normals], axis=1), cloth)
+    make.surface(np.stack([points, points + (0, 0, height)], axis=1), np.stack([normals, normals], axis=1), cloth)
     return make.finish("other", "curtain")
 
 

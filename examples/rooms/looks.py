@@ -14,7 +14,6 @@
 """Other looks of things: materials by what they are made of, and meshes that are bent, mirrored, painted anew, or put
 together from two."""
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,7 +178,6 @@ def painted_anew(mesh: Mesh, rng, strength: float, donors: tuple[Model, ...]) ->
     """Materials of its own, of the kinds of `KINDS`, or with the textures of another model."""
     count = len(mesh.colors)
     paints, textures = list(mesh.paints) or [None] * count, list(mesh.textures)
-    colors = mesh.colors.copy()
     gloss = np.zeros((count, 2), dtype=np.float32) if mesh.gloss is None else mesh.gloss.copy()
     lent = []
     for donor in donors:
@@ -195,9 +193,4 @@ def painted_anew(mesh: Mesh, rng, strength: float, donors: tuple[Model, ...]) ->
             continue
         kind = theme if rng.random() < 0.6 else str(rng.choice(list(KINDS)))
         paints[place], textures[place] = random_paint(rng, kind), None
-    return replace(mesh, colors=colors, textures=textures, paints=paints, gloss=gloss)
-
-
-def leaning(rng) -> float:
-    """A small angle in radians, as of a hand that holds a camera: mostly under 3 degrees."""
-    return math.radians(float(np.clip(rng.standard_t(3) * 1.6, -18, 18)))
+    return replace(mesh, textures=textures, paints=paints, gloss=gloss)

@@ -56,7 +56,7 @@ class Maker:
         normals = np.repeat(np.concatenate([facing, facing])[:, None], 3, axis=1)
         self._triangles(corners[triangles], normals, material)
 
-    def _grid(self, points: np.ndarray, normals: np.ndarray, material: int) -> None:
+    def surface(self, points: np.ndarray, normals: np.ndarray, material: int) -> None:
         """A surface of points `[n, m, 3]` with normals likewise."""
         quads = [values[i : i + points.shape[0] - 1, j : j + points.shape[1] - 1].reshape(-1, 3)
                  for values in (points, normals) for i, j in ((0, 0), (1, 0), (1, 1), (0, 1))]  # fmt: skip
@@ -75,7 +75,7 @@ class Maker:
         ring = np.cos(turn) * aside + np.sin(turn) * np.cross(way, aside)
         rows = [low + 0 * ring, low + ring * radius, high + ring * end_radius, high + 0 * ring]
         for k, normals in enumerate((-way + 0 * ring, ring, way + 0 * ring)):
-            self._grid(np.stack(rows[k : k + 2], axis=1), np.stack([normals, normals], axis=1), material)
+            self.surface(np.stack(rows[k : k + 2], axis=1), np.stack([normals, normals], axis=1), material)
 
     def cushion(self, low, high, material: int, hardness: float = 4.0, count: int = 9) -> None:
         """A box with round edges: a ball at a hardness of 2, a box at a high one."""
@@ -95,7 +95,7 @@ class Maker:
         half = np.maximum((np.array(high) - low) / 2, 1e-4)
         normals = unit[1] / half
         normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
-        self._grid(unit[0] * half + (np.array(high) + low) / 2, normals, material)
+        self.surface(unit[0] * half + (np.array(high) + low) / 2, normals, material)
 
     def legs(self, width: float, depth: float, height: float, material: int, inset: float = 0.03) -> None:
         """Four of them, straight or splayed, round or square."""

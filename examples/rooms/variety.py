@@ -40,7 +40,7 @@ from layout import (
     toward,
     wall_spot,
 )
-from looks import CUTS, Change, leaning, random_color, random_paint
+from looks import CUTS, Change, random_color, random_paint
 from maker import Maker
 
 
@@ -80,6 +80,7 @@ CEILINGS = {
 }  # fmt: skip
 CANVASES = ("abstract", "scene", "blotches", "ramp", "plaid", "dots", "marble", "zigzag", "plain")
 RUGS = ("abstract", "stripes", "checks", "noise", "carpet", "damask", "plaid", "zigzag", "dots", "weave", "plain")
+LENDERS = ("cabinet", "chair", "sofa", "bed", "table", "shelf")  # of textures
 MOST_THINGS = 200  # instances are numbered in eight bits
 MOST_LIGHTS = 4  # each one is a ray for each pixel
 
@@ -100,6 +101,7 @@ class VariedFurnisher(Furnisher):
         self.models: dict[str, list[Model]] = {}
         for model in models:
             self.models.setdefault(model.label, []).append(model)
+        self.lenders = [model for label in LENDERS for model in self.models.get(label, ())]
 
     def __call__(self, seed: int) -> Room:
         """The room of a seed; another one than a [`Furnisher`] makes of it."""
@@ -338,22 +340,18 @@ class VariedFurnisher(Furnisher):
             if thing.label not in UNTINTED and rng.random() < 0.4:
                 thing.tint = tuple(float(channel) for channel in np.exp(rng.normal(-0.25, 0.45, 3)).clip(0.15, 1.3))
             if self._is(rng, 0.85):
-                alike = [
-                    model for model in self.models[thing.label] if set(pools_of(model)) == set(pools_of(thing.model))
-                ]
-                level = thing.model.top is None or abs(thing.model.top - thing.size[2]) < 0.02
-                partner = (
-                    alike[int(rng.integers(len(alike)))]
-                    if thing.label in CUTS and level and self._is(rng, 0.35)
-                    else None
-                )
-                near = (
-                    self.models[str(rng.choice(["cabinet", "chair", "sofa", "bed", "table", "shelf"]))]
-                    if self.models.get("cabinet")
-                    else []
-                )
-                donors = tuple(near[int(rng.integers(len(near)))] for _ in range(2)) if near else ()
-                thing.change = Change(int(rng.integers(1 << 30)), thing.label, self.strength, partner, donors)
+                thing.change = self._changed(thing, rng)
+
+    def _changed(self, thing: Placed, rng) -> Change:
+        """Another look for a thing of the catalogue."""
+        partner, donors = None, ()
+        level = thing.model.top is None or abs(thing.model.top - thing.size[2]) < 0.02  # things may stand on it
+        if thing.label in CUTS and level and self._is(rng, 0.35):
+            pools = pools_of(thing.model)
+            partner = _one_of(rng, [model for model in self.models[thing.label] if pools_of(model) == pools])
+        if self.lenders:
+            donors = tuple(_one_of(rng, self.lenders) for _ in range(2))
+        return Change(int(rng.integers(1 << 30)), thing.label, self.strength, partner, donors)
 
     # ---- light ----
 
@@ -421,7 +419,9 @@ class VariedFurnisher(Furnisher):
         pitch = min(max(pitch, math.radians(-55)), math.radians(25))
         forward = np.array([math.cos(yaw) * math.cos(pitch), math.sin(yaw) * math.cos(pitch), math.sin(pitch)])
         # 0.6 to 2 times the focal length of a picture of 68 degrees.
-        return Camera(position, forward, 0.74 * float(np.exp(rng.uniform(math.log(0.6), math.log(2.0)))), leaning(rng))
+        return Camera(
+            position, forward, 0.74 * float(np.exp(rng.uniform(math.log(0.6), math.log(2.0)))), _leaning(rng)
+        )
 
     def frame(self, camera: Camera, height: int, width: int, rng) -> tuple[Camera, int, int]:
         """Upright and lying formats of as many pixels; the focal length is what it is in a square."""
@@ -454,6 +454,10 @@ def _paint_of(rng, patterns: dict[str, tuple[float, float]], values: tuple[float
     return Paint(
         base, accent, pattern, float(np.exp(rng.uniform(*np.log(patterns[pattern])))), int(rng.integers(1 << 30))
     )
+
+
+def _one_of(rng, models: list[Model]) -> Model | None:
+    return models[int(rng.integers(len(models)))] if models else None
 
 
 def _canvas(rng, patterns: tuple[str, ...]) -> Paint:
@@ -549,3 +553,8 @@ def _is_clear(room: Room, box: np.ndarray) -> bool:
     """Whether a box is in the room and touches neither a thing (but rugs) nor the building; it may be where nothing is
     to be put."""
     return replace(room, reserved=[]).is_free(box, 0.0)
+
+
+def _leaning(rng) -> float:
+    """A small angle in radians, as of a hand that holds a camera: mostly under 3 degrees."""
+    return math.radians(float(np.clip(rng.standard_t(3) * 1.6, -18, 18)))
