@@ -53,13 +53,14 @@ MADE = {
 }  # fmt: skip
 # Small things are looked at more often, as they have few pixels.
 AIMS = {
-    "lamp": 3.5, "screen": 2.5, "radiator": 3, "sink": 2, "toilet": 4, "plant": 4, "picture": 1.5, "person": 0.7,
-    "bed": 1.5, "sofa": 1.5, "chair": 1.2, "table": 1.5,
+    "lamp": 3.5, "screen": 2.5, "radiator": 4, "sink": 2, "toilet": 4, "plant": 4, "picture": 1.5, "person": 0.7,
+    "bed": 1.5, "sofa": 1.5, "chair": 1.2, "table": 3,
 }  # fmt: skip
 KIND_SHARES = (0.2, 0.2, 0.18, 0.2, 0.12, 0.1)  # of the kinds of `RECIPES`
 ANYWHERE = (
     "chair", "cabinet", "shelf", "floor lamp", "floor plant", "radiator", "wall screen", "wall table", "sofa",
     "picture", "rug", "person", "appliance", "sink", "toilet", "bed", "low table", "floor thing",
+    "dining table", "desk", "desk", "floor plant",
 )  # fmt: skip
 FLOORS = {
     "planks": (0.06, 0.25), "herringbone": (0.05, 0.14), "parquet": (0.25, 0.5), "tiles": (0.1, 0.8),
@@ -287,6 +288,8 @@ class VariedFurnisher(Furnisher):
         if density == 0:
             room.kind = ""  # nobody could tell
         factor = density * min(max(float(room.size[0] * room.size[1]) / 16, 0.8), 3.0)
+        if density and self._is(rng, 0.4):  # before there is no place for one
+            self._place(room, str(rng.choice(["dining table", "desk"])), rng)
         for what, low, high in RECIPES[kind]:
             wanted = rng.integers(low, high + 1) * (min(factor, 1) if what == "person" else factor)
             for _ in range(int(wanted + rng.random())):
