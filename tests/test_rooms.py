@@ -512,6 +512,12 @@ def test_varied_views_follow_the_schema_and_the_seed():
             assert (sample["depth"] > 0).mean() > 0.99 and sample["depth"].max() < 25
 
 
+def test_nobody_is_asked_what_kind_a_bare_room_is():
+    room, rng = box_room(), np.random.default_rng(0)
+    assert ("What kind of room is this?", "office") in language.questions(room, [], rng)
+    assert "What kind of room is this?" not in dict(language.questions(dataclasses.replace(room, kind=""), [], rng))
+
+
 @pytest.mark.parametrize("strength", [0, -1, 1.5])
 def test_strengths_out_of_range_are_named(strength):
     with pytest.raises(ValueError, match="`strength` must be"):

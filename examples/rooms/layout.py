@@ -174,7 +174,7 @@ class Camera:
 
 @dataclass
 class Room:
-    kind: str
+    kind: str  # empty where nobody could tell
     size: np.ndarray
     paints: dict[str, Paint]  # floor, ceiling, wall0 to wall3
     things: list[Placed] = field(default_factory=list)
