@@ -52,7 +52,8 @@ train)
 measure)
     for data in "$out/data" "$out/varied"; do
         run torchrun --nproc_per_node "$cores" evaluate_densemllm.py --model "$out/varied_trained" --data "$data" \
-            --split validation --depth_scale 0.002 --task segmentation depth referring class_list panoptic "$@"
+            --split validation --depth_scale 0.002 --task segmentation depth referring class_list panoptic \
+            --output_dir "$out/evaluation/$(basename "$data")" "$@"
     done
     ;;
 *)
