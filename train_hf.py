@@ -223,6 +223,10 @@ class DataArguments:
     crop_size: list[int] | None = field(default=None, metadata={"help": "augmentation: height and width in pixels"})
     flip_probability: float = field(default=0.0, metadata={"help": "augmentation: probability of mirroring"})
     color_jitter: float = field(default=0.0, metadata={"help": "augmentation: strength of colour changes"})
+    camera_effects: float = field(
+        default=0.0,
+        metadata={"help": "augmentation: strength of exposure, noise, blur, JPEG and what else cameras do"},
+    )
     own_options: list[dict] = field(init=False)  # of each data set, by name
     is_measured: bool = field(init=False, default=False)  # see `DenseSource`
     images_alone: bool = field(init=False, default=False)  # see `load_samples`
@@ -501,6 +505,7 @@ def make_datasets(args: DataArguments, seed: int) -> tuple[DenseDataset | DenseI
         None if args.crop_size is None else tuple(args.crop_size),
         args.flip_probability,
         args.color_jitter,
+        args.camera_effects,
     )
     options = _options_of_sources(args)
     weights = args.dataset_weights or [own.get("weight") for own in args.own_options]

@@ -435,6 +435,35 @@ def test_colors_change_and_maps_do_not():
     np.testing.assert_array_equal(changed["segmentation"], sample["segmentation"])
 
 
+def test_camera_effects_change_the_image_and_nothing_else():
+    ramp = np.linspace(30, 220, 64)[None, :, None] + np.zeros((48, 1, 3))
+    image = PIL.Image.fromarray(ramp.astype(np.uint8))
+    sample = {**coordinates(48, 64), "image": image}
+    change = Augmentation(camera_effects=1.0)
+    changed = [change(sample, np.random.default_rng(seed)) for seed in range(12)]
+    for own in changed:
+        assert own["image"].size == image.size and own["image"].mode == "RGB"
+        np.testing.assert_array_equal(own["segmentation"], sample["segmentation"])
+    assert len({own["image"].tobytes() for own in changed}) > 8
+    assert changed[3]["image"].tobytes() == change(sample, np.random.default_rng(3))["image"].tobytes()
+    weak = [Augmentation(camera_effects=0.05)(sample, np.random.default_rng(seed))["image"] for seed in range(12)]
+    shift = [np.abs(np.asarray(own, float) - np.asarray(image, float)).mean() for own in weak]
+    assert np.median(shift) < 5
+
+
+def test_camera_effects_keep_hues_that_are_spoken_of():
+    image = PIL.Image.new("RGB", (32, 32), (190, 60, 60))
+    for expression, stays in (("the red chair", True), ("the chair", False)):
+        sample = {**coordinates(32, 32), "image": image, "expression": expression}
+        greys, hues = 0, []
+        for seed in range(60):
+            changed = Augmentation(camera_effects=1.0)(sample, np.random.default_rng(seed))["image"]
+            red, green, blue = np.asarray(changed, float).mean(axis=(0, 1))
+            greys += max(red, green, blue) - min(red, green, blue) < 1
+            hues.append(green - blue)
+        assert (greys == 0 and np.abs(hues).max() < 4) == stays, expression
+
+
 @pytest.mark.parametrize(
     ("kwargs", "name"),
     [
@@ -443,6 +472,7 @@ def test_colors_change_and_maps_do_not():
         ({"crop_size": (0, 4)}, "crop_size"),
         ({"flip_probability": 1.5}, "flip_probability"),
         ({"color_jitter": -1}, "color_jitter"),
+        ({"camera_effects": 1.5}, "camera_effects"),
     ],
 )
 def test_augmentations_that_cannot_be_used_are_named(kwargs, name):

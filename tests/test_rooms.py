@@ -1,9 +1,13 @@
 """The generator of rooms: what can be checked without its furniture, and with boxes in its place."""
 
+import dataclasses
+import io
+import json
 import math
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +18,15 @@ from repository import require
 pytest.importorskip("embreex", reason="the rooms' ray caster: pip install densemllm[rooms]")
 sys.path.insert(0, str(require("examples/rooms")))
 catalogue = pytest.importorskip("catalogue")
+import carpentry  # noqa: E402
 import language  # noqa: E402
 import layout  # noqa: E402
+import looks  # noqa: E402
+import maker  # noqa: E402
+import paints  # noqa: E402
 import raycast  # noqa: E402
 import render  # noqa: E402
+import variety  # noqa: E402
 
 
 SIZES = {
@@ -42,9 +51,11 @@ def make_models(count: int = 8) -> list:
 
 @pytest.fixture(autouse=True)
 def boxes(monkeypatch):
-    """Models are boxes: six sides, their front in another colour than the rest."""
+    """Models of the catalogue are boxes: six sides, their front in another colour than the rest."""
 
     def load(model):
+        if isinstance(model, catalogue.MadeModel):
+            return model.mesh
         corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (0, 1)], dtype=np.float32)
         sides = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
         triangles = np.concatenate([sides[:, [0, 1, 2]], sides[:, [0, 2, 3]]])
@@ -56,7 +67,8 @@ def boxes(monkeypatch):
         uv = np.zeros((12, 3, 2), np.float32)
         return catalogue.Mesh(vertices, normals, uv, front, colors, np.ones(2, np.float32), [None, None])
 
-    monkeypatch.setattr(raycast, "load_mesh", load)
+    for module in (raycast, looks):
+        monkeypatch.setattr(module, "load_mesh", load)
 
 
 @pytest.mark.parametrize(
@@ -296,3 +308,233 @@ def test_missing_furniture_is_named(tmp_path, capsys):
         render.main(["--output_dir", str(tmp_path / "out"), "--furniture", str(tmp_path), "--rooms", "1"])
     assert "apt-get install sweethome3d-furniture" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def unpacked(row, column):
+    return np.asarray(PIL.Image.open(io.BytesIO(row[column]["bytes"])))
+
+
+@pytest.mark.parametrize(
+    ("seed", "things", "places", "seen"),
+    [
+        (5, 13, 61.727621, ({0: 731, 1: 1406, 3: 286, 11: 114, 13: 38, 14: 50, 16: 341, 17: 106}, 3879782, 157.361,
+                            39.2705)),
+        (8, 15, 81.14429, ({0: 200, 1: 1011, 3: 820, 6: 112, 8: 826, 10: 103}, 3488573, 159.613, 45.5504)),
+    ],
+)  # fmt: skip
+def test_rooms_without_variety_stay_what_they_are(seed, things, places, seen):
+    """Numbers of the version before there was any: a published data set can be rendered again."""
+    furnisher = layout.Furnisher(make_models())
+    room = furnisher(seed)
+    assert len(room.things) == things
+    assert sum(np.sum(thing.position) + thing.yaw for thing in room.things) == pytest.approx(places, abs=1e-5)
+    row = render.render_views(seed, furnisher, 48, 64)[0]
+    labels, counts = np.unique(unpacked(row, "segmentation"), return_counts=True)
+    expected, depth, mean, focal_length = seen
+    assert dict(zip(labels.tolist(), counts.tolist(), strict=True)) == expected
+    assert int(unpacked(row, "depth").astype(int).sum()) == pytest.approx(depth, abs=50)
+    assert unpacked(row, "image").mean() == pytest.approx(mean, abs=0.3)
+    assert row["focal_length"] == pytest.approx(focal_length, abs=1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0]))
+def test_varied_things_stand_in_the_room_and_not_in_each_other(seed, strength):
+    room = variety.VariedFurnisher(make_models(), strength)(seed)
+    assert len(room.things) <= variety.MOST_THINGS and len(room.lights) <= variety.MOST_LIGHTS
+    assert 2.0 <= room.size[:2].min() and room.size[:2].max() <= 12.0 and 2.2 <= room.size[2] <= 4.5
+    boxes = [(thing, thing.box) for thing in room.things if thing.label not in ("rug", "window", "door")]
+    for place, (thing, box) in enumerate(boxes):
+        assert (box[0] >= -0.02).all() and (box[1] <= room.size + 0.02).all(), thing
+        if room.slope is not None:
+            assert box[1, 2] <= room.slope.height_over(box, room.size) + 1e-6, thing
+        solid = [block.box for block in room.blocks if block.is_solid]
+        for own in [*(other for _, other in boxes[:place]), *solid]:
+            assert (np.minimum(box[1], own[1]) - np.maximum(box[0], own[0])).min() < 0.03, thing
+
+
+def odd_room() -> layout.Room:
+    """L-shaped, with a ceiling that slopes, a window set into a wall and a room behind a doorway."""
+    room = box_room()
+    grey = layout.Paint((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    room.blocks.append(layout.Block(np.array([[2.5, 3.0, 0.0], [4.0, 5.0, 2.5]]), "wall", grey))
+    room.slope = layout.Slope(1, 1.5, 1.2)  # down to the wall x = 0
+    room.holes.append(layout.Hole(3, (3.0, 0.8), (4.0, 1.8), 0.2))  # the wall x = 4, from y = 5 on: y from 1 to 2
+    room.holes.append(layout.Hole(0, (1.6, 0.0), (2.4, 2.0), 1.5, is_room=True))  # the wall y = 5
+    return room
+
+
+@pytest.mark.parametrize(
+    ("position", "forward", "roll"),
+    [((2.0, 0.4, 1.5), (0.05, 1.0, -0.1), 0.0), ((2.2, 1.0, 1.4), (-1.0, 0.3, 0.2), 0.2),
+     ((1.0, 1.2, 1.5), (1.0, 0.15, -0.15), -0.3)],
+)  # fmt: skip
+def test_every_pixel_of_an_odd_room_lies_on_a_surface_of_its_class(position, forward, roll):
+    room, height, width = odd_room(), 48, 64
+    forward = np.array(forward) / np.linalg.norm(forward)
+    camera = layout.Camera(np.array(position), forward, 0.7, roll)
+    view = raycast.Scene(room).render(camera, height, width, np.random.default_rng(0))
+    right = np.cross(forward, (0, 0, 1.0))
+    right /= np.linalg.norm(right)
+    # A camera that rolls by an angle to its left sees the image turn about its centre by it.
+    row, column = np.mgrid[0:height, 0:width] + 0.5
+    x, y = (column - width / 2) / (0.7 * width), (height / 2 - row) / (0.7 * width)
+    x, y = x * math.cos(roll) - y * math.sin(roll), x * math.sin(roll) + y * math.cos(roll)
+    ways = forward + x[..., None] * right + y[..., None] * np.cross(right, forward)
+    points = position + ways * view.depth[..., None]
+    x, y, z = np.moveaxis(points, -1, 0)
+
+    def near(values, expected):
+        return np.abs(values - expected) < 2e-3
+
+    thick = raycast.WALL_THICKNESS
+    slope = near(z, 1.2 + 1.3 * np.clip(x / 1.5, 0, 1))
+    surfaces = {
+        "floor": near(z, 0), "ceiling": near(z, 2.5) | slope,
+        "wall": near(x, 0) | near(x, 4) | near(y, 0) | near(y, 5) | near(x, 2.5) | near(y, 3)
+        | near(z, 0.8) | near(z, 1.8) | near(z, 2.0) | near(y, 6.5 + thick) | near(x, 1.6) | near(x, 2.4)
+        | near(x, 0.8) | near(x, 3.2) | near(y, 1) | near(y, 2),
+    }  # fmt: skip
+    seen = view.depth > 0
+    assert (~seen).sum() < 0.12 * seen.size  # through the window, nothing
+    for label, fits in surfaces.items():
+        own = seen & (view.segmentation == catalogue.LABEL2ID[label])
+        assert fits[own].all(), label
+    assert (view.segmentation[seen] == catalogue.LABEL2ID["wall"]).any()
+    if position[0] == 2.0:
+        assert (y[seen] > 5.1).any() and near(y, 3)[seen].any()  # into the next room, and the face of the block
+    if roll == 0.2:
+        assert slope[seen & ~near(z, 2.5)].any()
+
+
+def test_the_sun_comes_through_its_opening_only():
+    room = box_room()
+    room.lights, room.ambient = [], np.zeros(3)
+    way = np.array([0.0, 1.0, 1.0]) / math.sqrt(2)
+    room.suns.append(layout.Sun(np.array([1.5, 5.0, 1.0]), np.array([[1.0, 0, 0], [0, 0, 1.0]]), way, np.full(3, 2.0)))
+    room.holes.append(layout.Hole(0, (1.5, 1.0), (2.5, 2.0), 0.1))
+    scene = raycast.Scene(room)
+    points = np.array([[2.0, 3.5, 0.01], [2.0, 2.5, 0.01], [1.0, 3.5, 0.01]], dtype=np.float32)
+    light = scene._irradiance(points, np.tile(np.float32([0, 0, 1]), (3, 1)), np.random.default_rng(0))
+    assert light[0] == pytest.approx(2.0 / math.sqrt(2), rel=1e-4) and (light[1:] == 0).all()
+
+
+def test_a_mirror_shows_what_is_before_it_and_keeps_its_own_depth():
+    room = box_room()
+    red = layout.Paint((0.8, 0.05, 0.05), (0.8, 0.05, 0.05))
+    room.paints = {**room.paints, "wall2": red}  # behind the camera
+    mirror = carpentry.make_mirror(maker.Maker(np.random.default_rng(0)), np.random.default_rng(0))
+    room.things.append(layout.Placed("other", "mirror", (2.0, 4.9, 0.8), 0.0, (1.5, 0.03, 1.2), mirror))
+    camera = layout.Camera(np.array([2.0, 2.0, 1.4]), np.array([0.0, 1.0, 0.0]), 0.8)
+    view = raycast.Scene(room).render(camera, 32, 32, np.random.default_rng(0))
+    middle = np.s_[12:20, 12:20]
+    assert (view.instances[middle] == 1).all() and (view.segmentation[middle] == 255).all()
+    assert view.depth[middle] == pytest.approx(4.9 - 0.016 - 2.0, abs=0.01)
+    red_seen = view.image[middle].astype(float).mean(axis=(0, 1))
+    assert red_seen[0] > 1.5 * red_seen[1]
+
+
+@pytest.mark.parametrize("label", list(carpentry.MAKERS))
+def test_made_furniture_has_the_measures_of_its_class(label):
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        model = carpentry.MAKERS[label](maker.Maker(rng), rng)
+        assert model.label == label and layout.pools_of(model) == layout.pools_of(dataclasses.replace(model))
+        lowest, highest = {
+            "shelf": (0.2, 2.4), "bed": (0.4, 2.4), "sofa": (0.6, 4.0), "table": (0.25, 2.3), "chair": (0.3, 1.3),
+        }.get(label, (0.02, 2.9))  # fmt: skip
+        assert all(lowest * 0.5 <= edge <= highest for edge in model.size), (seed, model.size)
+        corners = model.mesh.vertices.reshape(-1, 3)
+        np.testing.assert_allclose(corners.min(axis=0), [-0.5, -0.5, 0], atol=1e-4)
+        np.testing.assert_allclose(corners.max(axis=0), [0.5, 0.5, 1], atol=1e-4)
+        assert np.isfinite(model.mesh.normals).all() and len(model.mesh.paints) > model.mesh.material.max()
+        assert model.top is None or 0 < model.top <= model.size[2] + 1e-6
+
+
+def test_the_same_seed_makes_the_same_piece():
+    first, second = (carpentry.make_shelf(maker.Maker(rng), rng) for rng in map(np.random.default_rng, (3, 3)))
+    assert first == second and (first.mesh.vertices == second.mesh.vertices).all()
+
+
+def a_cushion():
+    make = maker.Maker(np.random.default_rng(0))
+    make.cushion((-0.3, -0.2, 0), (0.3, 0.2, 0.5), make.paint("plain"), 2.0, 24)
+    return make.finish("other", "cushion").mesh
+
+
+@pytest.mark.parametrize("change", [looks.mirrored, lambda mesh: looks.bent(mesh, 0.25, 0.15)])
+def test_changed_meshes_keep_their_box_and_their_normals(change):
+    mesh = change(a_cushion())
+    corners = mesh.vertices.reshape(-1, 3)
+    np.testing.assert_allclose([corners.min(axis=0), corners.max(axis=0)], [[-0.5, -0.5, 0], [0.5, 0.5, 1]], atol=0.02)
+    edges = np.cross(mesh.vertices[:, 1] - mesh.vertices[:, 0], mesh.vertices[:, 2] - mesh.vertices[:, 0])
+    area = np.linalg.norm(edges, axis=1)
+    smooth = mesh.normals.mean(axis=1)
+    smooth /= np.linalg.norm(smooth, axis=1, keepdims=True)
+    large = area > np.median(area) * 0.3
+    agree = np.abs((edges[large] / area[large, None] * smooth[large]).sum(axis=1))
+    assert np.quantile(agree, 0.05) > 0.97
+
+
+def test_triangles_that_coincide_are_left_out_and_parts_are_put_together():
+    mesh = a_cushion()
+    twice = dataclasses.replace(
+        mesh, **{name: np.concatenate([getattr(mesh, name)] * 2) for name in ("vertices", "normals", "uv", "material")}
+    )
+    assert len(looks.without_doubles(twice).vertices) == len(looks.without_doubles(mesh).vertices)
+    table, other = (carpentry.make_table(maker.Maker(rng), rng).mesh for rng in map(np.random.default_rng, (1, 2)))
+    joined = looks.put_together(table, other, 0.86)
+    assert len(joined.colors) == len(table.colors) + len(other.colors) == len(joined.paints)
+    assert joined.vertices[..., 2].max() == pytest.approx(1) and joined.material.max() < len(joined.colors)
+
+
+@pytest.mark.parametrize("pattern", list(paints.PATTERNS))
+def test_patterns_stay_between_their_colors(pattern):
+    places = np.random.default_rng(0).uniform(0, 5, (4000, 2)).astype(np.float32)
+    colors = paints.painted(layout.Paint((0.2, 0.4, 0.6), (0.6, 0.5, 0.3), pattern, 0.5, 4), places)
+    assert colors.shape == (4000, 3) and (colors > 0).all() and (colors < 0.8).all()
+    assert (colors.std(axis=0) > 0.002).all()
+
+
+def test_varied_views_follow_the_schema_and_the_seed():
+    from densemllm.training.samples import read_sample
+
+    furnisher = variety.VariedFurnisher(make_models(), 1.0)
+    first, second = (render.render_views(3, furnisher, 48, 64) for _ in range(2))
+    assert first == second and first
+    for seed in range(4):
+        for row in render.render_views(seed, furnisher, 48, 64):
+            sample = read_sample(row, id2label=catalogue.ID2LABEL, depth_scale=render.DEPTH_SCALE)
+            height, width = sample["depth"].shape
+            assert 0.8 < height * width / (48 * 64) < 1.25
+            # 0.6 to 2 times what 0.74 of the edge of a square gives.
+            assert 0.42 < row["focal_length"] / math.sqrt(48 * 64) < 1.55
+            assert (sample["depth"] > 0).mean() > 0.99 and sample["depth"].max() < 25
+
+
+def test_nobody_is_asked_what_kind_a_bare_room_is():
+    room, rng = box_room(), np.random.default_rng(0)
+    assert ("What kind of room is this?", "office") in language.questions(room, [], rng)
+    assert "What kind of room is this?" not in dict(language.questions(dataclasses.replace(room, kind=""), [], rng))
+
+
+@pytest.mark.parametrize("strength", [0, -1, 1.5])
+def test_strengths_out_of_range_are_named(strength):
+    with pytest.raises(ValueError, match="`strength` must be"):
+        variety.VariedFurnisher(make_models(), strength)
+
+
+def test_folders_do_not_mix_settings(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-0000000-0000100.parquet").touch()
+    settings = {"variety": 1.0, "height": 256, "width": 256}
+    with pytest.raises(ValueError, match="were rendered with"):
+        render.check_settings(tmp_path, settings)  # rooms of a version without settings
+    assert not (tmp_path / "render.json").exists()
+    render.check_settings(tmp_path, {**settings, "variety": 0.0})
+    assert json.loads((tmp_path / "render.json").read_text())["variety"] == 0
+    with pytest.raises(ValueError, match="another folder"):
+        render.check_settings(tmp_path, {**settings, "variety": 0.5})
+    with pytest.raises(SystemExit):
+        render.main(["--output_dir", str(tmp_path / "out"), "--variety", "2"])
+    assert "--variety must be in [0, 1]" in capsys.readouterr().err

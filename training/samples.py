@@ -64,6 +64,7 @@ from ..checks_densemllm import check_positive, shown
 from ..image_processing_densemllm import DenseMLLMImageProcessor
 from ..targets_densemllm import IGNORE_INDEX, check_ignore_index, nearest_resize, present_values
 from ..tasks_densemllm import Classes, Codes, Depth, Foreground, Normals, Panoptic
+from .camera_effects import apply_camera_effects
 from .maps import open_file, read_map, read_mask, read_metres, read_normals, refuse_jpeg, split_jpeg
 
 
@@ -475,12 +476,15 @@ class Augmentation:
         flip_probability: of mirroring left and right.
         color_jitter: brightness, contrast and saturation change by a factor of up to 1 plus or minus this, but where
             `expression` or `messages` speak of colours.
+        camera_effects: strength, in [0, 1], of what other cameras do: exposure, noise, blur, JPEG and more, see
+            [`apply_camera_effects`]. Hues stay where texts speak of colours.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
     crop_size: tuple[int, int] | None = None
     flip_probability: float = 0.0
     color_jitter: float = 0.0
+    camera_effects: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < float("inf"):
@@ -491,6 +495,8 @@ class Augmentation:
             raise ValueError(f"`flip_probability` must be in [0, 1], got {self.flip_probability}")
         if not 0 <= self.color_jitter < 1:
             raise ValueError(f"`color_jitter` must be in [0, 1), got {self.color_jitter}")
+        if not 0 <= self.camera_effects <= 1:
+            raise ValueError(f"`camera_effects` must be in [0, 1], got {self.camera_effects}")
 
     def draw_scale(self, rng: np.random.Generator) -> float:
         """The factor of the random resize: what a call draws first from its generator."""
@@ -508,9 +514,12 @@ class Augmentation:
         factor = self.draw_scale(rng)
         expression = sample.get("expression")
         said = [text_of(message["content"]) for message in sample.get("messages") or ()]
-        if self.color_jitter and not any(COLORS.search(text) for text in (expression or "", *said)):
+        speaks_of_colors = any(COLORS.search(text) for text in (expression or "", *said))
+        if self.color_jitter and not speaks_of_colors:
             for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
                 sample["image"] = enhance(sample["image"]).enhance(1 + self.color_jitter * rng.uniform(-1, 1))
+        if self.camera_effects:
+            sample["image"] = apply_camera_effects(sample["image"], self.camera_effects, rng, speaks_of_colors)
         if sample.get("messages"):
             return sample
         if self.scale != (1.0, 1.0):

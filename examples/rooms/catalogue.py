@@ -118,6 +118,17 @@ class Mesh:
     colors: np.ndarray
     opacity: np.ndarray
     textures: list = field(default_factory=list)
+    # Of varied rooms: a `Paint` or `None` for each material, whose place is that on the surface in metres; and its
+    # reflectance (head-on) and roughness, float32 [m, 2].
+    paints: list = field(default_factory=list)
+    gloss: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class MadeModel(Model):
+    """A model that isn't in a file, but was made: with its mesh."""
+
+    mesh: Mesh | None = field(default=None, compare=False)
 
 
 def label_of(name: str, category: str) -> str | None:
@@ -190,6 +201,8 @@ def split_models(models: list[Model]) -> dict[str, list[Model]]:
 
 def load_mesh(model: Model) -> Mesh | None:
     """The model's triangles; `None` if there are too many of them or none."""
+    if isinstance(model, MadeModel):
+        return model.mesh
     return _load_mesh(model.archive, model.path, model.rotation)
 
 

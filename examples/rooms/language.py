@@ -185,6 +185,7 @@ def questions(room: Room, visible: list[Visible], rng: np.random.Generator) -> l
                 on_top = [o for o in visible if o.support == own.thing]
                 if len(on_top) == 1 and on_top[0].named:
                     asked.append((f"What is on the {own.label}?", one(on_top[0].label)))
-    asked.append(("What kind of room is this?", room.kind))
+    if room.kind:
+        asked.append(("What kind of room is this?", room.kind))
     order = rng.permutation(len(asked))
     return [asked[place] for place in order]

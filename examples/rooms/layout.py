@@ -18,10 +18,11 @@ Metres; the room is the box from the origin to `size`, z is up and the floor z =
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from catalogue import Model
+from catalogue import Mesh, Model
 
 
 # Walls by the yaw of what stands with its back to them: at y = depth, x = 0, y = 0 and x = width.
@@ -91,6 +92,7 @@ class Placed:
     paint: Paint | None = None
     support: int | None = None  # place in `Room.things` of what it stands on
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of its colours
+    change: Callable[[Mesh, tuple[float, float, float]], Mesh] | None = None  # of its mesh, given its size
 
     @property
     def box(self) -> np.ndarray:
@@ -112,33 +114,117 @@ class Light:
 
 
 @dataclass
+class Sun:
+    """Parallel light through an opening, a rectangle from `corner` along two edges: `direction` is towards the sun."""
+
+    corner: np.ndarray
+    edges: np.ndarray
+    direction: np.ndarray
+    color: np.ndarray
+
+
+@dataclass
+class Block:
+    """A part of the building inside of the room's box: a corner that makes it L-shaped, a pillar, a beam, a skirting
+    board. `box` is float64 [2, 3]; things keep off it if it is solid."""
+
+    box: np.ndarray
+    label: str
+    paint: Paint
+    is_solid: bool = True
+
+
+@dataclass
+class Slope:
+    """A ceiling that comes down to one of the walls: `height` at the wall, the room's own from `reach` metres on."""
+
+    wall: int
+    reach: float
+    height: float
+
+    def height_over(self, box: np.ndarray, size: np.ndarray) -> float:
+        """Lowest height of the ceiling over a box in a room of `size`."""
+        axis = 1 if self.wall % 2 == 0 else 0
+        nearest = size[axis] - box[1, axis] if self.wall in (0, 3) else box[0, axis]
+        share = min(max(nearest / self.reach, 0.0), 1.0)
+        return self.height + (float(size[2]) - self.height) * share
+
+
+@dataclass
+class Hole:
+    """An opening in a wall, from `low` to `high` (metres along the wall, as it is drawn, and up): what is behind it is
+    `depth` metres deep, and a room of its own where it `is_room`."""
+
+    wall: int
+    low: tuple[float, float]
+    high: tuple[float, float]
+    depth: float
+    is_room: bool = False
+
+
+@dataclass
 class Camera:
-    """Looks along `forward`; `focal_length` in units of the picture's width."""
+    """Looks along `forward`; `focal_length` in units of the picture's width, `roll` in radians."""
 
     position: np.ndarray
     forward: np.ndarray
     focal_length: float
+    roll: float = 0.0
 
 
 @dataclass
 class Room:
-    kind: str
+    kind: str  # empty where nobody could tell
     size: np.ndarray
     paints: dict[str, Paint]  # floor, ceiling, wall0 to wall3
     things: list[Placed] = field(default_factory=list)
     lights: list[Light] = field(default_factory=list)
     ambient: np.ndarray = field(default_factory=lambda: np.full(3, 0.3))
     reserved: list[np.ndarray] = field(default_factory=list)  # boxes that must stay free
+    blocks: list[Block] = field(default_factory=list)
+    slope: Slope | None = None
+    holes: list[Hole] = field(default_factory=list)
+    suns: list[Sun] = field(default_factory=list)
+    light_passes: int = 2  # rays to each light, and half of those for what surfaces send, at each pixel
+    gloss: dict[str, tuple[float, float]] = field(default_factory=dict)  # of paints: reflectance, roughness
 
     def is_free(self, box: np.ndarray, margin: float = 0.02, ignore: tuple[int, ...] = ()) -> bool:
         """Whether a box is inside of the room and touches no thing (rugs don't count) and no reserved space."""
         if (box[0] < -0.01).any() or (box[1] > self.size + 0.01).any():
             return False
+        if self.slope is not None and box[1, 2] > self.slope.height_over(box, self.size):
+            return False
+        for block in self.blocks:
+            if block.is_solid and (box[0] < block.box[1] - 1e-6).all() and (block.box[0] < box[1] - 1e-6).all():
+                return False
         others = [thing.box for place, thing in enumerate(self.things) if thing.label != "rug" and place not in ignore]
         for other in [*others, *self.reserved]:
             if (box[0] < other[1] - 1e-6 + margin).all() and (other[0] < box[1] - 1e-6 + margin).all():
                 return False
         return True
+
+    def walls(self) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """Where things can stand with their back to a wall: a start [2], an edge [2], and the yaw there. The four
+        walls of the box, in the order of `WALL_YAWS`, and the faces of blocks that reach from the floor to 1.5 m."""
+        width, depth = self.size[:2]
+        found = [
+            (np.array([0.0, depth]), np.array([width, 0.0]), WALL_YAWS[0]),
+            (np.zeros(2), np.array([0.0, depth]), WALL_YAWS[1]),
+            (np.zeros(2), np.array([width, 0.0]), WALL_YAWS[2]),
+            (np.array([width, 0.0]), np.array([0.0, depth]), WALL_YAWS[3]),
+        ]
+        for block in self.blocks:
+            (x0, y0, z0), (x1, y1, z1) = block.box
+            if not block.is_solid or z0 > 0 or z1 < 1.5:
+                continue
+            faces = (
+                (y0 > 0.01, (x0, y0), (x1 - x0, 0.0), WALL_YAWS[0]),
+                (x1 < width - 0.01, (x1, y0), (0.0, y1 - y0), WALL_YAWS[1]),
+                (y1 < depth - 0.01, (x0, y1), (x1 - x0, 0.0), WALL_YAWS[2]),
+                (x0 > 0.01, (x0, y0), (0.0, y1 - y0), WALL_YAWS[3]),
+            )
+            found += [(np.array(start), np.array(edge), yaw) for is_seen, start, edge, yaw in faces if is_seen]
+        return found
 
 
 class Furnisher:
@@ -170,6 +256,19 @@ class Furnisher:
         _make_lights(room, rng)
         return room
 
+    def propose_camera(self, room: Room, rng) -> Camera | None:
+        """See [`propose_camera`]."""
+        return propose_camera(room, rng)
+
+    def frame(self, camera: Camera, height: int, width: int, rng) -> tuple[Camera, int, int]:
+        """The camera, and rows and columns of its picture where `height` x `width` is asked for."""
+        return camera, height, width
+
+    def accepts(self, room: Room, things: np.ndarray, depth: np.ndarray) -> bool:
+        """Whether a view is shown, by its glance (`Scene.glance`): three things, and enough of them, not too near."""
+        furnished = len(np.unique(things[things >= 0])) >= 3 and (things >= 0).mean() > 0.25
+        return bool(furnished and np.percentile(depth, 20) > 1.0)
+
     def _pick(self, pool: str, rng) -> Model | None:
         """A model of a pool, stretched a little: there are more chairs than the catalogue has."""
         models = self.pools.get(pool)
@@ -196,7 +295,7 @@ class Furnisher:
                     width, _, height = model.size
                     room.things.append(
                         Placed(
-                            "window", "view", _toward(placed, -model.size[1] / 2 + 0.004, 0.03 * height), placed.yaw,
+                            "window", "view", toward(placed, -model.size[1] / 2 + 0.004, 0.03 * height), placed.yaw,
                             (0.94 * width, 0.002, 0.94 * height),
                             paint=Paint((0.75, 0.85, 1.0), (0.35, 0.5, 0.3), "view", height,
                                         int(rng.integers(1 << 30)), float(rng.uniform(0.5, 1.1))),
@@ -227,7 +326,7 @@ class Furnisher:
             model = self._pick("low table", rng)
             if sofas and model is not None:
                 away = sofas[0].size[1] / 2 + model.size[1] / 2 + rng.uniform(0.25, 0.5)
-                x, y, _ = _toward(sofas[0], away, 0)
+                x, y, _ = toward(sofas[0], away, 0)
                 self._add(room, model, (x, y, 0.0), sofas[0].yaw)
         elif what in ("floor plant", "floor lamp", "floor thing"):
             self._in_a_corner(room, self._pick(what, rng), rng)
@@ -248,7 +347,7 @@ class Furnisher:
         if foot < 0:
             return None
         for _ in range(16):
-            position, yaw = _wall_spot(room, model.size, rng, 0.0 if foot > 0 or model.label == "door" else 0.02)
+            position, yaw = wall_spot(room, model.size, rng, 0.0 if foot > 0 or model.label == "door" else 0.02)
             if position is not None:
                 placed = self._add(room, model, (*position, foot), yaw)
                 if placed is not None:
@@ -302,7 +401,7 @@ class Furnisher:
             if rng.random() < 0.2:
                 continue
             away = depth / 2 + chair.size[1] / 2 + rng.uniform(0.02, 0.2)
-            x, y, _ = _toward(placed, away * side, 0, along)
+            x, y, _ = toward(placed, away * side, 0, along)
             yaw = placed.yaw + (math.pi if side > 0 else 0.0) + rng.normal(0, 0.12)
             self._add(room, chair, (x, y, 0.0), yaw, margin=-0.02)
 
@@ -321,7 +420,7 @@ class Furnisher:
             return
         size = (rng.uniform(0.3, 1.2), 0.03, rng.uniform(0.3, 0.9))
         for _ in range(10):
-            position, yaw = _wall_spot(room, size, rng, 0.0)
+            position, yaw = wall_spot(room, size, rng, 0.0)
             foot = min(rng.uniform(1.1, 1.6), room.size[2] - size[2] - 0.1)
             if position is not None:
                 placed = Placed("picture", "picture", (*position, float(foot)), yaw, size, paint=paint)
@@ -358,7 +457,7 @@ class Furnisher:
             if min(reach) <= 0:
                 continue
             along, away = (float(rng.uniform(-edge, edge)) for edge in reach)
-            position = _toward(support, away, support.model.top + 0.001, along)
+            position = toward(support, away, support.model.top + 0.001, along)
             yaw = support.yaw + (rng.normal(0, 0.3) if model.label == "screen" else rng.uniform(-math.pi, math.pi))
             placed = self._add(room, model, position, yaw, ignore=(index,), margin=0.01)
             if placed is not None:
@@ -394,7 +493,7 @@ def pools_of(model: Model) -> list[str]:
     return [label]
 
 
-def _toward(placed: Placed, away: float, up: float, along: float = 0.0) -> tuple[float, float, float]:
+def toward(placed: Placed, away: float, up: float, along: float = 0.0) -> tuple[float, float, float]:
     """A place in front of a thing: `away` metres to its front, `along` to its side, `up` above its foot."""
     front = np.array([math.sin(placed.yaw), -math.cos(placed.yaw)])
     side = np.array([math.cos(placed.yaw), math.sin(placed.yaw)])
@@ -402,19 +501,18 @@ def _toward(placed: Placed, away: float, up: float, along: float = 0.0) -> tuple
     return float(x), float(y), placed.position[2] + up
 
 
-def _wall_spot(room: Room, size, rng, gap: float):
+def wall_spot(room: Room, size, rng, gap: float):
     """A place with the back to a wall, and the yaw there; `None` where the wall is too short."""
-    wall = int(rng.integers(4))
+    walls = room.walls()
+    start, edge, yaw = walls[int(rng.integers(len(walls)))]
     width, depth = size[:2]
-    length = room.size[0] if wall % 2 == 0 else room.size[1]
+    length = float(edge.sum())
     if length < width + 0.02:
         return None, None
     along = rng.uniform(width / 2 + 0.01, length - width / 2 - 0.01)
     back = depth / 2 + gap
-    position = (
-        (along, room.size[1] - back), (back, along), (along, back), (room.size[0] - back, along),
-    )[wall]  # fmt: skip
-    return tuple(map(float, position)), WALL_YAWS[wall]
+    position = start + edge / length * along + np.round([math.sin(yaw), -math.cos(yaw)]) * back
+    return tuple(map(float, position)), yaw
 
 
 def _random_color(rng, low: float, high: float, saturation: float) -> tuple[float, float, float]:

@@ -20,6 +20,9 @@ r"""Render furnished rooms into a data set: pictures, classes, metres, instances
 Writes `data/SPLIT-FIRST-LAST.parquet`... in the schema of `densemllm.training.datasets`, `id2label.json`, and a data
 card. The same arguments and versions give the same rooms, views and texts. A shard that is there already is left as it
 is, so a run that was stopped goes on. Test and validation rooms have furniture that no training room has.
+
+`--variety 1` renders other rooms: of other shapes and sizes, with made, bent and painted furniture, other materials,
+lights and cameras (`variety.py`), to train what is to see photographs.
 """
 
 import argparse
@@ -36,10 +39,11 @@ import numpy as np
 from catalogue import FURNITURE, ID2LABEL, read_catalogue, split_models
 from datasets import Dataset, Features, Image, Sequence, Value
 from language import expressions, find_visible, questions
-from layout import Furnisher, pools_of, propose_camera
+from layout import Furnisher, pools_of
 from PIL import Image as Picture
 from raycast import Scene
 from tqdm.auto import tqdm
+from variety import VariedFurnisher
 
 
 DEPTH_SCALE = 0.002  # metres a unit: finer steps would only make the files larger
@@ -61,23 +65,20 @@ def read_splits(furniture: Path = FURNITURE) -> dict[str, list]:
 
 
 def render_views(seed: int, furnisher: Furnisher, height: int, width: int) -> list[dict]:
-    """The rows of one room: none where no camera finds a place that shows three things, and enough of them."""
+    """The rows of one room: none where no camera finds a place from which the furnisher accepts a view."""
     room = furnisher(seed)
     scene = Scene(room)
     rows = []
     for view_number in range(VIEWS_PER_ROOM):
         rng = np.random.default_rng([20261124, seed, view_number])
         for _ in range(60):
-            camera = propose_camera(room, rng)
-            if camera is None:
-                continue
-            things, depth = scene.glance(camera)
-            furnished = len(np.unique(things[things >= 0])) >= 3 and (things >= 0).mean() > 0.25
-            if furnished and np.percentile(depth, 20) > 1.0:
+            camera = furnisher.propose_camera(room, rng)
+            if camera is not None and furnisher.accepts(room, *scene.glance(camera)):
                 break
         else:
             continue
-        view = scene.render(camera, height, width, rng)
+        camera, *size = furnisher.frame(camera, height, width, rng)
+        view = scene.render(camera, *size, rng)
         visible = find_visible(room, view)
         said = expressions(visible)
         asked = questions(room, visible, rng)
@@ -93,7 +94,7 @@ def render_views(seed: int, furnisher: Furnisher, height: int, width: int) -> li
                 "instances": _encoded(view.instances.astype(np.uint8)),
                 "mask": mask if mask is None else _encoded(mask),
                 "expression": chosen and chosen[0], "messages": messages,
-                "focal_length": camera.focal_length * width, "expressions": [text for text, _ in said],
+                "focal_length": camera.focal_length * size[1], "expressions": [text for text, _ in said],
                 "expression_instances": [thing + 1 for _, thing in said], "room": seed, "view": view_number,
             }
         )  # fmt: skip
@@ -102,21 +103,38 @@ def render_views(seed: int, furnisher: Furnisher, height: int, width: int) -> li
 
 def _encoded(pixels: np.ndarray, form: str = "PNG") -> dict:
     buffer = io.BytesIO()
-    options = {"quality": 90} if form == "JPEG" else {"optimize": True}
+    # A PNG of the highest level is a tenth smaller, and takes ten times as long.
+    options = {"quality": 90} if form == "JPEG" else {"compress_level": 6}
     Picture.fromarray(pixels).save(buffer, form, **options)
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _start_worker(split: str, furniture: Path) -> None:
+def _start_worker(split: str, furniture: Path, variety: float) -> None:
     global _furnisher
-    _furnisher = Furnisher(read_splits(furniture)[split])
+    models = read_splits(furniture)[split]
+    _furnisher = VariedFurnisher(models, variety) if variety else Furnisher(models)
 
 
 def _work(seed: int, height: int, width: int) -> list[dict]:
     return render_views(seed, _furnisher, height, width)
 
 
-def write_card(folder: Path, models: dict) -> None:
+def check_settings(folder: Path, settings: dict) -> None:
+    """Write how the folder's rooms are rendered, or raise a `ValueError` where they were rendered otherwise."""
+    file = folder / SETTINGS_NAME
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+    elif any((folder / "data").glob("*.parquet")):
+        found = {**settings, "variety": 0.0}  # of a version that had nothing else
+    else:
+        found = None
+    if found is not None and found != settings:
+        raise ValueError(f"{folder} has rooms that were rendered with {found}, got {settings}: take another folder")
+    if not file.is_file():
+        _write(file, json.dumps(settings) + "\n")
+
+
+def write_card(folder: Path, models: dict, variety: float = 0.0) -> None:
     """`README.md`: columns, splits, pixels of each class, licences; `CREDITS.md`: the models and their creators."""
     counts, rows = Counter(), Counter()
     for file in sorted((folder / "data").glob("*.parquet")):
@@ -136,6 +154,7 @@ def write_card(folder: Path, models: dict) -> None:
     text = CARD.format(
         configs=splits.replace("\n- ", "\n  - "), table="\n".join(table), scale=DEPTH_SCALE,
         rows=", ".join(f"{count:,} {split}" for split, count in rows.items()),
+        made=VARIED.format(variety=variety) if variety else PLAIN, limits=VARIED_LIMITS if variety else PLAIN_LIMITS,
     )  # fmt: skip
     _write(folder / "README.md", text)
     credit = [
@@ -171,8 +190,7 @@ configs:
 
 Rendered pictures of furnished rooms with class map, metric depth, instances, referring expressions and questions.
 Rows: {rows}. Made by `examples/rooms/render.py` of densemllm: rooms are furnished from a seed with models of Debian's
-package `sweethome3d-furniture`, lit by area lights and windows, and seen from eye height with a known focal length.
-Floors, walls, pictures and rugs are procedural.
+package `sweethome3d-furniture`, {made}
 
 | column | meaning |
 |---|---|
@@ -207,11 +225,21 @@ derived from it: CC-BY-3.0.
 
 ## Limits
 
-Rooms are boxes; doors are shut and lie on the wall; mirrors and metal don't reflect; windows show a painted view;
-nobody has tidied up, and nobody lives there. Things of no class (a vase, a suitcase) are not annotated: 255 in
-`segmentation`. Rendered again, a picture can differ by a few levels at a few pixels of plants, where triangles
-coincide. Some classes have one or two models to test with: see the table.
+{limits} Things of no class (a vase, a suitcase) are not annotated: 255 in
+`segmentation`. Some classes have one or two models to test with: see the table.
 """
+PLAIN = """lit by area lights and windows, and seen from eye height with a known focal length.
+Floors, walls, pictures and rugs are procedural."""
+VARIED = """bent, painted anew and mixed, and with furniture that
+is made from the seed; of many shapes and sizes, materials and lights; seen by cameras of many focal lengths, as they
+are held in hands (`--variety {variety:g}`). Floors, walls, pictures and rugs are procedural."""
+PLAIN_LIMITS = """Rooms are boxes; doors are shut and lie on the wall; mirrors and metal don't reflect; windows show
+a painted view; nobody has tidied up, and nobody lives there. Rendered again, a picture can differ by a few levels at a
+few pixels of plants, where triangles coincide."""
+VARIED_LIMITS = """Walls are at right angles; what reflects does so once; windows show a painted view; colours and
+materials are drawn, so that many rooms are ones that nobody would furnish; people stand. Depth and class of a mirror
+are its own."""
+SETTINGS_NAME = "render.json"
 
 
 def _write(path: Path, text: str) -> None:
@@ -231,6 +259,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--height", type=int, default=256, help="pixels")
     parser.add_argument("--width", type=int, default=256, help="pixels")
+    parser.add_argument(
+        "--variety", type=float, default=0.0, help="strength in [0, 1] of domain randomisation, 0: off"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--rooms_per_shard", type=int, default=100)
     parser.add_argument("--furniture", type=Path, default=FURNITURE, help="folder with the *.sh3f archives")
@@ -238,6 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("rooms", "height", "width", "workers", "rooms_per_shard"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if not 0 <= args.variety <= 1:
+        parser.error(f"--variety must be in [0, 1], got {args.variety}")
     first = FIRST_SEEDS[args.split] + args.first_room
     shards = range(first, first + args.rooms, args.rooms_per_shard)
     wanted = {(start, min(start + args.rooms_per_shard, first + args.rooms)) for start in shards}
@@ -249,10 +282,14 @@ def main(arguments: list[str] | None = None) -> None:
         models = read_splits(args.furniture)
     except FileNotFoundError as error:
         parser.error(str(error))
-    (args.output_dir / "data").mkdir(parents=True, exist_ok=True)
+    try:
+        (args.output_dir / "data").mkdir(parents=True, exist_ok=True)
+        check_settings(args.output_dir, {"variety": args.variety, "height": args.height, "width": args.width})
+    except ValueError as error:
+        parser.error(str(error))
     started, views = time.perf_counter(), 0
     context = multiprocessing.get_context("spawn")
-    with context.Pool(args.workers, _start_worker, (args.split, args.furniture)) as pool:
+    with context.Pool(args.workers, _start_worker, (args.split, args.furniture, args.variety)) as pool:
         for start in tqdm(shards, desc=f"{args.split}, shards of {args.rooms_per_shard} rooms"):
             end = min(start + args.rooms_per_shard, first + args.rooms)
             file = args.output_dir / "data" / f"{args.split}-{start:07d}-{end:07d}.parquet"
@@ -267,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
             views += len(rows)
     seconds = time.perf_counter() - started
     _write(args.output_dir / "id2label.json", json.dumps(ID2LABEL, indent=1) + "\n")
-    write_card(args.output_dir, models)
+    write_card(args.output_dir, models, args.variety)
     if views:
         print(f"{views} views in {seconds:.0f} s: {views / seconds:.2f} a second on {args.workers} workers")
 
