@@ -28,7 +28,8 @@ tiles image_encoding questions streams saving prediction pipeline parts vision m
 # and those that don't.
 OTHERS = """
 files addresses environment arguments client registration
-training.maps training.camera_effects training.samples training.datasets training.image_tokenizer training.collator formats.base
+training.maps training.camera_effects training.samples training.datasets training.image_tokenizer training.collator
+formats.base
 formats.coco_index formats.coco formats.refcoco
 formats.class_maps formats.ade20k formats.cityscapes formats.pascal
 formats.ddad formats.ibims1 formats.kitti formats.mpii formats.nyuv2 formats.tallyqa
