@@ -68,6 +68,17 @@ def read_page(page: str) -> list:
     return cells
 
 
+def joined(outputs: list) -> list:
+    """Outputs of a cell, with what was printed in pieces as one text."""
+    found: list = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", nargs="+", default=PAGES, metavar="NAME", help="of docs/, without .md")
@@ -85,7 +96,8 @@ def main() -> None:
         cell.pop("id", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":  # no bars of progress, no warnings
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = joined([output for output in cell.outputs if output.get("name") != "stderr"])
+    notebook.nbformat_minor = 4  # whose cells need no ids, which would change each time
     nbformat.write(notebook, args.out)
     print(f"{args.out}: {len(notebook.cells)} cells")
 
