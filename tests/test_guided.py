@@ -432,6 +432,9 @@ def test_an_evaluation_asks_for_it_where_it_is_taken(tmp_path, refine, is_there)
     assert task.arguments([{}], Settings(refine=refine)) == ({"refine": refine} if is_there else {})
     (tmp_path / "README.md").write_text("---\ntags: []\n---\n")
     options = {**CARD_OPTIONS, **task.options, "refine": refine, "data_name": "rooms", "split": "validation"}
-    update_card(str(tmp_path), {"options": options, "data": "rooms", "metrics": {"depth": {"delta1": 0.5}}})
+    update_card(
+        str(tmp_path),
+        {"options": options, "data": "rooms", "metrics": {"depth": {"delta1": 0.5}}, "images": {"depth": 1}},
+    )
     assert ("refine: guided" in (tmp_path / "README.md").read_text()) == is_there
     assert "crf" not in (tmp_path / "README.md").read_text()

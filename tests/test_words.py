@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from densemllm import DenseMLLMProcessor, DensePrediction
-from densemllm.tasks_densemllm import TASKS, Classes, Depth, Foreground, Normals, OpenSet, Panoptic
+from densemllm.tasks_densemllm import (
+    TASKS,
+    Classes,
+    Depth,
+    Foreground,
+    Normals,
+    OpenSet,
+    Panoptic,
+    add_dense_tokens,
+)
 from tiny import make_processor, make_tokenizer
 
 
@@ -55,6 +64,9 @@ def test_normals_say_where_a_surface_looks(normal, words):
 def test_a_task_is_known_by_its_tokens():
     whole = make_processor()
     plain = DenseMLLMProcessor(whole.image_processor, make_tokenizer(num_coordinates=0), num_depth_bins=16)
+    assert {name for name, task in TASKS.items() if task.is_known(whole)} == set(TASKS) - {"codes"}
+    add_dense_tokens(whole.tokenizer, num_image_codes=8)
+    whole.forget_tokens()
     assert {name for name, task in TASKS.items() if task.is_known(whole)} == set(TASKS)
     assert {name for name, task in TASKS.items() if task.is_known(plain)} == {"segmentation", "depth", "normals"}
     plain.referring_prompt = "find {text}"
