@@ -111,7 +111,8 @@ def test_codes_lie_on_the_grid_of_tokens(photo):
     first = processor.tokenizer.convert_tokens_to_ids("<image_code_0>")
     model = make_model(processor, id2label=ID2LABEL, image_code_token_id=first, num_image_codes=8)
     model.get_processor(processor)
-    shown = predict(Demo(model, max_pixels=MAX_PIXELS), photo, Codes.name)
+    demo = Demo(model, max_pixels=MAX_PIXELS)  # whose files are there as long as it is
+    shown = predict(demo, photo, Codes.name)
     codes = model.predict_dense(photo, Codes.name).codes
     words = np.array(["not known", *(f"code {number}" for number in range(8))])
     assert (read_places(shown.reading)[Codes.name] == words[codes.numpy() + 1]).all()
