@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..loss_densemllm import supervised_tokens
 from ..tasks_densemllm import ANNOTATED_TASKS
 from .collator import DenseCollator
+from .equal_images import EqualImagesOnce
 from .prompts import PromptReader
 from .rewards import get_rewards
 
@@ -138,6 +139,7 @@ class DenseGRPOTrainer(GRPOTrainer):
         check_dense_options(dense_loss_weight, filter_groups, self.beta)
         self.dense_collator, self.dense_loss_weight = dense_collator, dense_loss_weight
         self.filter_groups = filter_groups
+        EqualImagesOnce(self.accelerator.unwrap_model(self.model).base_model.vision_tower)
         self.add_callback(SetEpoch())
 
     # ---- groups ----

@@ -1,0 +1,83 @@
+# Copyright 2026 The densemllm authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Equal images of a batch are encoded once: the answers of a group are all about the same one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes as a pixel's value
+
+
+def first_equals(images: Sequence[torch.Tensor], sizes: Sequence[tuple[int, ...]]) -> list[int]:
+    """For each image the place of the first one that is equal to it: its own where none before is.
+
+    Args:
+        images: patches `[n_patches, n_features]` of each.
+        sizes: what besides must be equal, such as rows of `image_grid_thw`.
+    """
+    # A sum of whole numbers doesn't depend on its order, so that equal images have equal ones. All are read at once.
+    sums = [image.detach().view(_INTEGERS[image.element_size()]).sum(dtype=torch.int64) for image in images]
+    firsts: dict[tuple, int] = {}
+    places = []
+    for place, key in enumerate(zip(torch.stack(sums).tolist(), sizes, strict=True)):
+        first = firsts.setdefault(key, place)
+        places.append(first if first == place or torch.equal(images[first], images[place]) else place)
+    return places
+
+
+class EqualImagesOnce:
+    """Makes a vision tower encode equal images of a batch once. What it returns, and the gradients, are the same, but
+    for rounding; the time is that of the different images.
+
+    Args:
+        tower: a [`DenseMLLMVisionModel`]. It gets two hooks, which `remove` takes off.
+    """
+
+    def __init__(self, tower: nn.Module):
+        self._pieces: tuple[list[int], list[int]] | None = None
+        self._handles = (
+            tower.register_forward_pre_hook(self._take_different, with_kwargs=True),
+            tower.register_forward_hook(self._repeat),
+        )
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _take_different(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        self._pieces = None
+        pixel_values, grid, *more = args
+        sizes = [tuple(row) for row in grid.tolist()]
+        images = pixel_values.split(grid.prod(dim=-1).tolist())
+        places = first_equals(images, sizes)
+        different = sorted(set(places))
+        if len(different) == len(places):
+            return None
+        self._pieces = ([different.index(place) for place in places], [len(images[place]) for place in different])
+        return (torch.cat([images[place] for place in different]), grid[different], *more), kwargs
+
+    def _repeat(self, tower: nn.Module, args: tuple, outputs: Any) -> Any:
+        if self._pieces is not None:
+            places, lengths = self._pieces
+            features = outputs.last_hidden_state.split(lengths)
+            outputs.last_hidden_state = torch.cat([features[place] for place in places])
+        return outputs
+
+
+__all__ = ["EqualImagesOnce", "first_equals"]
