@@ -37,7 +37,8 @@ evaluation.measured_words evaluation.measured training.prompts
 evaluation.protocols evaluation.arguments evaluation.predict evaluation.state
 evaluation.panels evaluation.report
 evaluation.run
-training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
+training.optimizers training.checkpoints training.model_card training.arguments training.trainer
+training.equal_images training.shared_prompts training.grpo
 convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction cli __main__
 """.split()
 FLOORS = [f"{name}_densemllm" for name in TRAVELLING] + OTHERS

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Equal images of a batch are encoded once: the answers of a group are all about the same one."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -23,20 +23,20 @@ from torch import nn
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes as a pixel's value
 
 
-def first_equals(images: Sequence[torch.Tensor], sizes: Sequence[tuple[int, ...]]) -> list[int]:
-    """For each image the place of the first one that is equal to it: its own where none before is.
+def first_equals(tensors: Sequence[torch.Tensor], keys: Sequence[Hashable]) -> list[int]:
+    """For each tensor the place of the first one that is equal to it: its own where none before is.
 
     Args:
-        images: patches `[n_patches, n_features]` of each.
-        sizes: what besides must be equal, such as rows of `image_grid_thw`.
+        tensors: of one dtype, such as the patches of each image.
+        keys: what besides must be equal, such as an image's row of `image_grid_thw`.
     """
     # A sum of whole numbers doesn't depend on its order, so that equal images have equal ones. All are read at once.
-    sums = [image.detach().view(_INTEGERS[image.element_size()]).sum(dtype=torch.int64) for image in images]
+    sums = [tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
     firsts: dict[tuple, int] = {}
     places = []
-    for place, key in enumerate(zip(torch.stack(sums).tolist(), sizes, strict=True)):
+    for place, key in enumerate(zip(torch.stack(sums).tolist(), keys, strict=True)):
         first = firsts.setdefault(key, place)
-        places.append(first if first == place or torch.equal(images[first], images[place]) else place)
+        places.append(first if first == place or torch.equal(tensors[first], tensors[place]) else place)
     return places
 
 
