@@ -45,7 +45,7 @@ class EqualImagesOnce:
     for rounding; the time is that of the different images.
 
     Args:
-        tower: a [`DenseMLLMVisionModel`]. It gets two hooks, which `remove` takes off.
+        tower: a [`DenseMLLMVisionModel`]. It gets two hooks, which stay until `remove` takes them off.
     """
 
     def __init__(self, tower: nn.Module):
@@ -62,15 +62,18 @@ class EqualImagesOnce:
 
     def _take_different(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         self._pieces = None
-        pixel_values, grid, *more = args
-        sizes = [tuple(row) for row in grid.tolist()]
+        inputs = {**dict(zip(("pixel_values", "image_grid_thw"), args, strict=False)), **kwargs}
+        pixel_values, grid = inputs.get("pixel_values"), inputs.get("image_grid_thw")
+        if pixel_values is None or grid is None or grid.ndim != 2 or int(grid.prod(dim=-1).sum()) != len(pixel_values):
+            return None  # the tower says so
         images = pixel_values.split(grid.prod(dim=-1).tolist())
-        places = first_equals(images, sizes)
+        places = first_equals(images, [tuple(row) for row in grid.tolist()])
         different = sorted(set(places))
         if len(different) == len(places):
             return None
         self._pieces = ([different.index(place) for place in places], [len(images[place]) for place in different])
-        return (torch.cat([images[place] for place in different]), grid[different], *more), kwargs
+        inputs["pixel_values"] = torch.cat([images[place] for place in different])
+        return (), {**inputs, "image_grid_thw": grid[different]}
 
     def _repeat(self, tower: nn.Module, args: tuple, outputs: Any) -> Any:
         if self._pieces is not None:

@@ -191,19 +191,41 @@ class DenseGRPOTrainer(GRPOTrainer):
         compute_entropy: bool = False,
         **inputs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        pixel_values, grid = inputs.get("pixel_values"), inputs.get("image_grid_thw")
+        pixel_values = inputs.get("pixel_values")
         if not self.share_prompts or pixel_values is None or inputs.get("compute_aux_loss"):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **inputs
             )
-        grids = grid.split(inputs["num_images"])
+        grids = inputs["image_grid_thw"].split(inputs["num_images"])
         patches = pixel_values.split([int(own.prod(dim=1).sum()) for own in grids])
-        images = first_equals(patches, [tuple(own.flatten().tolist()) for own in grids])
-        prompts = first_equals(list(input_ids[:, :-logits_to_keep]), images)
+        values = []
+        for start in range(0, len(input_ids), batch_size or len(input_ids)):
+            rows = slice(start, start + (batch_size or len(input_ids)))
+            values.append(
+                self._score_behind_prompts(
+                    model, input_ids[rows], attention_mask[rows], logits_to_keep, patches[rows], grids[rows]
+                )
+            )
+        log_probs = torch.cat([own for own, _ in values])
+        return log_probs, torch.cat([own for _, own in values]) if compute_entropy else None, None
+
+    def _score_behind_prompts(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        n_answer: int,
+        patches: Sequence[torch.Tensor],
+        grids: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities of the answers' tokens, and entropies there where the model computes them, both
+        `[n_rows, n_answer]`. `patches` and `grids` are those of each row."""
         config, blocks = self.model.config, None
         if config.vision_attention == "bidirectional":
             blocks = vision_block_ids(input_ids == config.image_token_id, 0)
-        packed = pack_answers(input_ids, attention_mask, logits_to_keep, prompts, blocks)
+        images = first_equals(patches, [tuple(own.flatten().tolist()) for own in grids])
+        prompts = first_equals(list(input_ids[:, :-n_answer]), images)
+        packed = pack_answers(input_ids, attention_mask, n_answer, prompts, blocks)
         different = sorted(set(prompts))
         with self.accelerator.autocast():
             outputs = model(
@@ -215,8 +237,8 @@ class DenseGRPOTrainer(GRPOTrainer):
                 labels=packed.labels,
                 fused_lm_head=True,
             )
-        entropies = packed.of_rows(outputs.entropy) if compute_entropy else None
-        return packed.of_rows(outputs.log_probs), entropies, None
+        entropies = None if outputs.entropy is None else packed.of_rows(outputs.entropy)  # a reference has none
+        return packed.of_rows(outputs.log_probs), entropies
 
     # ---- the dense loss ----
 
