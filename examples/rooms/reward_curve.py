@@ -20,7 +20,6 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script, whole_file
@@ -55,6 +54,27 @@ def means_over(steps: np.ndarray, values: np.ndarray, window: int) -> tuple[np.n
     return ends, np.array([values[(steps > end - window) & (steps <= end)].mean() for end in ends])
 
 
+def draw(runs: dict[str, list[dict]], window: int, path: Path, overwrite: bool = False) -> None:
+    """A panel for each of `PANELS`, a line for each run."""
+    import matplotlib.pyplot as plt  # not above: what can't be used is said without it, too
+
+    plt.switch_backend("Agg")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 2.6))
+    for axis, (key, title) in zip(axes, PANELS.items(), strict=True):
+        for number, (name, rows) in enumerate(runs.items()):
+            steps, values = (np.array([row[column] for row in rows]) for column in ("step", key))
+            axis.plot(steps, values, color=f"C{number}", alpha=0.2, linewidth=0.7)
+            axis.plot(*means_over(steps, values, window), color=f"C{number}", label=name)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+    figure.tight_layout()
+    with whole_file(path, overwrite) as staged:
+        figure.savefig(staged, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="NAME=FOLDER of each run")
@@ -72,21 +92,7 @@ def main() -> None:
             runs[name] = read_history(Path(folder))
         except FileNotFoundError as error:
             parser.error(str(error))
-    plt.switch_backend("Agg")
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 2.6))
-    for axis, (key, title) in zip(axes, PANELS.items(), strict=True):
-        for number, (name, rows) in enumerate(runs.items()):
-            steps, values = (np.array([row[column] for row in rows]) for column in ("step", key))
-            axis.plot(steps, values, color=f"C{number}", alpha=0.2, linewidth=0.7)
-            axis.plot(*means_over(steps, values, args.window), color=f"C{number}", label=name)
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
-    figure.tight_layout()
-    with whole_file(args.out, args.overwrite) as staged:
-        figure.savefig(staged, dpi=110)
+    draw(runs, args.window, args.out, args.overwrite)
     print(f"{args.out}: points are means over {args.window} steps")
 
 
