@@ -89,6 +89,10 @@ class ScriptArguments(DataArguments):
     filter_groups: bool = field(
         default=False, metadata={"help": "leave out of the loss answers whose whole group has the same reward"}
     )
+    share_prompts: bool = field(
+        default=False,
+        metadata={"help": "score a group's answers behind one prompt, which is read once for all of them"},
+    )
 
 
 # Options of `train_hf.py` and of TRL that mean nothing here, or would be wrong.
@@ -203,6 +207,7 @@ def main(arguments: list[str] | None = None) -> dict:
         ),
         dense_loss_weight=script_args.dense_loss_weight,
         filter_groups=script_args.filter_groups,
+        share_prompts=script_args.share_prompts,
     )
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_metrics("train", metrics)

@@ -13,16 +13,21 @@ import yaml
 from datasets import Dataset
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
+from densemllm.loss_densemllm import IGNORED
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator
 from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.equal_images import EqualImagesOnce, first_equals
 from densemllm.training.prompts import make_prompts
+from densemllm.training.shared_prompts import pack_answers
 from densemllm.training.trainer import DenseTrainer
 from repository import require
 from tiny import ID2LABEL, LLAMA, make_image, make_model, make_processor, make_samples
 
 
 pytest.importorskip("trl")
+
+from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 
 from densemllm.train_grpo import main, parse_arguments, run  # noqa: E402
 from densemllm.training import grpo  # noqa: E402
@@ -208,8 +213,9 @@ def make_trainer(folder: Path, samples: DenseDataset, processor, **kwargs) -> De
             "max_completion_length": 4, "max_steps": 1, "save_strategy": "no", **options,
         }
     )  # fmt: skip
+    adapt = kwargs.pop("adapt", lambda model: model)
     return DenseGRPOTrainer(
-        model=make_model(processor, text=LLAMA), args=args, train_dataset=make_prompts(samples, processor),
+        model=adapt(make_model(processor, text=LLAMA)), args=args, train_dataset=make_prompts(samples, processor),
         processing_class=processor, reward_funcs=make_rewards(["format", "repetition"], 4, 1),
         dense_collator=DenseCollator(processor), **kwargs,
     )  # fmt: skip
@@ -323,6 +329,160 @@ def test_probabilities_of_a_batch_are_those_of_each_answer_alone(tmp_path):
         ).logits
         expected = logits[0, :-1].log_softmax(dim=-1).gather(1, own[0, 1:, None])[-answer:, 0]
         torch.testing.assert_close(found[row, :answer], expected, rtol=1e-4, atol=1e-4)
+
+
+# ---- equal images ----
+
+
+def test_first_equals():
+    image, other = torch.randn(8, 5), torch.randn(8, 5)
+    swapped = image.flip(0)  # of the same sum
+    wide, high = (1, 2, 4), (1, 4, 2)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.uint8):
+        images = [part.to(dtype) for part in (image * 9, other * 9, image * 9, swapped * 9, image * 9, other * 9)]
+        assert first_equals(images, [wide] * 6) == [0, 1, 0, 3, 0, 1]
+        assert first_equals([images[0]] * 3, [wide, high, wide]) == [0, 1, 0]
+
+
+def test_equal_images_are_encoded_once():
+    """As many patches as different images have, and the same features and gradients."""
+    processor = make_processor()
+    images = [make_image(16, 24, 1), make_image(24, 16, 2), make_image(16, 24, 1), make_image(16, 24, 3)]
+    inputs = processor.image_processor(images=[images[place] for place in (0, 1, 2, 3, 1, 0)], return_tensors="pt")
+    patches = inputs["image_grid_thw"].prod(dim=1).tolist()
+    encoded, found = [], {}
+    for name in ("each", "once", "removed"):
+        model = make_model(processor, text=LLAMA)
+        tower = model.model.vision_tower
+        tower.embeddings.register_forward_pre_hook(lambda module, args: encoded.append(len(args[0])))
+        if name != "each":
+            once = EqualImagesOnce(tower)
+        if name == "removed":
+            once.remove()
+        features = torch.cat(model.get_image_features(**inputs, return_dict=True).pooler_output)
+        (features * torch.linspace(-1, 1, len(features))[:, None]).sum().backward()
+        found[name] = {"features": features.detach(), **gradients(model)}
+    assert encoded == [sum(patches), patches[0] + patches[1] + patches[3], sum(patches)]
+    assert found["each"].keys() == found["once"].keys()
+    for name, value in found["each"].items():
+        torch.testing.assert_close(found["once"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    EqualImagesOnce(tower)
+    named = tower(pixel_values=inputs["pixel_values"], image_grid_thw=inputs["image_grid_thw"]).last_hidden_state
+    assert len(named) == sum(patches)
+    with pytest.raises(ValueError, match="image_grid_thw"):
+        tower(inputs["pixel_values"][1:], inputs["image_grid_thw"])
+    different = processor.image_processor(images=[images[0], images[3]], return_tensors="pt")
+    plain = make_model(processor, text=LLAMA).get_image_features(**different, return_dict=True).pooler_output
+    for own, expected in zip(
+        model.get_image_features(**different, return_dict=True).pooler_output, plain, strict=True
+    ):
+        torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_step_encodes_each_image_once(tmp_path, adapted):
+    from peft import LoraConfig, get_peft_model
+
+    processor, encoded = make_processor(), []
+    trainer = make_trainer(
+        tmp_path, data_of(make_samples(4)), processor,
+        adapt=lambda model: get_peft_model(model, LoraConfig(target_modules=["q_proj"])) if adapted else model,
+    )  # fmt: skip
+    (tower,) = (module for module in trainer.model.modules() if type(module).__name__ == "DenseMLLMVisionModel")
+    tower.embeddings.register_forward_pre_hook(lambda module, args: encoded.append(len(args[1])))
+    trainer.train()
+    assert encoded == [2, 2]  # images of four answers, as they are made and as they are scored
+
+
+# ---- shared prompts ----
+
+
+@pytest.mark.parametrize(
+    ("attention", "vision_attention"), [("eager", "causal"), ("sdpa", "causal"), ("eager", "bidirectional")]
+)
+def test_shared_prompts_change_no_probability_and_no_gradient(tmp_path, attention, vision_attention):
+    """Answers of different lengths about images of different sizes, in any order, one of them left out."""
+    processor = make_processor()
+    trainer = make_trainer(tmp_path, data_of(make_samples(4)), processor)
+    model = make_model(processor, text=LLAMA, vision_attention=vision_attention)
+    model.set_attn_implementation(attention)
+    trainer.model.train()
+    rows = [trainer.train_dataset[place] for place in (0, 0, 2, 2, 0, 3)]
+    batch = trainer._generate_and_score_completions(rows)
+    batch["completion_mask"][0, 2:] = 0
+    batch["completion_mask"][3] = 0
+    order = [3, 0, 5, 1, 2, 4]
+    ids, mask = (
+        torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1)[order] for name in ("ids", "mask")
+    )
+    length = batch["completion_ids"].shape[1]
+    patches = batch["pixel_values"].split(batch["image_grid_thw"].prod(dim=1).tolist())
+    images = {
+        "pixel_values": torch.cat([patches[row] for row in order]),
+        "image_grid_thw": batch["image_grid_thw"][order], "num_images": [1] * len(order),
+    }  # fmt: skip
+    add_fused_lm_head(model, trainer.temperature, outputs=("log_probs", "entropy"))
+    trainer.model, found = model, []
+    is_answer = mask[:, -length:] == 1
+    for trainer.share_prompts, batch_size in ((False, None), (True, None), (True, 4)):
+        values = trainer._get_per_token_logps_and_entropies(
+            model, ids, mask, length, batch_size, compute_entropy=True, **images
+        )
+        values = [value * is_answer for value in values[:2]]
+        (values[0] * torch.linspace(-1, 1, length)).sum().backward()
+        found.append({"log_probs": values[0].detach(), "entropy": values[1].detach(), **gradients(model)})
+        model.zero_grad()
+    for own in found[1:]:
+        assert own.keys() == found[0].keys()
+        for name, value in found[0].items():
+            torch.testing.assert_close(own[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_packed_answers():
+    """By hand: two questions of two tokens, the second one padded, with two answers and one."""
+    ids = torch.tensor([[7, 8, 1, 2], [0, 9, 3, 0], [7, 8, 4, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [1, 1, 1, 0]])
+    packed = pack_answers(ids, mask, 2, [0, 1, 0])
+    assert packed.input_ids.tolist() == [[7, 8, 1, 2, 8, 4, 0], [0, 9, 3, 0, 9, 3, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 1, 2, 3]] * 2
+    n = IGNORED
+    assert packed.labels.tolist() == [[n, n, 1, 2, n, 4, n], [n, n, 3, n, n, n, n]]
+    assert packed.sees[0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 1, 0], [1, 0, 0, 0, 1, 1, 0],
+    ]  # fmt: skip
+    assert packed.sees[1].int().tolist()[2] == [0, 1, 1, 0, 0, 0, 0]
+    of_labels = torch.arange(6)[None] + torch.tensor([[10], [20]])
+    assert packed.of_rows(of_labels).tolist() == [[11, 12], [21, 22], [14, 15]]
+
+
+def test_shared_prompts_need_full_attention(tmp_path):
+    processor = make_processor()
+    samples = data_of(make_samples(2))
+    for option, given, said in (("sliding_window", 4, "full attention"), ("_attn_implementation", "flex", "'flex'")):
+
+        def adapt(model, option=option, given=given):
+            setattr(model.config.get_text_config(), option, given)
+            return model
+
+        with pytest.raises(ValueError, match=f"`share_prompts` needs .*{said}"):
+            make_trainer(tmp_path, samples, processor, adapt=adapt, share_prompts=True)
+
+
+@pytest.mark.parametrize("more", [["--beta", "0.1"], ["--use_peft", "--lora_r", "2", "--lora_dropout", "0"]])
+def test_a_step_with_shared_prompts(source, tmp_path, monkeypatch, more):
+    def length(completions, **columns):
+        return [float(len(completion[-1]["content"])) for completion in completions]
+
+    monkeypatch.setattr("densemllm.train_grpo.make_rewards", lambda *args: [length])
+    words = [str(source / "grpo.yaml"), "--max_steps", "1", "--save_strategy", "no", "--num_generations", "4"]
+    words += ["--attn_implementation", "sdpa", *more]
+    main([*words, "--output_dir", str(tmp_path / "alone")])
+    main([*words, "--output_dir", str(tmp_path / "shared"), "--share_prompts"])
+    (alone,), (shared,) = logs_of(tmp_path / "alone"), logs_of(tmp_path / "shared")
+    assert alone["grad_norm"] > 0
+    for name in ("reward", "loss", "grad_norm", "entropy"):
+        assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-5), name
 
 
 def test_samples_know_their_epoch(tmp_path):

@@ -40,7 +40,8 @@ evaluation.language evaluation.measured_words evaluation.measured training.promp
 evaluation.protocols evaluation.arguments evaluation.predict evaluation.state
 evaluation.panels evaluation.report
 evaluation.run
-training.optimizers training.checkpoints training.model_card training.arguments training.trainer training.grpo
+training.optimizers training.checkpoints training.model_card training.arguments training.trainer
+training.equal_images training.shared_prompts training.grpo
 convert_youtu_vl_to_densemllm train_hf train_grpo evaluate_densemllm data_prediction
 commands.tables commands.parsers commands.inputs commands.models commands.videos commands.predict
 commands.data_sets commands.checkpoints

@@ -22,10 +22,12 @@ SCRIPTS = {
     "examples/rooms/make_model.py": ["--data", "examples/rooms/sample"],
     "examples/rooms/pretrain_tower.py": ["--model_name_or_path", "{model}", "--data", "examples/rooms/sample"],
     "examples/rooms/gallery.py": ["--photos", "{image}"],
+    "examples/rooms/reward_curve.py": ["run={model}"],
     "examples/synthetic_rooms.py": [],
     "tools/check_parity.py": ["record", "{model}", "{image}"],
 }
 FILE = {"examples/rooms/gallery.py": "gallery.png", "examples/synthetic_rooms.py": "rooms.png",
+        "examples/rooms/reward_curve.py": "rewards.png",
         "tools/check_parity.py": "reference.safetensors", "examples/youtu_vl.py": "pose.png",
         "examples/rooms/make_model.py": "config.json", "examples/rooms/pretrain_tower.py": "model.safetensors",
         "examples/quickstart.py": "predictions.png"}  # fmt: skip
@@ -52,7 +54,7 @@ def start(model, monkeypatch, capsys):
         words = [word.format(model=model, image=image) for word in SCRIPTS[script]]
         if script == "tools/check_parity.py":
             words.append(out)
-        elif FILE.get(script) in ("gallery.png", "rooms.png"):
+        elif FILE.get(script) in ("gallery.png", "rewards.png", "rooms.png"):
             words += ["--out", out]
         else:
             words += ["--output_dir", out.parent]

@@ -21,10 +21,14 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..loss_densemllm import supervised_tokens
+from ..modeling_densemllm import vision_block_ids
 from ..tasks_densemllm import ANNOTATED_TASKS
+from ..vision_densemllm import DenseMLLMVisionModel
 from .collator import DenseCollator
+from .equal_images import EqualImagesOnce, first_equals
 from .prompts import PromptReader
 from .rewards import get_rewards
+from .shared_prompts import check_shared_prompts, pack_answers
 
 
 try:
@@ -37,6 +41,7 @@ except ImportError as error:
 # - `_generate_and_score_completions`: a batch of rows with their answers, from which the samples come along.
 # - `_prepare_inputs`: where such a batch has been cut into those of the steps, `_buffered_inputs`.
 # - `_compute_loss`: the loss of one of these.
+# - `_get_per_token_logps_and_entropies`: how it scores answers.
 # - `_metrics`: what is logged.
 
 OVERLONG = "soft_overlong"  # of `reward_funcs`: TRL's own, as it is in tokens
@@ -107,7 +112,8 @@ class DenseGRPOTrainer(GRPOTrainer):
     Rewards of texts say nothing of the vision tokens' logits, from which maps are read, and may let them drift. With a
     `dense_loss_weight`, the NTP-M loss of the batch's annotated samples is added, each sample once a micro-batch. It
     is divided by the count of supervised vision tokens of all micro-batches of a step and all processes, as in
-    [`DenseTrainer`]: of one batch the gradients are the same.
+    [`DenseTrainer`]: of one batch the gradients are the same. An image is encoded once for all answers about it that a
+    micro-batch has.
 
     Takes what `GRPOTrainer` takes; `train_dataset` is one of [`make_prompts`], `processing_class` a
     [`DenseMLLMProcessor`].
@@ -118,10 +124,14 @@ class DenseGRPOTrainer(GRPOTrainer):
         filter_groups: leave answers out whose whole group has the same reward. They have no gradient; left in, they
             count among the tokens by which the loss is divided. What DAPO does besides, to ask again until a batch is
             full of groups that differ, TRL doesn't have.
+        share_prompts: score a micro-batch's answers to the same question behind one prompt, which is read once for all
+            of them; see `training/shared_prompts.py`. For short answers about large images. Needs
+            `attn_implementation` "eager" or "sdpa", and a language model of full attention. Questions without an image
+            are scored one by one.
 
     Raises:
-        ValueError: a weight below 0, one without a collator, or `filter_groups` beside a KL term, which such answers
-            have, too.
+        ValueError: a weight below 0, one without a collator, `filter_groups` beside a KL term, which such answers
+            have, too, or `share_prompts` with a language model that can't read them so.
     """
 
     def __init__(
@@ -130,6 +140,7 @@ class DenseGRPOTrainer(GRPOTrainer):
         dense_collator: DenseCollator | None = None,
         dense_loss_weight: float = 0.0,
         filter_groups: bool = False,
+        share_prompts: bool = False,
         **kwargs: Any,
     ):
         if dense_loss_weight and dense_collator is None:
@@ -138,6 +149,13 @@ class DenseGRPOTrainer(GRPOTrainer):
         check_dense_options(dense_loss_weight, filter_groups, self.beta)
         self.dense_collator, self.dense_loss_weight = dense_collator, dense_loss_weight
         self.filter_groups = filter_groups
+        self.share_prompts = share_prompts
+        if share_prompts:
+            check_shared_prompts(self.model.config.get_text_config())
+        for model in (self.model, self.ref_model):
+            for module in () if model is None else model.modules():  # beneath adapters, too
+                if isinstance(module, DenseMLLMVisionModel):
+                    EqualImagesOnce(module)
         self.add_callback(SetEpoch())
 
     # ---- groups ----
@@ -160,6 +178,67 @@ class DenseGRPOTrainer(GRPOTrainer):
         output["completion_mask"] = output["completion_mask"] * kept[start : start + len(own), None]
         output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
         self._metrics["train"]["groups_left_out"].append(1 - kept.float().mean().item())
+
+    # ---- probabilities ----
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **inputs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        pixel_values = inputs.get("pixel_values")
+        if not self.share_prompts or pixel_values is None or inputs.get("compute_aux_loss"):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **inputs
+            )
+        grids = inputs["image_grid_thw"].split(inputs["num_images"])
+        patches = pixel_values.split([int(own.prod(dim=1).sum()) for own in grids])
+        values = []
+        for start in range(0, len(input_ids), batch_size or len(input_ids)):
+            rows = slice(start, start + (batch_size or len(input_ids)))
+            values.append(
+                self._score_behind_prompts(
+                    model, input_ids[rows], attention_mask[rows], logits_to_keep, patches[rows], grids[rows]
+                )
+            )
+        log_probs = torch.cat([own for own, _ in values])
+        return log_probs, torch.cat([own for _, own in values]) if compute_entropy else None, None
+
+    def _score_behind_prompts(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        n_answer: int,
+        patches: Sequence[torch.Tensor],
+        grids: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities of the answers' tokens, and entropies there where the model computes them, both
+        `[n_rows, n_answer]`. `patches` and `grids` are those of each row."""
+        config, blocks = self.model.config, None
+        if config.vision_attention == "bidirectional":
+            blocks = vision_block_ids(input_ids == config.image_token_id, 0)
+        images = first_equals(patches, [tuple(own.flatten().tolist()) for own in grids])
+        prompts = first_equals(list(input_ids[:, :-n_answer]), images)
+        packed = pack_answers(input_ids, attention_mask, n_answer, prompts, blocks)
+        different = sorted(set(prompts))
+        with self.accelerator.autocast():
+            outputs = model(
+                input_ids=packed.input_ids,
+                attention_mask=packed.additive_mask(self.model.dtype),
+                position_ids=packed.position_ids,
+                pixel_values=torch.cat([patches[row] for row in different]),
+                image_grid_thw=torch.cat([grids[row] for row in different]),
+                labels=packed.labels,
+                fused_lm_head=True,
+            )
+        entropies = None if outputs.entropy is None else packed.of_rows(outputs.entropy)  # a reference has none
+        return packed.of_rows(outputs.log_probs), entropies
 
     # ---- the dense loss ----
 
