@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One row of the table of tested versions (README): what is installed here, and what the tests said of it.
+"""One row of the table of tested versions (docs/versions.md): what is installed here, and what the tests said of it.
 
 python tools/environment_row.py --header
 python tools/environment_row.py oldest pytest.log
