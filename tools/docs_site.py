@@ -18,9 +18,13 @@ A link to a file that is not a page (a script, a folder) leads to the repository
 mkdocs.yml says where that is; without it, the link's words stay and lead nowhere.
 """
 
+import atexit
 import os
 import posixpath
 import re
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +78,14 @@ def site_link(page: str, target: str, pages: set[str]) -> str | None:
     place = {True: lambda name: name.removeprefix("docs/"), False: lambda name: PREFIX + name}
     there, here = (place[name.startswith("docs/")](name) for name in (path, page))
     return posixpath.relpath(there, posixpath.dirname(here) or ".") + mark + anchor
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    # Docstrings are read from files, by the name of the package: the repository's folder may have another.
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    (Path(folder) / "densemllm").symlink_to(ROOT)
+    sys.path.insert(0, folder)
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
