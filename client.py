@@ -56,6 +56,7 @@ from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import CheckpointFiles
 from .prediction_densemllm import DensePredictionMixin
 from .processing_densemllm import DenseMLLMProcessor
+from .questions_densemllm import Message, chat_with_image, read_chats
 
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -276,7 +277,7 @@ class DenseClient(DensePredictionMixin):
             grid = (height // cell, width // cell)
             n_tokens = math.prod(grid)
             body = {
-                "messages": [{"role": "user", "content": _content(sent[index], prompt, "")}],
+                "messages": [{"role": "user", "content": _content(sent[index], _parts(prompt))}],
                 "task": "token_embed", "use_activation": False, "add_generation_prompt": True,
                 "encoding_format": "bytes", "embed_dtype": "float32", "endianness": "little",
             }  # fmt: skip
@@ -332,20 +333,61 @@ class DenseClient(DensePredictionMixin):
         texts = one_an_image("text", text, len(images), lambda value: check_text("text", value, accepted))
         if None in texts:
             raise TypeError(f"`text` must be {accepted}, got {shown(text)}")
+
+        def chat_of(place: int, prompt: str) -> list[dict]:
+            return [{"role": "user", "content": _parts(prompt, texts[place])}]
+
+        return self._answer_chats(
+            image, chat_of, processor, max_new_tokens, stop_at, focal_length, depth_range, batch_size, kwargs
+        )
+
+    def chat(
+        self,
+        image: ImageOrEncoded | Sequence[ImageOrEncoded],
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        processor: DenseMLLMProcessor | None = None,
+        max_new_tokens: int | None = None,
+        stop_at: str | None = None,
+        focal_length: FocalLengths | None = None,
+        depth_range: str | None = None,
+        batch_size: int = 8,
+        **kwargs: Any,
+    ) -> str | list[str] | list[list[str]]:
+        """The next answer of a chat of several turns about an image; see [`QuestionMixin.chat`].
+
+        Args:
+            batch_size, kwargs: as for [`query`].
+
+        Raises:
+            ValueError, TypeError, ServerError, ConnectionError, TimeoutError: as for [`query`].
+        """
+        processor = self._choose_processor(check_processor(processor))
+        chats = read_chats(image, messages)
+        return self._answer_chats(
+            image, lambda place, prompt: chat_with_image(chats[place], prompt), processor, max_new_tokens, stop_at,
+            focal_length, depth_range, batch_size, kwargs,
+        )  # fmt: skip
+
+    def _answer_chats(
+        self, images, chat_of, processor, max_new_tokens, stop_at, focal_length, depth_range, batch_size, kwargs
+    ) -> str | list[str] | list[list[str]]:  # fmt: skip
+        """The server's answers to the chats that `chat_of` gives for the place of an image and the text before it."""
+        single = not isinstance(images, (list, tuple))
+        images = [images] if single else images
         batch_size = check_count("batch_size", batch_size)
         sampling = _sampling(kwargs, max_new_tokens, stop_at, processor)
         images, focal_lengths = find_focal_lengths(images, focal_length, processor.image_processor, {}, single)
         sent = []
-        for place, (entry, question, focal) in enumerate(zip(images, texts, focal_lengths, strict=True)):
-            sent.append(self._as_sent(entry, question, place, single, focal, depth_range, processor))
+        for place, (entry, focal) in enumerate(zip(images, focal_lengths, strict=True)):
+            sent.append(self._as_sent(entry, chat_of, place, single, focal, depth_range, processor))
 
         def ask(index: int) -> list[str]:
-            prompt, sent_image, length = sent[index]
+            chat, sent_image, length = sent[index]
             fields = sampling
             if self.config.num_positions is not None:
                 room = max(1, self.config.num_positions - length)
                 fields = {**sampling, "max_completion_tokens": min(sampling["max_completion_tokens"], room)}
-            answer = self._chat(sent_image, prompt, texts[index], fields)
+            answer = self._ask_server(sent_image, chat, fields)
             try:
                 return [choice["message"]["content"] or "" for choice in answer["choices"]]
             except (KeyError, TypeError) as error:
@@ -356,8 +398,8 @@ class DenseClient(DensePredictionMixin):
             answers = [of_image[0] for of_image in answers]
         return answers[0] if single else answers
 
-    def _as_sent(self, entry, question, place, single, focal, depth_range, processor) -> tuple:
-        """The text before an image, the image as the server gets it, and the number of tokens of the prompt."""
+    def _as_sent(self, entry, chat_of, place, single, focal, depth_range, processor) -> tuple:
+        """The chat about an image, the image as the server gets it, and the number of tokens of the prompt."""
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
         prompt = ""
         if isinstance(entry, EncodedImage):
@@ -366,15 +408,16 @@ class DenseClient(DensePredictionMixin):
         else:
             image = load_image(entry, processor.image_processor, "`image`" if single else f"`image[{place}]`")
             sent_image = _resized(image, processor, with_focal_scale({}, processor, focal, depth_range))
-        head, tail = self._prompt_ids(processor, prompt, question)
+        chat = chat_of(place, prompt)
+        head, tail = self._chat_ids(processor, chat, prompt)
         length = len(head) + (sent_image.height // cell) * (sent_image.width // cell) + len(tail)
         check_prompt_length(length, self.config)
-        return prompt, sent_image, length
+        return chat, sent_image, length
 
-    def _chat(self, sent_image: PIL.Image.Image, prompt: str, question: str, fields: dict[str, Any]) -> Any:
+    def _ask_server(self, sent_image: PIL.Image.Image, chat: list[dict], fields: dict[str, Any]) -> Any:
         """What the chat endpoint answers, as it comes."""
         body = {
-            "messages": [{"role": "user", "content": _content(sent_image, prompt, question)}],
+            "messages": [{**message, "content": _content(sent_image, message["content"])} for message in chat],
             "skip_special_tokens": True, "spaces_between_special_tokens": False, **fields,
         }  # fmt: skip
         hint = "is it a vLLM server without `--runner pooling`? `chat_url` says where answers come from"
@@ -463,14 +506,24 @@ def _asked_wait(given: str | None, otherwise: float) -> float:
         return otherwise
 
 
-def _content(image: PIL.Image.Image, prompt: str, question: str) -> list[dict]:
-    """The parts of a message in OpenAI's form."""
+def _parts(prompt: str, question: str = "") -> list[dict]:
+    """What a user says about an image, in transformers' form."""
+    return [
+        *([{"type": "text", "text": prompt}] if prompt else []),
+        {"type": "image"},
+        *([{"type": "text", "text": question}] if question else []),
+    ]
+
+
+def _content(image: PIL.Image.Image, parts: str | list[dict]) -> str | list[dict]:
+    """What a message has, in OpenAI's form, with the image where its part is."""
+    if isinstance(parts, str) or not any(part["type"] == "image" for part in parts):
+        return parts
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    parts = [{"type": "text", "text": prompt}] if prompt else []
-    parts.append({"type": "image_url", "image_url": {"url": url}})
-    return parts + ([{"type": "text", "text": question}] if question else [])
+    shown_image = {"type": "image_url", "image_url": {"url": url}}
+    return [shown_image if part["type"] == "image" else part for part in parts]
 
 
 def _resized(image: PIL.Image.Image, processor: DenseMLLMProcessor, images_kwargs: dict) -> PIL.Image.Image:

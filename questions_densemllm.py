@@ -223,11 +223,7 @@ class QuestionMixin(ImageEncodingMixin):
             ValueError, TypeError: as for [`query`], and `messages` that are not such a chat.
         """
         processor = self._choose_processor(check_processor(processor))
-        single = not isinstance(image, (list, tuple))
-        chats = [messages] if single else messages
-        if not isinstance(chats, (list, tuple)) or len(chats) != (1 if single else len(image)):
-            raise ValueError(f"`messages` must be a list of messages for each image, got {shown(messages)}")
-        chats = [_check_chat(chat) for chat in chats]
+        chats = read_chats(image, messages)
         return self._answer_images(
             image, lambda place, prompt: self._chat_ids(processor, chats[place], prompt), processor, max_new_tokens,
             stop_at, focal_length, depth_range, batch_size, kwargs,
@@ -400,7 +396,7 @@ class QuestionMixin(ImageEncodingMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A chat's ids before and after the vision tokens; see `_prompt_ids`."""
         wrong = "`messages` must be written with one image placeholder, got {}; do they contain {!r}?"
-        return self._ids_around_image(processor, _with_image(messages, prompt), wrong)
+        return self._ids_around_image(processor, chat_with_image(messages, prompt), wrong)
 
     @overload
     def predict(
@@ -503,6 +499,21 @@ def _stop_at(config: GenerationConfig, text: str, processor: DenseMLLMProcessor)
         config.eos_token_id = [*([ends] if isinstance(ends, int) else ends or []), token_id]
 
 
+def read_chats(
+    image: ImageOrEncoded | Sequence[ImageOrEncoded], messages: Sequence[Message] | Sequence[Sequence[Message]]
+) -> list[list[dict]]:
+    """The chat about each image, its parts in transformers' form.
+
+    Raises:
+        ValueError, TypeError: not one for each image, or not a chat whose next answer can be asked for.
+    """
+    single = not isinstance(image, (list, tuple))
+    chats = [messages] if single else messages
+    if not isinstance(chats, (list, tuple)) or len(chats) != (1 if single else len(image)):
+        raise ValueError(f"`messages` must be a list of messages for each image, got {shown(messages)}")
+    return [_check_chat(chat) for chat in chats]
+
+
 def _check_chat(messages: Sequence[Message]) -> list[dict]:
     """A chat whose next answer can be asked for, its parts in transformers' form."""
     accepted = "`messages` must be a list of dicts with a `role` and `content`"
@@ -524,7 +535,7 @@ def _check_chat(messages: Sequence[Message]) -> list[dict]:
     return chat
 
 
-def _with_image(chat: list[dict], prompt: str) -> list[dict]:
+def chat_with_image(chat: list[dict], prompt: str) -> list[dict]:
     """A chat with its image: where it says so, or before the first words of the user, with `prompt` before it."""
     contents = [
         [{"type": "text", "text": message["content"]}] if isinstance(message["content"], str) else message["content"]
@@ -537,4 +548,4 @@ def _with_image(chat: list[dict], prompt: str) -> list[dict]:
     return [{**message, "content": content} for message, content in zip(chat, contents, strict=True)]
 
 
-__all__ = ["QuestionMixin"]
+__all__ = ["QuestionMixin", "chat_with_image", "read_chats"]

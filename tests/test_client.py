@@ -146,6 +146,26 @@ def test_answers_are_those_of_the_model(client, chatting, model):
     assert len(sampled) == 3 and chatting.seen[-1][1]["temperature"] == 1.0
 
 
+def test_chats_are_those_of_the_model(client, chatting, model):
+    image, images = make_image(30, 50), [make_image(30, 50), make_image(24, 40, 1)]
+    ask = {"max_new_tokens": 6}
+    chat = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "a cat?"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": [{"type": "text", "text": "and a cup?"}]},
+    ]
+    assert client.chat(image, chat, **ask) == model.chat(image, chat, **ask)
+    sent = chatting.seen[-1][1]["messages"]
+    assert [message["role"] for message in sent] == ["system", "user", "assistant", "user"]
+    assert [part["type"] for part in sent[1]["content"]] == ["image_url", "text"]
+    assert client.chat(images, [chat, chat[1:2]], **ask) == model.chat(images, [chat, chat[1:2]], **ask)
+    encoded, expected = (one.encode_image(image, prompt="look:") for one in (client, model))
+    assert encoded.chat(chat, **ask) == expected.chat(chat, **ask)
+    with pytest.raises(ValueError, match="`messages` must be a list of messages for each image"):
+        client.chat(images, chat)
+
+
 def test_classes_that_the_model_names(client, model):
     image = make_image(30, 50)
     own, expected = (one.predict_dense(image, task="segmentation") for one in (client, model))
