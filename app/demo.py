@@ -30,6 +30,7 @@ import torch
 
 from densemllm import DenseMLLMForConditionalGeneration, DensePrediction, EncodedImage
 from densemllm.app import limits, readings
+from densemllm.client import DenseClient
 from densemllm.exif_densemllm import exif_focal_length
 from densemllm.files import one_line
 from densemllm.task_base_densemllm import DenseRequest, DenseTask, PixelWords
@@ -112,7 +113,7 @@ class Demo:
 
     def __init__(
         self,
-        model: DenseMLLMForConditionalGeneration,
+        model: DenseMLLMForConditionalGeneration | DenseClient,
         max_pixels: int = limits.MAX_PIXELS,
         seconds: float = limits.SECONDS,
     ):

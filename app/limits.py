@@ -18,8 +18,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+
+if TYPE_CHECKING:
+    from densemllm.client import DenseClient
 
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -47,14 +52,15 @@ class TimeLimit:
     """Ends a request that takes too long, between two layers of the model: no thread can be ended from outside.
 
     Args:
-        model: whose forward passes are watched.
+        model: whose forward passes are watched. That of a server has none here: its client waits no longer than its
+            own `timeout` for each answer.
         seconds: that a request may take.
     """
 
-    def __init__(self, model: nn.Module, seconds: float):
+    def __init__(self, model: "nn.Module | DenseClient", seconds: float):
         self.seconds = seconds
         self._own = threading.local()
-        for module in model.modules():
+        for module in model.modules() if isinstance(model, nn.Module) else ():
             module.register_forward_pre_hook(self._check)
 
     def _check(self, *_: object) -> None:

@@ -29,6 +29,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 
 from densemllm.addresses import find_model
+from densemllm.commands.inputs import check_server
 from densemllm.files import USER_ERRORS, one_line
 
 
@@ -55,7 +56,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_pixels", type=int, default=2**20, help="a larger image is made smaller first")
     parser.add_argument("--seconds", type=float, default=60, help="that a request may take")
-    parser.set_defaults(server=None)
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="a vLLM server that runs the checkpoint, which computes in the place of this process; --model says where "
+        "the checkpoint's small files are. An API key is read from the variable VLLM_API_KEY",
+    )
+    parser.add_argument(
+        "--chat_server",
+        metavar="URL",
+        help="the server for questions, where that of --server gives maps (`--runner pooling`)",
+    )
     return parser
 
 
@@ -72,6 +83,7 @@ def main(argv: list[str]) -> int:
                 raise ValueError(f"--{name} must be greater than 0, got {getattr(args, name)}")
         if not 0 <= args.port < 2**16:
             raise ValueError(f"--port must be in 0..65535, got {args.port}")
+        check_server(args)
         if find_spec("gradio") is None:
             raise ValueError('the page needs Gradio: pip install "densemllm[demo]"')
         serve(args)
@@ -90,7 +102,7 @@ def serve(args: argparse.Namespace) -> None:
 
     args.model = find_model(args.model)
     with quiet():
-        model = load_model(args)
+        model = load_model(args, timeout=args.seconds)
     page = make_page(Demo(model, args.max_pixels, args.seconds))
     try:
         _, address, _ = launch(page, server_name=args.host, server_port=args.port, share=args.share)

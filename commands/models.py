@@ -18,6 +18,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers
@@ -62,8 +63,11 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def load_model(args: argparse.Namespace) -> "DenseMLLMForConditionalGeneration | DenseClient":
+def load_model(args: argparse.Namespace, **client_options: Any) -> "DenseMLLMForConditionalGeneration | DenseClient":
     """The model on its device, or the server that has it.
+
+    Args:
+        client_options: of [`DenseClient`], such as `timeout`.
 
     Raises:
         ValueError: it can't be loaded, or the device can't be used.
@@ -72,8 +76,9 @@ def load_model(args: argparse.Namespace) -> "DenseMLLMForConditionalGeneration |
     if args.server is not None:
         with reading(f"--model {args.model}"):
             return DenseClient(
-                args.server, args.model, args.chat_server, api_key=os.environ.get("VLLM_API_KEY") or None
-            )
+                args.server, args.model, args.chat_server, api_key=os.environ.get("VLLM_API_KEY") or None,
+                **client_options,
+            )  # fmt: skip
     device = check_device(args.device)
     with reading(f"--model {args.model}"):
         model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype)

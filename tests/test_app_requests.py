@@ -21,10 +21,13 @@ gr = pytest.importorskip("gradio", reason="the page: pip install densemllm[demo]
 from densemllm import DensePrediction  # noqa: E402
 from densemllm.app import limits, main, readings  # noqa: E402
 from densemllm.app.demo import Demo, PageError  # noqa: E402
+from densemllm.app.main import make_parser  # noqa: E402
 from densemllm.app.page import EXAMPLES, launch, make_page  # noqa: E402
+from densemllm.commands.models import load_model  # noqa: E402
 from densemllm.exif_densemllm import exif_focal_length  # noqa: E402
 from densemllm.task_base_densemllm import PixelWords  # noqa: E402
-from densemllm.tasks_densemllm import TASKS, Codes, add_dense_tokens  # noqa: E402
+from densemllm.tasks_densemllm import TASKS, Classes, Codes, Foreground, add_dense_tokens  # noqa: E402
+from vllm_server import serving  # noqa: E402
 
 
 ID2LABEL = {0: "wall", 2: "the cat, sat", 5: "red ball"}
@@ -165,6 +168,31 @@ def test_a_conversation_goes_on_about_one_encoding(demo, photo, monkeypatch):
         demo.answer(photo, [{"role": "user", "content": "x"}] * 41)
     with pytest.raises(PageError, match="20000 characters"):
         demo.answer(photo, [{"role": "user", "content": "x" * 20_000}])
+
+
+def test_a_server_computes_in_the_place_of_the_page(tmp_path, photo, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_NEW_TOKENS", 6)
+    own = make_demo()
+    own.model.save_pretrained(tmp_path / "model")
+    own.model.get_processor().save_pretrained(tmp_path / "model")
+    turns = [{"role": "user", "content": "How many?"}]
+    with serving(own.model, pools=True) as pooling, serving(own.model, pools=False) as chatting:
+        words = ["--model", str(tmp_path / "model"), "--server", pooling.url, "--chat_server", chatting.url]
+        args = make_parser().parse_args(words)
+        with load_model(args, timeout=30.0) as client:
+            demo = Demo(client, max_pixels=MAX_PIXELS)
+            for task in (Classes.name, Foreground.name):
+                places, expected = (
+                    read_places(predict(one, photo, task, text="the cat").reading) for one in (demo, own)
+                )
+                assert places.keys() == expected.keys()
+                assert all((places[name] == expected[name]).mean() > 0.99 for name in places)
+            turns += [{"role": "assistant", "content": demo.answer(photo, turns)}, {"role": "user", "content": "And?"}]
+            assert demo.answer(photo, turns) == own.answer(photo, turns)
+            assert {path for path, _ in pooling.seen} == {"/v1/models", "/pooling"}
+    with pytest.raises(PageError, match="can't be reached|closed"):
+        demo.answer(photo, turns)
+    assert main(["--model", str(tmp_path / "model"), "--chat_server", "http://localhost:1"]) == 2
 
 
 def test_a_few_encodings_are_kept(demo, tmp_path):
@@ -392,7 +420,7 @@ def test_the_command_serves_the_page_of_its_model(monkeypatch, tmp_path, capsys)
 
 
 def test_a_port_that_is_taken_is_said(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("densemllm.commands.models.load_model", lambda args: make_demo().model)
+    monkeypatch.setattr("densemllm.commands.models.load_model", lambda args, **_: make_demo().model)
     (tmp_path / "config.json").write_text("{}")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
