@@ -17,7 +17,7 @@ import contextlib
 import math
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, overload
 
@@ -27,7 +27,6 @@ from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
@@ -53,10 +52,6 @@ from .tiles_densemllm import TiledMap, Tiling, check_tiling
 
 
 logger = logging.get_logger(__name__)
-
-# Tower and cores of the shipped checkpoint: 8 images of 1296 patches take 783 ms at once and 706 ms one by one, 32 of
-# 100 patches 167 ms at once and 279 ms.
-TOWER_PATCHES_ON_CPU = 2048
 
 
 @dataclass
@@ -308,33 +303,17 @@ class ImageEncodingMixin:
                 )
                 for image, kwargs in zip(batch, per_image_kwargs[start : start + batch_size], strict=True)
             ]
-            features = [feature for group in self._tower_groups(inputs) for feature in self._image_features(group)]
+            pixel_values, grid = (
+                torch.cat([of_image[name] for of_image in inputs]) for name in ("pixel_values", "image_grid_thw")
+            )
+            # The sizes stay on the CPU, where they are read.
+            features = self.model.get_image_features(
+                pixel_values.to(self._input_device), grid, return_dict=True
+            ).pooler_output
             merge_size = self.config.spatial_merge_size
-            sizes = [of_image["image_grid_thw"][0].tolist() for of_image in inputs]
-            grids = [(height // merge_size, width // merge_size) for _, height, width in sizes]
+            grids = [(height // merge_size, width // merge_size) for _, height, width in grid.tolist()]
             encoded += self._prefill_images(batch, features, grids, prompt, processor, use_cache)
         return encoded
-
-    def _tower_groups(self, inputs: list[BatchFeature]) -> Iterator[list[BatchFeature]]:
-        """Images that the tower reads at once: all of them; on a CPU no more than its caches like."""
-        most = TOWER_PATCHES_ON_CPU if self._input_device.type == "cpu" else sys.maxsize
-        group, patches = [], 0
-        for of_image in inputs:
-            own = len(of_image["pixel_values"])
-            if group and patches + own > most:
-                yield group
-                group, patches = [], 0
-            group.append(of_image)
-            patches += own
-        yield group
-
-    def _image_features(self, inputs: list[BatchFeature]) -> Sequence[torch.Tensor]:
-        """`[n_vision_tokens, hidden_size]` of each image, all of them read at once."""
-        pixel_values, grid = (
-            torch.cat([of_image[name] for of_image in inputs]) for name in ("pixel_values", "image_grid_thw")
-        )
-        # The sizes stay on the CPU, where they are read.
-        return self.model.get_image_features(pixel_values.to(self._input_device), grid, return_dict=True).pooler_output
 
     def _encode_tiles(self, image, prompt, processor, images_kwargs, tiling: Tiling) -> EncodedImage:
         """[`encode_image`] of one image, a tile after another: the model never has more than one of them."""
@@ -486,10 +465,10 @@ class ImageEncodingMixin:
                 f"`processor` does not belong to this model: a label has the id {highest}, but the vocabulary has "
                 f"{vocab_size}"
             )
-        flat, label, counts = _flat_ids(label_ids, device)
         with _without_autocast(device):
             if is_plain:
                 return hidden_states.float() @ label_columns(head.weight, label_ids).T
+            flat, label, counts = _flat_ids(label_ids, device)
             # An adapter, a quantised or an offloaded layer: only its own forward knows the logits, in its own type.
             dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), hidden_states.dtype)
             chunks = []

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, DensePrediction, image_encoding_densemllm
+from densemllm import DenseMLLMImageProcessor, DenseMLLMProcessor, DensePrediction
 from densemllm.answers_densemllm import decode_rle
 from densemllm.crops_densemllm import crop_box
 from densemllm.decoding_densemllm import class_probabilities, resize_map
@@ -199,22 +199,6 @@ def test_each_image_can_have_its_own_focal_length(causal, focal_lengths, batch_s
 
 
 # ---- once for many ----
-
-
-def test_images_that_the_tower_reads_in_groups(causal, monkeypatch):
-    images = [make_image(16, 24), make_image(40, 32), make_image(24, 24)]
-    at_once = causal.encode_image(images)
-    calls, tower = [], causal.model.get_image_features
-    monkeypatch.setattr(
-        causal.model, "get_image_features", lambda *args, **kwargs: calls.append(args) or tower(*args, **kwargs)
-    )
-    monkeypatch.setattr(image_encoding_densemllm, "TOWER_PATCHES_ON_CPU", 1)
-    one_by_one = causal.encode_image(images)
-    assert len(calls) == len(images)
-    for own, other in zip(one_by_one, at_once, strict=True):
-        assert own.grid == other.grid
-        torch.testing.assert_close(own.image_features, other.image_features)
-        torch.testing.assert_close(own.hidden_states, other.hidden_states)
 
 
 def test_two_tasks_in_one_call_equal_two_calls(model):
