@@ -39,16 +39,15 @@ from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 
 from .addresses import check_url
-from .checks_densemllm import FocalLengths, check_count, check_positive, check_text, one_an_image, shown
+from .checks_densemllm import check_count, check_positive, check_text, shown
 from .compat_densemllm import httpx
 from .configuration_densemllm import DenseMLLMConfig, check_prompt_length
 from .exif_densemllm import find_focal_lengths
 from .generation_densemllm import MAX_NEW_TOKENS
 from .image_encoding_densemllm import (
     EncodedImage,
-    ImageOrEncoded,
-    check_processor,
     load_image,
+    user_turn,
     with_focal_scale,
 )
 from .image_loading_densemllm import LOADING_KWARGS
@@ -56,7 +55,6 @@ from .image_processing_densemllm import DenseMLLMImageProcessor
 from .loading_densemllm import CheckpointFiles
 from .prediction_densemllm import DensePredictionMixin
 from .processing_densemllm import DenseMLLMProcessor
-from .questions_densemllm import Message, chat_with_image, read_chats
 
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -155,8 +153,11 @@ class DenseClient(DensePredictionMixin):
     """What [`DenseMLLMForConditionalGeneration`] predicts and answers, of a model that a vLLM server runs.
 
     `predict_dense` and `encode_image` take the arguments of the model's own and give the same; they need a server that
-    was started with `--runner pooling`. `query` needs one that was started without, `predict` and tasks that ask in
-    words need both. No weights are loaded, but for the rows of the output embedding that labels need.
+    was started with `--runner pooling`. `query` and `chat` need one that was started without, `predict` and tasks that
+    ask in words need both. No weights are loaded, but for the rows of the output embedding that labels need. Of the
+    arguments of `generate`, `query` and `chat` take `temperature`, `top_p`, `top_k`, `min_p`, `min_new_tokens`,
+    `repetition_penalty`, `num_return_sequences`, `do_sample` and `stop_strings`. What goes wrong with a server is a
+    [`ServerError`], `ConnectionError` or `TimeoutError`.
 
     A server can't be told which pixels it should see in what size, so images are resized here, and sent as PNG.
     `batch_size` is how many requests are under way at once; the server makes batches of them.
@@ -277,7 +278,7 @@ class DenseClient(DensePredictionMixin):
             grid = (height // cell, width // cell)
             n_tokens = math.prod(grid)
             body = {
-                "messages": [{"role": "user", "content": _content(sent[index], _parts(prompt))}],
+                "messages": [_in_openai_form(user_turn(prompt), sent[index])],
                 "task": "token_embed", "use_activation": False, "add_generation_prompt": True,
                 "encoding_format": "bytes", "embed_dtype": "float32", "endianness": "little",
             }  # fmt: skip
@@ -303,72 +304,7 @@ class DenseClient(DensePredictionMixin):
 
         return self._at_once(read, len(images), batch_size)
 
-    def query(
-        self,
-        image: ImageOrEncoded | Sequence[ImageOrEncoded],
-        text: str | Sequence[str],
-        processor: DenseMLLMProcessor | None = None,
-        max_new_tokens: int | None = None,
-        stop_at: str | None = None,
-        focal_length: FocalLengths | None = None,
-        depth_range: str | None = None,
-        batch_size: int = 8,
-        **kwargs: Any,
-    ) -> str | list[str] | list[list[str]]:
-        """Ask about images in words; see [`QuestionMixin.query`].
-
-        Args:
-            batch_size: requests that are under way at once.
-            kwargs: of those that `generate` takes `temperature`, `top_p`, `top_k`, `min_p`, `min_new_tokens`,
-                `repetition_penalty`, `num_return_sequences`, `do_sample` and `stop_strings`; greedy decoding unless
-                `do_sample`.
-
-        Raises:
-            ValueError, TypeError: an argument that isn't taken; before a server is asked.
-            ServerError, ConnectionError, TimeoutError: what went wrong with the server.
-        """
-        processor = self._choose_processor(check_processor(processor))
-        single = not isinstance(image, (list, tuple))
-        images, accepted = [image] if single else image, "a question, or one an image"
-        texts = one_an_image("text", text, len(images), lambda value: check_text("text", value, accepted))
-        if None in texts:
-            raise TypeError(f"`text` must be {accepted}, got {shown(text)}")
-
-        def chat_of(place: int, prompt: str) -> list[dict]:
-            return [{"role": "user", "content": _parts(prompt, texts[place])}]
-
-        return self._answer_chats(
-            image, chat_of, processor, max_new_tokens, stop_at, focal_length, depth_range, batch_size, kwargs
-        )
-
-    def chat(
-        self,
-        image: ImageOrEncoded | Sequence[ImageOrEncoded],
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
-        processor: DenseMLLMProcessor | None = None,
-        max_new_tokens: int | None = None,
-        stop_at: str | None = None,
-        focal_length: FocalLengths | None = None,
-        depth_range: str | None = None,
-        batch_size: int = 8,
-        **kwargs: Any,
-    ) -> str | list[str] | list[list[str]]:
-        """The next answer of a chat of several turns about an image; see [`QuestionMixin.chat`].
-
-        Args:
-            batch_size, kwargs: as for [`query`].
-
-        Raises:
-            ValueError, TypeError, ServerError, ConnectionError, TimeoutError: as for [`query`].
-        """
-        processor = self._choose_processor(check_processor(processor))
-        chats = read_chats(image, messages)
-        return self._answer_chats(
-            image, lambda place, prompt: chat_with_image(chats[place], prompt), processor, max_new_tokens, stop_at,
-            focal_length, depth_range, batch_size, kwargs,
-        )  # fmt: skip
-
-    def _answer_chats(
+    def _answer_images(
         self, images, chat_of, processor, max_new_tokens, stop_at, focal_length, depth_range, batch_size, kwargs
     ) -> str | list[str] | list[list[str]]:  # fmt: skip
         """The server's answers to the chats that `chat_of` gives for the place of an image and the text before it."""
@@ -409,7 +345,7 @@ class DenseClient(DensePredictionMixin):
             image = load_image(entry, processor.image_processor, "`image`" if single else f"`image[{place}]`")
             sent_image = _resized(image, processor, with_focal_scale({}, processor, focal, depth_range))
         chat = chat_of(place, prompt)
-        head, tail = self._chat_ids(processor, chat, prompt)
+        head, tail = self._chat_ids(processor, chat)
         length = len(head) + (sent_image.height // cell) * (sent_image.width // cell) + len(tail)
         check_prompt_length(length, self.config)
         return chat, sent_image, length
@@ -417,7 +353,7 @@ class DenseClient(DensePredictionMixin):
     def _ask_server(self, sent_image: PIL.Image.Image, chat: list[dict], fields: dict[str, Any]) -> Any:
         """What the chat endpoint answers, as it comes."""
         body = {
-            "messages": [{**message, "content": _content(sent_image, message["content"])} for message in chat],
+            "messages": [_in_openai_form(message, sent_image) for message in chat],
             "skip_special_tokens": True, "spaces_between_special_tokens": False, **fields,
         }  # fmt: skip
         hint = "is it a vLLM server without `--runner pooling`? `chat_url` says where answers come from"
@@ -506,24 +442,16 @@ def _asked_wait(given: str | None, otherwise: float) -> float:
         return otherwise
 
 
-def _parts(prompt: str, question: str = "") -> list[dict]:
-    """What a user says about an image, in transformers' form."""
-    return [
-        *([{"type": "text", "text": prompt}] if prompt else []),
-        {"type": "image"},
-        *([{"type": "text", "text": question}] if question else []),
-    ]
-
-
-def _content(image: PIL.Image.Image, parts: str | list[dict]) -> str | list[dict]:
-    """What a message has, in OpenAI's form, with the image where its part is."""
-    if isinstance(parts, str) or not any(part["type"] == "image" for part in parts):
-        return parts
+def _in_openai_form(message: dict, image: PIL.Image.Image) -> dict:
+    """A message in OpenAI's form, with the image where its part is."""
+    content = message["content"]
+    if isinstance(content, str) or not any(part["type"] == "image" for part in content):
+        return message
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    shown_image = {"type": "image_url", "image_url": {"url": url}}
-    return [shown_image if part["type"] == "image" else part for part in parts]
+    sent = {"type": "image_url", "image_url": {"url": url}}
+    return {**message, "content": [sent if part["type"] == "image" else part for part in content]}
 
 
 def _resized(image: PIL.Image.Image, processor: DenseMLLMProcessor, images_kwargs: dict) -> PIL.Image.Image:

@@ -416,13 +416,11 @@ class ImageEncodingMixin:
 
     def _prompt_ids(self, processor, prompt: str, question: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The chat prompt's ids before and after the vision tokens."""
-        content = [{"type": "text", "text": prompt}] if prompt else []
-        content += [{"type": "image"}] + ([{"type": "text", "text": question}] if question else [])
         wrong = (
             "`processor.chat_template` must write one image placeholder for an image, got {}; does the text contain "
             "{!r}?"
         )
-        return self._ids_around_image(processor, [{"role": "user", "content": content}], wrong)
+        return self._ids_around_image(processor, [user_turn(prompt, question)], wrong)
 
     def _ids_around_image(self, processor, messages: list[dict], wrong: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A chat's ids before and after the vision tokens; found without asking the device.
@@ -501,6 +499,12 @@ class ImageEncodingMixin:
         """`(height, width)` in pixels of the image as the model saw it."""
         cell = self.config.vision_config.patch_size * self.config.spatial_merge_size
         return encoded.grid[0] * cell, encoded.grid[1] * cell
+
+
+def user_turn(prompt: str, question: str = "") -> dict[str, Any]:
+    """The message of a user about one image: the text before it, and what is asked."""
+    before, after = ([{"type": "text", "text": text}] if text else [] for text in (prompt, question))
+    return {"role": "user", "content": [*before, {"type": "image"}, *after]}
 
 
 def _flat_ids(label_ids: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -51,6 +51,7 @@ from .image_encoding_densemllm import (
     check_processor,
     load_image,
     load_images,
+    user_turn,
     with_focal_scale,
 )
 from .processing_densemllm import DenseMLLMProcessor
@@ -165,17 +166,10 @@ class QuestionMixin(ImageEncodingMixin):
         texts = one_an_image("text", text, 1 if single else len(image), lambda one: check_text("text", one, accepted))
         if None in texts:
             raise TypeError(f"`text` must be {accepted}, got {shown(text)}")
-        ids: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
-
-        def prompt_ids(place: int, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-            key = prompt, texts[place]
-            if key not in ids:
-                ids[key] = self._prompt_ids(processor, *key)
-            return ids[key]
-
         return self._answer_images(
-            image, prompt_ids, processor, max_new_tokens, stop_at, focal_length, depth_range, batch_size, kwargs
-        )
+            image, lambda place, prompt: [user_turn(prompt, texts[place])], processor, max_new_tokens, stop_at,
+            focal_length, depth_range, batch_size, kwargs,
+        )  # fmt: skip
 
     @overload
     def chat(
@@ -225,15 +219,15 @@ class QuestionMixin(ImageEncodingMixin):
         processor = self._choose_processor(check_processor(processor))
         chats = read_chats(image, messages)
         return self._answer_images(
-            image, lambda place, prompt: self._chat_ids(processor, chats[place], prompt), processor, max_new_tokens,
-            stop_at, focal_length, depth_range, batch_size, kwargs,
+            image, lambda place, prompt: chat_with_image(chats[place], prompt), processor, max_new_tokens, stop_at,
+            focal_length, depth_range, batch_size, kwargs,
         )  # fmt: skip
 
     def _answer_images(
-        self, images, prompt_ids, processor, max_new_tokens, stop_at, focal_length, depth_range, batch_size, kwargs
+        self, images, chat_of, processor, max_new_tokens, stop_at, focal_length, depth_range, batch_size, kwargs
     ) -> str | list[str] | list[list[str]]:  # fmt: skip
-        """[`query`] with `prompt_ids`, a function from the place of an image and the text before it to the ids before
-        and after its vision tokens."""
+        """[`query`] and [`chat`] with `chat_of`, a function from the place of an image and the text before it to the
+        chat about it."""
         batch_size = check_count("batch_size", batch_size)
         single = not isinstance(images, (list, tuple))
         images = [images] if single else images
@@ -252,7 +246,7 @@ class QuestionMixin(ImageEncodingMixin):
             entry = loaded[id(image)]
             prompt = entry.prompt if isinstance(entry, EncodedImage) else ""
             images_kwargs = with_focal_scale({}, processor, focal, depth_range)
-            questions.append(_Question(entry, images_kwargs, *prompt_ids(place, prompt)))
+            questions.append(_Question(entry, images_kwargs, *self._chat_ids(processor, chat_of(place, prompt))))
         answers = list(self._answer(questions, processor, config, arguments, batch_size))
         if (config.num_return_sequences or 1) == 1:
             answers = [own[0] for own in answers]
@@ -391,12 +385,10 @@ class QuestionMixin(ImageEncodingMixin):
         count = config.num_return_sequences or 1
         return [answers[place : place + count] for place in range(0, len(answers), count)]
 
-    def _chat_ids(
-        self, processor: DenseMLLMProcessor, messages: list[dict], prompt: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _chat_ids(self, processor: DenseMLLMProcessor, messages: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
         """A chat's ids before and after the vision tokens; see `_prompt_ids`."""
-        wrong = "`messages` must be written with one image placeholder, got {}; do they contain {!r}?"
-        return self._ids_around_image(processor, chat_with_image(messages, prompt), wrong)
+        wrong = "a chat must be written with one image placeholder, got {}; does it contain {!r}?"
+        return self._ids_around_image(processor, messages, wrong)
 
     @overload
     def predict(
