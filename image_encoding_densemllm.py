@@ -44,7 +44,7 @@ from .compat_densemllm import get_cache
 from .configuration_densemllm import check_prompt_length
 from .exif_densemllm import find_focal_lengths
 from .image_processing_densemllm import AnyImage, DenseMLLMImageProcessor
-from .loading_densemllm import CheckpointFiles
+from .loading_densemllm import CheckpointFiles, computes_bfloat16
 from .numbers_densemllm import InputNumbers
 from .processing_densemllm import DenseMLLMProcessor
 from .records_densemllm import Record
@@ -291,6 +291,11 @@ class ImageEncodingMixin:
     ) -> list[EncodedImage]:  # fmt: skip
         """[`encode_image`] of images with `per_image_kwargs`, one dict an image."""
         encoded = []
+        if images and self.dtype == torch.bfloat16 and not computes_bfloat16(self._input_device):
+            logger.warning_once(
+                "The model's weights are bfloat16, which this CPU emulates slowly: `model.float()`, or "
+                '`from_pretrained(..., dtype="float32")`, computes several times as fast.'
+            )
         self._check_prompt_lengths(images, prompt, "", processor, per_image_kwargs, tiling)
         if tiling is not None:
             rows = zip(images, per_image_kwargs, strict=True)

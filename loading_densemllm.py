@@ -55,6 +55,19 @@ class CheckpointFiles:
         return {"path": self.path, "options": options}
 
 
+def computes_bfloat16(device: torch.device | str) -> bool:
+    """Whether bfloat16 takes no longer there than float32.
+
+    A CPU whose widest instructions are AVX2, as most laptops' are, emulates it: `benchmarks/bfloat16_on_cpu.py`.
+    """
+    return torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def choose_dtype(dtype: str, device: torch.device | str) -> str:
+    """The type of weights for `from_pretrained`: `"auto"` becomes float32 where a CPU would emulate another."""
+    return "float32" if dtype == "auto" and not computes_bfloat16(device) else dtype
+
+
 def non_finite_weights(model: nn.Module) -> list[str]:
     """Names of the parameters that have a NaN or an infinite value.
 

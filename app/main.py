@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="to run on, such as cpu or cuda:1; cuda where there is one")
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-        help="of the weights; auto: as they are stored",
+        help="of the weights; auto: as they are stored, float32 on a CPU that only emulates bfloat16",
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all of this machine's")
     parser.add_argument("--port", type=int, default=7860)

@@ -27,6 +27,7 @@ from huggingface_hub.utils import enable_progress_bars
 from .. import register
 from ..client import DenseClient
 from ..files import reading
+from ..loading_densemllm import choose_dtype
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 
 
@@ -81,6 +82,6 @@ def load_model(args: argparse.Namespace, **client_options: Any) -> "DenseMLLMFor
             )  # fmt: skip
     device = check_device(args.device)
     with reading(f"--model {args.model}"):
-        model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype)
+        model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=choose_dtype(args.dtype, device))
         model.get_processor()
     return model.eval().to(device)

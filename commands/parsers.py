@@ -121,7 +121,7 @@ def _shared_options() -> argparse.ArgumentParser:
     shared.add_argument("--device", help="to run on; left out: cuda where there is one, else cpu")
     shared.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-        help="of the weights; auto: as they are stored",
+        help="of the weights; auto: as they are stored, float32 on a CPU that only emulates bfloat16",
     )  # fmt: skip
     return shared
 

@@ -129,7 +129,11 @@ class EvaluationArguments:
     device: str | None = HfArg(
         default=None, help="cpu, cuda, cuda:1...; with several processes cpu, or each its own where left out"
     )
-    dtype: str = HfArg(default="auto", help="of the weights: auto, float32, bfloat16 or float16")
+    dtype: str = HfArg(
+        default="auto",
+        help="of the weights: float32, bfloat16, float16, or auto: as they are stored, float32 on a CPU that only "
+        "emulates bfloat16",
+    )
     attn_implementation: str | None = HfArg(default=None, help="sdpa, eager, flash_attention_2, ...")
     trust_remote_code: bool = HfArg(default=False, help="run the code that the checkpoint's tokenizer brings")
     save_every: int = HfArg(default=10, help="batches of a process between two pieces of the state")

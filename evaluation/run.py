@@ -36,6 +36,7 @@ from ..files import reading
 from ..formats.folders import DataOptions, open_samples
 from ..formats.options import choose_depth_range
 from ..formats.own_folders import OPTIONS
+from ..loading_densemllm import choose_dtype
 from ..modeling_densemllm import DenseMLLMForConditionalGeneration
 from ..processing_densemllm import DenseMLLMProcessor
 from ..targets_densemllm import check_ignore_index
@@ -253,7 +254,7 @@ def load_model(args: EvaluationArguments, device: torch.device) -> DenseMLLMForC
     """
     with reading(f"`model` {args.model}"):
         model = DenseMLLMForConditionalGeneration.from_pretrained(
-            args.model, dtype=args.dtype, attn_implementation=args.attn_implementation
+            args.model, dtype=choose_dtype(args.dtype, device), attn_implementation=args.attn_implementation
         )
     return model.to(device).eval()
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Results don't depend on torch's global settings, and nothing on a device needs a type that the device lacks."""
 
+import argparse
 import ast
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import densemllm
+from densemllm import image_encoding_densemllm
+from densemllm.commands.models import load_model
 from densemllm.evaluation.metrics import DepthMetrics, ReferringMetrics, SegmentationMetrics
 from densemllm.loss_densemllm import fused_cross_entropy, fused_ntp_m_loss
 from densemllm.training.arguments import DenseTrainingArguments
@@ -210,3 +213,23 @@ def test_no_float64_on_a_device(path):
 )
 def test_the_search_for_float64_finds_it(line, is_found):
     assert bool(float64_on_a_device(ast.parse(line))) == is_found
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512", "DEFAULT"])
+def test_a_cpu_that_emulates_bfloat16_computes_in_float32(tmp_path, monkeypatch, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    processor = make_processor()
+    make_model(processor).bfloat16().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    said = []
+    monkeypatch.setattr(image_encoding_densemllm.logger, "warning_once", said.append)
+    for dtype, loaded, warned in (
+        ("auto", torch.float32 if capability == "AVX2" else torch.bfloat16, False),
+        ("bfloat16", torch.bfloat16, capability == "AVX2"),  # what is asked for is done
+        ("float32", torch.float32, False),
+    ):
+        model = load_model(argparse.Namespace(model=str(tmp_path), dtype=dtype, device="cpu", server=None))
+        assert model.dtype == loaded
+        said.clear()
+        model.predict_dense(IMAGE, task="depth")
+        assert any("emulates" in text for text in said) == warned

@@ -25,9 +25,11 @@ from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm import train_hf as script
 from densemllm.evaluation.predict import evaluate_dense
 from densemllm.train_hf import main, make_datasets, parse_arguments
+from densemllm.training import arguments as training_arguments
 from densemllm.training.arguments import DenseTrainingArguments
 from densemllm.training.collator import DenseCollator
 from densemllm.training.datasets import DenseDataset, DenseSource
+from densemllm.training.optimizers import Muon
 from densemllm.training.samples import Augmentation
 from densemllm.training.trainer import DenseTrainer
 from repository import require
@@ -390,6 +392,45 @@ def test_muon_updates_inner_matrices(processor, tmp_path):
     # apart): 1 step at the whole rate and 1 at half of it, which may turn.
     sizes = torch.linalg.svdvals(weight.detach() - before) / (1e-2 * 0.2 * max(weight.shape) ** 0.5)
     assert 0.4 < sizes.median() and sizes.max() < 2.5
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_muon_is_that_of_torch_on_any_cpu(monkeypatch, capability):
+    """A CPU that emulates bfloat16 computes in float32: the same update, to what bfloat16 leaves open."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((12, 40), (40, 12), (16, 16)):
+        start = torch.randn(shape, generator=generator)
+        own, torchs, still = (torch.nn.Parameter(start.clone()) for _ in range(3))
+        options = {"lr": 1e-2, "weight_decay": 0.1}
+        optimizers = (
+            Muon([{"params": [own, still], **options}]),
+            torch.optim.Muon([{"params": [torchs], **options}], adjust_lr_fn="match_rms_adamw"),
+        )
+        for _ in range(3):
+            own.grad = torch.randn(shape, generator=generator)
+            torchs.grad = own.grad.clone()
+            losses = [optimizer.step(lambda: 2.5) for optimizer in optimizers]
+            assert losses == [2.5, 2.5]
+        moved = (torchs - start).norm()
+        assert moved > 0.05 and (own - torchs).norm() <= (0.0 if capability == "AVX512" else 0.03) * moved
+        assert torch.equal(still, start)  # without a gradient
+        torch.testing.assert_close(
+            optimizers[0].state[own]["momentum_buffer"], optimizers[1].state[torchs]["momentum_buffer"]
+        )
+
+
+def test_bf16_on_a_cpu_that_emulates_it_is_said(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(training_arguments.logger, "warning_once", said.append)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    arguments(tmp_path, bf16=True, use_cpu=True)
+    assert not said
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    arguments(tmp_path, use_cpu=True)
+    assert not said
+    arguments(tmp_path, bf16=True, use_cpu=True)
+    assert "leave it out" in said[0]
 
 
 def test_going_on_with_another_optimizer_is_named(processor, tmp_path):

@@ -18,9 +18,14 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from ..evaluation.metrics import greater_is_better
+from ..loading_densemllm import computes_bfloat16
 from .optimizers import PARTS
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -82,7 +87,12 @@ class DenseTrainingArguments(TrainingArguments):
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Raise a `ValueError` that names an argument of `TrainingArguments` that can't be used with this model."""
+    """Raise a `ValueError` that names an argument of `TrainingArguments` that can't be used with this model; warn of
+    `bf16` where it makes a training slower."""
+    if args.bf16 and not computes_bfloat16("cpu" if args.use_cpu else args.device):
+        logger.warning_once(
+            "`bf16` is slower than float32 on this CPU, which emulates it: leave it out, or say `--bf16 false`."
+        )
     if args.torch_compile:
         raise ValueError(
             "`torch_compile` must be off: each batch has images of other sizes, and would be compiled anew"

@@ -21,12 +21,62 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..loading_densemllm import computes_bfloat16
+
 
 PARTS = {
     "vision_tower": "vision_tower_learning_rate",
     "multi_modal_projector": "projector_learning_rate",
     "language_model": "language_model_learning_rate",
 }
+
+
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon` with its update as large as AdamW's, in float32 where bfloat16 is slow.
+
+    torch's orthogonalizes in bfloat16, which a CPU with AVX2 emulates: `benchmarks/bfloat16_on_cpu.py`. State and
+    parameter groups are torch's.
+    """
+
+    def __init__(self, params: list[dict]):
+        super().__init__(params, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if all(computes_bfloat16(p.device) for group in self.param_groups for p in group["params"]):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            momentum, decay = group["momentum"], group["weight_decay"]
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                average = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
+                average.lerp_(matrix.grad, 1 - momentum)
+                update = matrix.grad.lerp(average, momentum) if group["nesterov"] else average
+                update = orthogonalized(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                matrix.mul_(1 - group["lr"] * decay)
+                matrix.add_(update, alpha=-0.2 * group["lr"] * max(matrix.shape) ** 0.5)
+        return loss
+
+
+def orthogonalized(
+    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    """The matrix with its singular values at about 1, `[m, n]`: Newton-Schulz steps of the fifth degree, in float32.
+
+    As `torch.optim.Muon`; coefficients and derivation: https://kellerjordan.github.io/posts/muon.
+    """
+    first, third, fifth = coefficients
+    wide = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().mT
+    wide = wide / wide.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        wide = first * wide + (third * gram + fifth * gram @ gram) @ wide
+    return (wide if matrix.shape[0] <= matrix.shape[1] else wide.mT).to(matrix.dtype)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -45,7 +95,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __init__(self, muon: list[dict], adamw: list[dict], betas: tuple[float, float], eps: float):
         self.parts = {
-            "muon": torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"),
+            "muon": Muon(muon),
             "adamw": torch.optim.AdamW(adamw, betas=betas, eps=eps),
         }
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})

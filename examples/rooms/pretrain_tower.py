@@ -38,6 +38,7 @@ from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
+from densemllm.loading_densemllm import computes_bfloat16
 from densemllm.targets_densemllm import nearest_resize
 from densemllm.training.datasets import DenseDataset, DenseSource
 from densemllm.training.optimizers import MuonWithAdamW
@@ -141,7 +142,8 @@ def main(arguments: list[str] | None = None) -> None:
     augmentation = Augmentation(scale=(0.54, 0.94), flip_probability=0.5, color_jitter=0.5)
     learner = TowerWithHeads(model.model.vision_tower, len(id2label))
     training_args = TrainingArguments(
-        output_dir=str(work), max_steps=args.max_steps, per_device_train_batch_size=args.batch_size, bf16=True,
+        output_dir=str(work), max_steps=args.max_steps, per_device_train_batch_size=args.batch_size,
+        bf16=torch.cuda.is_available() or computes_bfloat16("cpu"),
         lr_scheduler_type="cosine", warmup_steps=100, max_grad_norm=1.0, dataloader_num_workers=1,
         dataloader_persistent_workers=True,
         remove_unused_columns=False, logging_steps=50, save_steps=100, save_total_limit=1, report_to="none",
