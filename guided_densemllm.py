@@ -90,6 +90,27 @@ def guided_segmentation(
 
 
 @torch.no_grad()
+def guided_argmax(maps: torch.Tensor, image: "np.ndarray | PIL.Image.Image") -> torch.Tensor:
+    """The best map at each pixel, with borders where the image has edges: what `upsample_argmax` finds, guided.
+
+    Args:
+        maps: `float [num_maps, grid_height, grid_width]`.
+        image: PIL image, or `uint8 [height, width, 3]`, RGB, of the size of the result.
+
+    Returns:
+        `int64 [height, width]`, places in `maps`, on their device.
+
+    Raises:
+        ValueError: `maps` or `image` that can't be used.
+    """
+    image = _check(maps, image, "maps")
+    best = torch.empty((image.height, image.width), dtype=torch.long, device=maps.device)
+    for top, strip in guided_strips(maps.float(), image, None, CLASS_SMOOTHNESS):
+        best[top : top + strip.shape[1]] = strip.argmax(dim=0)
+    return best
+
+
+@torch.no_grad()
 def guided_resize(maps: torch.Tensor, image: "np.ndarray | PIL.Image.Image") -> torch.Tensor:
     """Maps of numbers on the grid of vision tokens at the image's size, with steps where the image has edges.
 
@@ -296,4 +317,4 @@ def _check(maps: torch.Tensor, image, name: str) -> PIL.Image.Image:
     return PIL.Image.fromarray(image)
 
 
-__all__ = ["guided_resize", "guided_segmentation", "guided_strips"]
+__all__ = ["guided_argmax", "guided_resize", "guided_segmentation", "guided_strips"]

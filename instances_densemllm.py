@@ -17,11 +17,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 
 from .checks_densemllm import check_choice, check_count, check_positive, shown
 from .decoding_densemllm import upsample_argmax
+from .guided_densemllm import guided_argmax
 
 
 # A vision token of a thing (a class whose objects are counted) learns where the centre of its object is: one bin of x
@@ -200,6 +202,7 @@ def decode_instances(
     radius: float = 2.5,
     min_votes: float = 2.0,
     within_class: bool = False,
+    image: PIL.Image.Image | None = None,
 ) -> torch.Tensor:
     """Votes of vision tokens to objects.
 
@@ -216,6 +219,7 @@ def decode_instances(
         within_class: an object has the pixels of one class only. Otherwise it may have those of several: where the
             class map is not sure of a class, it is one object still, and [`make_panoptic`] gives it the class that it
             has most of.
+        image: of the size of `segmentation`; objects of one region then part along its edges.
 
     Returns:
         `int64 [height, width]`: numbers of objects from 1, and 0 where there is no thing.
@@ -225,12 +229,17 @@ def decode_instances(
     """
     _check_logits(x_logits, y_logits)
     _check_map("segmentation", segmentation)
+    if image is not None and (image.height, image.width) != tuple(segmentation.shape):
+        raise ValueError(
+            f"`image` must be of the size of `segmentation`, {list(segmentation.shape)}, got "
+            f"{[image.height, image.width]}"
+        )
     radius = check_positive("radius", radius, " of tokens")
     min_votes = check_positive("min_votes", min_votes, " of tokens")
     places = decode_centres(x_logits, y_logits, origin).cpu()
     regions = connected_components(segmentation.cpu(), thing_ids)
     cells = _cells(regions.shape, places.shape[1:])
-    regions = _split_regions(regions, places, cells, radius, min_votes)
+    regions = _split_regions(regions, places, cells, radius, min_votes, image)
     areas = np.bincount(regions.ravel())
     centres = [np.bincount(regions.ravel(), weights=own.flatten().numpy()[cells].ravel()) for own in places]
     centres = np.stack(centres, axis=1) / np.maximum(areas, 1)[:, None]
@@ -247,8 +256,9 @@ def _cells(size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
 
 
 def _split_regions(
-    regions: torch.Tensor, places: torch.Tensor, cells: np.ndarray, radius: float, min_votes: float
-) -> np.ndarray:
+    regions: torch.Tensor, places: torch.Tensor, cells: np.ndarray, radius: float, min_votes: float,
+    image: PIL.Image.Image | None,
+) -> np.ndarray:  # fmt: skip
     """Regions of whose votes there are several peaks, as one region a peak; see [`decode_instances`]."""
     result = regions.numpy().copy()
     count, n_tokens = int(result.max()), places[0].numel()
@@ -277,7 +287,10 @@ def _split_regions(
         share = share.reshape(places.shape[1:])[rows, columns]
         distances = (places[:, rows, columns] - peaks[:, :, None, None]).square().sum(dim=1)
         belongs = (distances / (-2 * radius**2)).softmax(dim=0) * share
-        nearest = upsample_argmax(belongs, (bottom - top, right - left))[0].numpy()
+        if image is None:
+            nearest = upsample_argmax(belongs, (bottom - top, right - left))[0].numpy()
+        else:
+            nearest = guided_argmax(belongs, image.crop((left, top, right, bottom))).numpy()
         part = result[top:bottom, left:right]
         moved = (part == region) & (nearest > 0)
         part[moved] = count + nearest[moved]

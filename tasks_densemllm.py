@@ -322,7 +322,10 @@ class Panoptic(Classes):
             return {**fields, "segmentation": torch.full_like(fields["segmentation"], -1), "segments_info": []}
         thing_ids = [key for thing in request.thing_labels for key in _keys_of(thing, names)]
         segmentation = fields["segmentation"]
-        instances = decode_instances(x_logits, y_logits, segmentation, thing_ids, self.origin)
+        instances = decode_instances(
+            x_logits, y_logits, segmentation, thing_ids, self.origin,
+            image=request.image_of_maps() if request.refine == GUIDED else None,
+        )  # fmt: skip
         cell = segmentation.numel() // math.prod(logits.shape[1:])  # less than a token sees is no object
         found = make_panoptic(segmentation, fields["scores"], instances, thing_ids, names, min_area=max(1, cell))
         segments = found["segmentation"].long()

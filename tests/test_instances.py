@@ -14,6 +14,7 @@
 """Centres of objects as bins of coordinates, votes for them, and the segments that come of it."""
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given, settings
@@ -157,6 +158,29 @@ def test_uncertain_votes_leave_a_region_whole_and_certain_ones_do_not():
         x_logits = -((numbers - votes) ** 2).float()
         y_logits = -((numbers - 20.0) ** 2).expand(40, 10, 20)
         assert int(decode_instances(x_logits, y_logits, segmentation, (1,)).max()) == expected
+
+
+@pytest.mark.parametrize("border", [37, 42])  # pixels of three, and of six columns, of a cell's eight
+def test_objects_that_touch_part_along_the_edge_of_an_image(border):
+    """Two tables, a dark and a light one, whose border is inside of cells, at a slant."""
+    height, width = 48, 80
+    columns = np.arange(width) + np.arange(height)[:, None] / 12
+    instances = np.where(columns < border, 1, 2)
+    segmentation = np.full((height, width), 5)
+    pixels = np.where(instances == 1, 60, 170)[..., None] + np.random.default_rng(0).integers(
+        -6, 7, (height, width, 3)
+    )
+    image = PIL.Image.fromarray(pixels.astype(np.uint8))
+    logits = [perfect_logits(own, 24) for own in encode_centres(segmentation, instances, THINGS, 24, 24)]
+    wrong = {}
+    for name, given_image in (("tokens", None), ("guided", image)):
+        found = decode_instances(*logits, torch.from_numpy(segmentation), THINGS, image=given_image).numpy()
+        assert sorted(np.unique(found)) == [1, 2]
+        first = found[0, 0]
+        wrong[name] = int(((found == first) != (instances == 1)).sum())
+    assert wrong["guided"] <= 24 and wrong["guided"] < 0.4 * wrong["tokens"], wrong
+    with pytest.raises(ValueError, match="`image` must be of the size"):
+        decode_instances(*logits, torch.from_numpy(segmentation), THINGS, image=image.crop((0, 0, 8, 8)))
 
 
 def test_an_object_takes_the_class_that_most_of_it_has():
