@@ -19,15 +19,17 @@ the class map of the same checkpoint, on the same views of held-out rooms.
 
 A checkpoint without coordinate tokens gets 32 of x and of y, and is trained on the rooms of `--data` with classes,
 depth and centres at once. Things are all classes but floor, wall and ceiling. Three ways make objects of one class
-map:
+map, and two of the one that `refine="guided"` gives:
 
 - `components`: regions of one class whose pixels are side by side;
 - `near`: the rule that `task="panoptic"` has, but every token votes for its own place: what joining regions that are
   near each other brings, without anything that was learned;
-- `votes`: `predict_dense(task="panoptic")`.
+- `votes`: `predict_dense(task="panoptic")`;
+- `guided`: the same with `refine="guided"`; `guided_components`: regions of the guided class map.
 
-All three leave out what is smaller than a token's cell. Ends with one line of JSON: panopticapi's PQ, SQ and RQ over
-things of each, and the ratios `votes_over_components` and `votes_over_near`.
+All leave out what is smaller than a token's cell. Ends with one line of JSON: panopticapi's PQ, SQ and RQ over
+things of each, and the ratios `votes_over_components`, `votes_over_near`, `guided_over_guided_components` and
+`guided_over_votes`.
 """
 
 import argparse
@@ -56,6 +58,7 @@ from densemllm.training.samples import Augmentation, read_sample
 STUFF = ("floor", "wall", "ceiling")
 LEARNED = ("image", "segmentation", "depth", "focal_length", "instances")
 COORDINATES = 32
+WAYS = ("components", "near", "votes", "guided_components", "guided")
 
 
 def make_optimizer(model: nn.Module) -> MuonWithAdamW:
@@ -119,7 +122,7 @@ def evaluate(
     names = model.get_processor().normalize_labels(id2label)
     things = [key for key, name in id2label.items() if name not in STUFF]
     settings = Settings(id2label, thing_labels=tuple(id2label[key] for key in things))
-    metrics = {name: PanopticMetrics(list(id2label), things) for name in ("components", "near", "votes")}
+    metrics = {name: PanopticMetrics(list(id2label), things) for name in WAYS}
     for row in tqdm(rows):
         sample = read_sample({name: row[name] for name in LEARNED}, id2label=id2label, depth_scale=args.depth_scale)
         encoded = model.encode_image(
@@ -139,6 +142,11 @@ def evaluate(
         metrics["components"].add(objects_of(classes, components, things, names, cell), true)
         metrics["near"].add(objects_of(classes, near, things, names, cell), true)
         metrics["votes"].add((voted.segmentation, voted.segments_info), true)
+        classes = vars(model.predict_dense(encoded, task="segmentation", labels=id2label, refine="guided"))
+        components = connected_components(classes["segmentation"], things)
+        metrics["guided_components"].add(objects_of(classes, components, things, names, cell), true)
+        voted = model.predict_dense(encoded, task="panoptic", labels=id2label, thing_labels=things, refine="guided")
+        metrics["guided"].add((voted.segmentation, voted.segments_info), true)
     return metrics
 
 
@@ -175,9 +183,11 @@ def main() -> None:
     for name, metric in evaluate(model.eval(), args, id2label).items():
         values = metric.compute()
         results[name] = {key: round(values[f"{key}_things"], 4) for key in ("pq", "sq", "rq")}
-        print(f"{name:12}", "  ".join(f"{key} {value:.4f}" for key, value in results[name].items()))
-    for other in ("components", "near"):
-        results[f"votes_over_{other}"] = round(results["votes"]["pq"] / max(results[other]["pq"], 1e-9), 3)
+        print(f"{name:18}", "  ".join(f"{key} {value:.4f}" for key, value in results[name].items()))
+    for way, other in (
+        ("votes", "components"), ("votes", "near"), ("guided", "guided_components"), ("guided", "votes"),
+    ):  # fmt: skip
+        results[f"{way}_over_{other}"] = round(results[way]["pq"] / max(results[other]["pq"], 1e-9), 3)
     print("\n" + json.dumps(results))
 
 
