@@ -15,15 +15,19 @@ r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a
 
     python examples/rooms/publish.py --trained out/rooms/pretrained/work out/rooms/trained out/rooms/finer \
         --rooms 2400 2400 2400 --processes 1 2 2 --output_dir checkpoints/densemllm-rooms
+    python examples/rooms/publish.py --before checkpoints/densemllm-rooms --trained out/rooms/varied_trained \
+        --rooms 2400 --processes 2 --output_dir NEW_FOLDER
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data out/rooms/data --split test \
         --depth_scale 0.002 --task segmentation depth referring class_list --update_card --data_name rooms
-    python examples/rooms/gallery.py --refine crf --overwrite --out checkpoints/densemllm-rooms/gallery.png
+    python examples/rooms/gallery.py --refine guided --overwrite --out checkpoints/densemllm-rooms/gallery.png
 """
 
 import argparse
 import json
 import os
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -39,13 +43,13 @@ ROOM_WIDTH, ROOM_FOCAL_LENGTH = 256, 189  # pixels, of the rendered views; the m
 CARD = """
 # densemllm-rooms
 
-A small DenseMLLM ({parameters:.1f} million parameters, {size:.0f} MB) that segments pictures of furnished rooms into
+A small DenseMLLM ({parameters:.1f} million parameters, {size:.0f} MB) that segments images of furnished rooms into
 {classes} classes, measures their depth in metres, and finds referred objects, all from the logits of its vision
 tokens. It is the architecture of [DenseMLLM](https://arxiv.org/abs/2602.14134), scaled down: a vision tower with 2-D
 RoPE and windows, a projector that joins 2x2 patches, and a language model with latent attention. A vision token is a
 cell of {cell}x{cell} pixels.
 
-![Pictures of rooms, what is there, and what the model sees](gallery.png)
+![Images of rooms, what is there, and what the model sees](gallery.png)
 
 ```python
 from transformers import AutoModel
@@ -57,16 +61,16 @@ found = model.predict_dense("room.jpg", task="referring", text="the chair on the
 model.query("room.jpg", "How many chairs are there?", focal_length=200.0)
 ```
 
-`focal_length` is that of the picture in pixels: the model sees each at {focal:.0f}. Without it, the picture is taken
+`focal_length` is that of the image in pixels: the model sees each at {focal:.0f}. Without it, the image is taken
 for one of that focal length, and should be some {width:.0f} pixels wide (`scale={width:.0f} / width` reads a larger
-one so, which pipelines need too). Referred objects are found in one pass, with the expression before the picture
-(`referring_prompt` of the processor). `refine="crf"` moves the edges of classes to the picture's, as in the sheet
+one so, which pipelines need too). Referred objects are found in one pass, with the expression before the image
+(`referring_prompt` of the processor). `refine="guided"` moves the edges of maps to the image's, as in the sheet
 above.
 
 ## Intended use
 
 To try the package on, in seconds and on a CPU: its calls, pipelines, evaluation and fine-tuning. It shows that the
-method works at a small size; it is no model to rely on.
+method works at a small size; it is not a model to rely on.
 
 ## Limits
 
@@ -76,18 +80,64 @@ things are missed: a cell has one class. Its words are those of the training que
 ## Training
 
 On the Rooms data (`examples/rooms` of densemllm, rendered from furniture under CC-BY-3.0 and CC0, see its credits), on
-two CPU cores in bfloat16, for {minutes:.0f} minutes: {samples:,} samples, {steps:,} steps, one run after the other:
+two CPU cores, for {minutes:.0f} minutes: {samples:,} samples, {steps:,} steps, one run after the other:
 
 | run | what learns | steps | samples a step | training rooms | peak learning rate of Muon |
 |---|---|---|---|---|---|
 {runs}
 
 The tower learns classes and depth of its patches first; then classes, depth, masks and text are learned together, from
-labels that have a quarter of their cell (`min_label_share`). The validation and test rooms have furniture that no
+labels that have a quarter of their cell (`min_label_share`).{varied} The validation and test rooms have furniture that no
 training room has. The commands stand in `examples/rooms/README.md`.
 
 ![Losses of the whole model over the steps](training.png)
 """
+
+
+# Of a checkpoint that was published, whose runs go on.
+VARIED = """ The last run has varied rooms, too (`render.py --variety`), seen by cameras of
+all kinds (`--camera_effects`), and learns the centres of objects."""
+
+
+class Runs(NamedTuple):
+    """What trainings come to: rows of their table, samples and steps in all, minutes, and logs."""
+
+    table: list[str]
+    samples: int
+    steps: int
+    minutes: float
+    history: list[dict]
+
+
+def read_published(folder: Path) -> Runs:
+    """The trainings of a checkpoint that this script wrote."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| \d+ \| .*\|$", card, re.MULTILINE)
+    minutes = re.search(r"for ([\d,]+) minutes", card)
+    if not table or minutes is None:
+        raise SystemExit(f"--before {folder} has no card of this script: no table of runs")
+    counts = [[int(cell.replace(",", "")) for cell in row.split("|")[3:5]] for row in table]
+    history = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+    return Runs(
+        table, sum(steps * batch for steps, batch in counts), sum(steps for steps, _ in counts),
+        float(minutes[1].replace(",", "")), history,
+    )  # fmt: skip
+
+
+def read_runs(before: Runs, folders: list[Path], rooms: list[int], processes: list[int]) -> Runs:
+    """The trainings so far, and those of folders that `train_hf.py` wrote."""
+    table, samples, steps, minutes, history = before
+    table, history = list(table), list(history)
+    for folder, count, per_step in zip(folders, rooms, processes, strict=True):
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        own, batch = state["log_history"], state["train_batch_size"] * per_step
+        history += [{**row, "run": len(table), "step": row["step"] + steps} for row in own]
+        rate = max(row["learning_rate"] for row in own if "learning_rate" in row)
+        learns = "the whole model" if any("ntp_m_loss" in row for row in own) else "the tower"
+        table.append(f"| {len(table) + 1} | {learns} | {state['global_step']:,} | {batch} | {count:,} | {rate:.2g} |")
+        minutes += sum(row.get("train_runtime", 0) for row in own) / 60
+        samples, steps = samples + batch * state["global_step"], steps + state["global_step"]
+    return Runs(table, samples, steps, minutes, history)
 
 
 def draw_curve(history: list[dict], path: Path) -> None:
@@ -123,6 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--trained", type=Path, nargs="+", required=True, help="folders of the runs, the last one last"
     )
+    parser.add_argument("--before", type=Path, help="the published checkpoint that the first run started at")
     parser.add_argument("--rooms", type=int, nargs="+", required=True, help="training rooms of each run")
     parser.add_argument("--processes", type=int, nargs="+", help="of each run; one where left out")
     parser.add_argument("--minutes", type=float, help="of all runs; what the logs say where left out")
@@ -130,7 +181,9 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
     outputs = [args.output_dir / name for name in ("config.json", "model.safetensors", "README.md")]
-    check_outputs_of_script(parser, outputs, args.trained, args.overwrite, "--output_dir")
+    check_outputs_of_script(
+        parser, outputs, [*args.trained, *([args.before] if args.before else [])], args.overwrite, "--output_dir"
+    )
     if len(args.rooms) != len(args.trained):
         raise SystemExit(f"--rooms must have a number for each of {len(args.trained)} runs, got {args.rooms}")
     processes = args.processes or [1] * len(args.trained)
@@ -139,16 +192,8 @@ def main() -> None:
     card_path = args.output_dir / "README.md"
     if card_path.is_file() and "model-index" in (metadata_load(card_path) or {}):
         raise SystemExit(f"{card_path} has results of other weights: remove it first")
-    history, runs, samples, steps, seconds = [], [], 0, 0, 0.0
-    for run, (folder, rooms, count) in enumerate(zip(args.trained, args.rooms, processes, strict=True)):
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        own, batch = state["log_history"], state["train_batch_size"] * count
-        history += [{**row, "run": run, "step": row["step"] + steps} for row in own]
-        rate = max(row["learning_rate"] for row in own if "learning_rate" in row)
-        learns = "the whole model" if any("ntp_m_loss" in row for row in own) else "the tower"
-        runs.append(f"| {run + 1} | {learns} | {state['global_step']:,} | {batch} | {rooms:,} | {rate:.2g} |")
-        seconds += sum(row.get("train_runtime", 0) for row in own)
-        samples, steps = samples + batch * state["global_step"], steps + state["global_step"]
+    before = Runs([], 0, 0, 0.0, []) if args.before is None else read_published(args.before)
+    runs = read_runs(before, args.trained, args.rooms, processes)
     model = DenseMLLMForConditionalGeneration.from_pretrained(args.trained[-1], dtype=torch.bfloat16).eval()
     processor = DenseMLLMProcessor.from_pretrained(args.trained[-1])
     for link in args.output_dir.glob("*.py"):  # of an earlier checkpoint: saving would write through them
@@ -157,13 +202,14 @@ def main() -> None:
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     link_code(args.output_dir)
-    (args.output_dir / "training_log.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    draw_curve(history, args.output_dir / "training.png")
+    (args.output_dir / "training_log.json").write_text(json.dumps(runs.history, indent=1) + "\n", encoding="utf-8")
+    draw_curve(runs.history, args.output_dir / "training.png")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     focal = processor.get_depth_range(None)["focal_length"]
     text = CARD.format(
         parameters=parameters / 1e6, size=2 * parameters / 1e6, classes=len(model.config.id2label),
-        samples=samples, steps=steps, minutes=args.minutes or seconds / 60, runs="\n".join(runs),
+        samples=runs.samples, steps=runs.steps, minutes=args.minutes or runs.minutes, runs="\n".join(runs.table),
+        varied="" if args.before is None else VARIED,
         cell=processor.image_processor.patch_size * processor.image_processor.merge_size,
         focal=focal, width=round(focal * ROOM_WIDTH / ROOM_FOCAL_LENGTH, -1),
     )  # fmt: skip
@@ -174,7 +220,7 @@ def main() -> None:
     )  # fmt: skip
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
     card.save(card_path)
-    print(f"{args.output_dir}: {parameters / 1e6:.2f} million parameters, {steps} steps")
+    print(f"{args.output_dir}: {parameters / 1e6:.2f} million parameters, {runs.steps} steps")
 
 
 if __name__ == "__main__":
