@@ -87,8 +87,8 @@ two CPU cores, for {minutes:.0f} minutes: {samples:,} samples, {steps:,} steps, 
 {runs}
 
 The tower learns classes and depth of its patches first; then classes, depth, masks and text are learned together, from
-labels that have a quarter of their cell (`min_label_share`).{varied} The validation and test rooms have furniture that no
-training room has. The commands stand in `examples/rooms/README.md`.
+labels that have a quarter of their cell (`min_label_share`).{varied} The validation and test rooms
+have furniture that no training room has. The commands stand in `examples/rooms/README.md`.
 
 ![Losses of the whole model over the steps](training.png)
 """
