@@ -49,6 +49,7 @@ from densemllm.evaluation.metrics import DepthMetrics, NormalsMetrics, Referring
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
+from densemllm.loading_densemllm import choose_dtype
 from densemllm.normals_densemllm import depth_to_normals
 from densemllm.training.samples import read_sample
 
@@ -128,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     check_outputs_of_script(parser, [args.out] if args.out else [], [args.data], args.overwrite)
     torch.set_num_threads(args.threads)
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model).eval()
+    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=choose_dtype("auto", "cpu")).eval()
     id2label = load_id2label(str(Path(args.data) / "id2label.json"))
     data = load_samples(args.data, args.split)
     rows = np.unique(np.linspace(0, len(data) - 1, 4 if args.quick else args.views).astype(int)).tolist()

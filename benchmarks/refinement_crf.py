@@ -35,6 +35,7 @@ import torch
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.decoding_densemllm import class_probabilities
 from densemllm.formats.labels import load_id2label
+from densemllm.loading_densemllm import choose_dtype
 from densemllm.refinement_densemllm import refine_crf_argmax
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=0, help="number of other processes that compute meanwhile")
     parser.add_argument("--quick", action="store_true", help="once, with one thread")
     args = parser.parse_args()
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model).eval()
+    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=choose_dtype("auto", "cpu")).eval()
     id2label = load_id2label(str(Path(args.data) / "id2label.json"))
     image = PIL.Image.open(args.image).convert("RGB").resize((256, 256))
     options = model.get_processor().crf_options

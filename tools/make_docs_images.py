@@ -23,6 +23,7 @@ import PIL.Image
 
 from densemllm import DenseMLLMForConditionalGeneration
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
+from densemllm.loading_densemllm import choose_dtype
 
 
 ROOM, CHECKPOINT, FOCAL_LENGTH = "examples/rooms/room.jpg", "checkpoints/densemllm-rooms", 172.0
@@ -44,7 +45,7 @@ def main() -> None:
     paths = {name: args.out / f"{name}.png" for name in MAPS}
     check_outputs_of_script(parser, list(paths.values()), [ROOM, CHECKPOINT], args.overwrite)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = DenseMLLMForConditionalGeneration.from_pretrained(CHECKPOINT).eval()
+    model = DenseMLLMForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=choose_dtype("auto", "cpu")).eval()
     with PIL.Image.open(ROOM) as file:
         image = file.convert("RGB")
     shown = image.resize((SIZE, SIZE), PIL.Image.Resampling.LANCZOS)

@@ -86,13 +86,17 @@ class DenseTrainingArguments(TrainingArguments):
         self.accelerator_config.dispatch_batches = False
 
 
-def check_arguments(args: TrainingArguments) -> None:
-    """Raise a `ValueError` that names an argument of `TrainingArguments` that can't be used with this model; warn of
-    `bf16` where it makes a training slower."""
+def warn_of_bfloat16(args: TrainingArguments) -> None:
+    """Say that `bf16` makes a training slower where it does."""
     if args.bf16 and not computes_bfloat16("cpu" if args.use_cpu else args.device):
         logger.warning_once(
             "`bf16` is slower than float32 on this CPU, which emulates it: leave it out, or say `--bf16 false`."
         )
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raise a `ValueError` that names an argument of `TrainingArguments` that can't be used with this model."""
+    warn_of_bfloat16(args)
     if args.torch_compile:
         raise ValueError(
             "`torch_compile` must be off: each batch has images of other sizes, and would be compiled anew"
@@ -109,4 +113,4 @@ def check_arguments(args: TrainingArguments) -> None:
         )
 
 
-__all__ = ["DenseTrainingArguments", "check_arguments"]
+__all__ = ["DenseTrainingArguments", "check_arguments", "warn_of_bfloat16"]

@@ -24,6 +24,7 @@ from ..loss_densemllm import supervised_tokens
 from ..modeling_densemllm import vision_block_ids
 from ..tasks_densemllm import ANNOTATED_TASKS
 from ..vision_densemllm import DenseMLLMVisionModel
+from .arguments import warn_of_bfloat16
 from .collator import DenseCollator
 from .equal_images import EqualImagesOnce, first_equals
 from .prompts import PromptReader
@@ -147,6 +148,7 @@ class DenseGRPOTrainer(GRPOTrainer):
             raise ValueError("`dense_loss_weight` needs a `dense_collator`")
         super().__init__(*args, **kwargs)
         check_dense_options(dense_loss_weight, filter_groups, self.beta)
+        warn_of_bfloat16(self.args)
         self.dense_collator, self.dense_loss_weight = dense_collator, dense_loss_weight
         self.filter_groups = filter_groups
         self.share_prompts = share_prompts

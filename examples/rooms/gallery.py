@@ -30,6 +30,7 @@ from densemllm import DenseMLLMForConditionalGeneration, DensePrediction
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
+from densemllm.loading_densemllm import choose_dtype
 from densemllm.task_base_densemllm import REFINEMENTS
 from densemllm.training.samples import read_sample
 
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
     check_outputs_of_script(parser, [args.out], [*args.photos, args.data], args.overwrite)
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model).eval()
+    model = DenseMLLMForConditionalGeneration.from_pretrained(args.model, dtype=choose_dtype("auto", "cpu")).eval()
     id2label = load_id2label(str(Path(args.data) / "id2label.json"))
     data = load_samples(args.data, args.split)
     # Only what has an expression shows every task.
