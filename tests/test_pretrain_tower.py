@@ -1,19 +1,22 @@
 """The tower of the rooms' model, pretrained on its patches."""
 
+import json
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from repository import require
-from tiny import make_image, make_model, make_processor
+from tiny import ID2LABEL, make_image, make_model, make_processor
 
 
 sys.path.insert(0, str(require("examples/rooms")))
 import pretrain_tower  # noqa: E402
+import publish  # noqa: E402
 
 
 def test_a_patch_learns_the_shares_and_the_depth_of_its_pixels():
@@ -49,3 +52,36 @@ def test_a_pretrained_tower_is_in_a_whole_model(tmp_path):
     changed = {name.split(".")[1] for (name, old), new in pairs if not torch.equal(old, new)}
     assert changed == {"vision_tower"}
     DenseMLLMProcessor.from_pretrained(tmp_path / "pretrained")
+
+
+def test_runs_of_a_published_checkpoint_go_on(tmp_path, monkeypatch, capsys):
+    processor, runs = make_processor(default_depth_range="road"), []
+    model = make_model(processor, id2label=ID2LABEL)
+    for name, steps, loss in (("first", 1200, "loss"), ("second", 30, "ntp_m_loss"), ("third", 50, "ntp_m_loss")):
+        runs.append(tmp_path / name)
+        model.save_pretrained(runs[-1])
+        processor.save_pretrained(runs[-1])
+        log = [
+            {"step": steps, "learning_rate": 2e-3, loss: 0.5, "text_loss": 0.1},
+            {"step": steps, "train_runtime": 90.0},
+        ]
+        state = {"log_history": log, "train_batch_size": 4, "global_step": steps}
+        (runs[-1] / "trainer_state.json").write_text(json.dumps(state))
+
+    def write(folder, *words):
+        monkeypatch.setattr(sys, "argv", ["publish.py", "--output_dir", str(tmp_path / folder), *map(str, words)])
+        publish.main()
+        return (tmp_path / folder / "README.md").read_text()
+
+    write("two", "--trained", *runs[:2], "--rooms", 10, 20, "--processes", 1, 2)
+    card = write("three", "--before", tmp_path / "two", "--trained", runs[2], "--rooms", 30, "--processes", 2)
+    assert "| 1 | the tower | 1,200 | 4 | 10 | 0.002 |" in card
+    assert "| 3 | the whole model | 50 | 8 | 30 | 0.002 |" in card
+    assert "for 4 minutes: 5,440 samples, 1,280 steps" in card and "varied rooms" in card
+    log = json.loads((tmp_path / "three/training_log.json").read_text())
+    assert [(row["run"], row["step"]) for row in log] == [
+        (k, n) for k, n in enumerate((1200, 1230, 1280)) for _ in "ab"
+    ]
+    with pytest.raises(SystemExit, match="no table of runs"):
+        (tmp_path / "two/README.md").write_text("# another\n")
+        write("four", "--before", tmp_path / "two", "--trained", runs[2], "--rooms", 30)
