@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The next training of checkpoints/densemllm-rooms, in pieces of at most PIECE seconds (two hours where left out) on
-# CORES cores (2), from the repository's root:
+# The training of checkpoints/densemllm-rooms with varied rooms, in pieces of at most PIECE seconds (two hours where left
+# out) on CORES cores (2), from the repository's root:
 #
 #   bash examples/rooms/train_varied.sh data       # renders; again until it says that all is there
 #   bash examples/rooms/train_varied.sh train      # trains; again, goes on at the last checkpoint, until max_steps
-#   bash examples/rooms/train_varied.sh measure    # on the validation rooms
+#   bash examples/rooms/train_varied.sh measure    # on the test rooms
 #
 # What stands after the word goes to train_hf.py or evaluate_densemllm.py: --max_steps 9000
 set -euo pipefail
@@ -35,12 +35,9 @@ data)
         [ "$piece" -gt 0 ] || { echo "the time is up: the same command goes on"; exit 0; }
         run "$python" examples/rooms/render.py --workers "$cores" "$@"
     }
-    # The shards that are there stay. Both halves of the training rooms come before what is measured on.
-    render --split train --rooms "${VARIED_ROOMS:-4000}" --variety 1 --output_dir "$out/varied"
-    render --split train --rooms "${ROOMS:-2400}" --output_dir "$out/data"
-    render --split validation --rooms "${HELD_ROOMS:-200}" --output_dir "$out/data"
+    # The shards that are there stay. Training rooms come before what is measured on.
+    render --split train --rooms "${VARIED_ROOMS:-2100}" --variety 1 --output_dir "$out/varied"
     render --split test --rooms "${HELD_ROOMS:-200}" --output_dir "$out/data"
-    render --split validation --rooms "${HELD_ROOMS:-200}" --variety 1 --output_dir "$out/varied"
     echo "all rooms are there"
     ;;
 train)
@@ -50,11 +47,9 @@ train)
         --output_dir "$out/varied_trained" "${resume[@]}" "$@"
     ;;
 measure)
-    for data in "$out/data" "$out/varied"; do
-        run torchrun --nproc_per_node "$cores" evaluate_densemllm.py --model "$out/varied_trained" --data "$data" \
-            --split validation --depth_scale 0.002 --task segmentation depth referring class_list panoptic \
-            --output_dir "$out/evaluation/$(basename "$data")" "$@"
-    done
+    run torchrun --nproc_per_node "$cores" evaluate_densemllm.py --model "$out/varied_trained" --data "$out/data" \
+        --split test --depth_scale 0.002 --task segmentation depth referring class_list panoptic \
+        --output_dir "$out/evaluation" "$@"
     ;;
 *)
     echo "usage: train_varied.sh data|train|measure [--argument value ...]" >&2
