@@ -82,6 +82,30 @@ def test_runs_of_a_published_checkpoint_go_on(tmp_path, monkeypatch, capsys):
     assert [(row["run"], row["step"]) for row in log] == [
         (k, n) for k, n in enumerate((1200, 1230, 1280)) for _ in "ab"
     ]
+    for share in (0, 1.5):
+        with pytest.raises(SystemExit, match="--share must be"):
+            write("five", "--before", runs[1], "--trained", runs[2], "--rooms", 30, "--share", share)
+    with pytest.raises(SystemExit, match="--share must be"):
+        write("five", "--trained", runs[2], "--rooms", 30, "--share", 0.5)
     with pytest.raises(SystemExit, match="no table of runs"):
         (tmp_path / "two/README.md").write_text("# another\n")
         write("four", "--before", tmp_path / "two", "--trained", runs[2], "--rooms", 30)
+
+
+def test_a_mean_of_weights_keeps_the_rows_of_new_tokens(tmp_path):
+    processor = make_processor()
+    start = make_model(processor)
+    start.save_pretrained(tmp_path)
+    trained = DenseMLLMForConditionalGeneration.from_pretrained(tmp_path)
+    count = len(trained.lm_head.weight)
+    trained.resize_token_embeddings(count + 2)
+    with torch.no_grad():
+        for values in trained.parameters():
+            values += 1.0
+    before = {name: values.clone() for name, values in trained.state_dict().items()}
+    publish.mix_weights(trained, tmp_path, 0.25)
+    for name, old in start.state_dict().items():
+        mixed = trained.state_dict()[name]
+        torch.testing.assert_close(mixed[: len(old)], old + 0.25, msg=name)
+        assert torch.equal(mixed[len(old) :], before[name][len(old) :])
+    assert len(trained.lm_head.weight) == count + 2

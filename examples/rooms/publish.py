@@ -16,7 +16,7 @@ r"""What `train_hf.py` wrote, as a checkpoint to publish: weights in bfloat16, a
     python examples/rooms/publish.py --trained out/rooms/pretrained/work out/rooms/trained out/rooms/finer \
         --rooms 2400 2400 2400 --processes 1 2 2 --output_dir checkpoints/densemllm-rooms
     python examples/rooms/publish.py --before checkpoints/densemllm-rooms --trained out/rooms/varied_trained \
-        --rooms 2400 --processes 2 --output_dir NEW_FOLDER
+        --rooms 2400 --processes 2 --share 0.3 --output_dir NEW_FOLDER
     python evaluate_densemllm.py --model checkpoints/densemllm-rooms --data out/rooms/data --split test \
         --depth_scale 0.002 --task segmentation depth referring class_list --update_card --data_name rooms
     python examples/rooms/gallery.py --refine guided --overwrite --out checkpoints/densemllm-rooms/gallery.png
@@ -87,16 +87,19 @@ two CPU cores, for {minutes:.0f} minutes: {samples:,} samples, {steps:,} steps, 
 {runs}
 
 The tower learns classes and depth of its patches first; then classes, depth, masks and text are learned together, from
-labels that have a quarter of their cell (`min_label_share`).{varied} The validation and test rooms
-have furniture that no training room has. The commands stand in `examples/rooms/README.md`.
+labels that have a quarter of their cell (`min_label_share`).{varied}
+The validation and test rooms have furniture that no training room has. The commands stand in
+`examples/rooms/README.md`.
 
 ![Losses of the whole model over the steps](training.png)
 """
 
 
 # Of a checkpoint that was published, whose runs go on.
-VARIED = """ The last run has varied rooms, too (`render.py --variety`), seen by cameras of
-all kinds (`--camera_effects`), and learns the centres of objects."""
+VARIED = """
+The last run has varied rooms, too (`render.py --variety`), seen by cameras of all kinds (`--camera_effects`), and
+learns the centres of objects; the published weights are {share:.0%} of what it came to and {rest:.0%} of what it
+started from."""
 
 
 class Runs(NamedTuple):
@@ -140,6 +143,19 @@ def read_runs(before: Runs, folders: list[Path], rooms: list[int], processes: li
     return Runs(table, samples, steps, minutes, history)
 
 
+@torch.no_grad()
+def mix_weights(model: DenseMLLMForConditionalGeneration, before: Path, share: float) -> None:
+    """Make the weights a mean of the model's, which count `share`, and of those that its training started from.
+
+    A mean keeps more of what the first data taught, and takes of the second's as much as `share`: Wortsman et al.,
+    Robust fine-tuning of zero-shot models, arXiv 2109.01903. Rows of tokens that were added stay as they are.
+    """
+    start = DenseMLLMForConditionalGeneration.from_pretrained(before, dtype=torch.float32).state_dict()
+    for name, values in model.state_dict().items():
+        own = start[name]
+        values[: len(own)].lerp_(own, 1 - share)
+
+
 def draw_curve(history: list[dict], path: Path) -> None:
     """The losses of the whole model; a gap where one run ended and the next began."""
     plt.switch_backend("Agg")
@@ -174,6 +190,12 @@ def main() -> None:
         "--trained", type=Path, nargs="+", required=True, help="folders of the runs, the last one last"
     )
     parser.add_argument("--before", type=Path, help="the published checkpoint that the first run started at")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="of the trained weights in a mean with those of --before; 1: they alone",
+    )
     parser.add_argument("--rooms", type=int, nargs="+", required=True, help="training rooms of each run")
     parser.add_argument("--processes", type=int, nargs="+", help="of each run; one where left out")
     parser.add_argument("--minutes", type=float, help="of all runs; what the logs say where left out")
@@ -184,6 +206,8 @@ def main() -> None:
     check_outputs_of_script(
         parser, outputs, [*args.trained, *([args.before] if args.before else [])], args.overwrite, "--output_dir"
     )
+    if not 0 < args.share <= 1 or (args.share < 1 and args.before is None):
+        raise SystemExit(f"--share must be above 0, at most 1, and 1 without --before, got {args.share}")
     if len(args.rooms) != len(args.trained):
         raise SystemExit(f"--rooms must have a number for each of {len(args.trained)} runs, got {args.rooms}")
     processes = args.processes or [1] * len(args.trained)
@@ -194,7 +218,12 @@ def main() -> None:
         raise SystemExit(f"{card_path} has results of other weights: remove it first")
     before = Runs([], 0, 0, 0.0, []) if args.before is None else read_published(args.before)
     runs = read_runs(before, args.trained, args.rooms, processes)
-    model = DenseMLLMForConditionalGeneration.from_pretrained(args.trained[-1], dtype=torch.bfloat16).eval()
+    model = DenseMLLMForConditionalGeneration.from_pretrained(args.trained[-1], dtype=torch.float32).eval()
+    if args.share != 1:
+        mix_weights(model, args.before, args.share)
+    model = model.bfloat16()
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config.dtype = torch.bfloat16  # what those who load a part will ask for
     processor = DenseMLLMProcessor.from_pretrained(args.trained[-1])
     for link in args.output_dir.glob("*.py"):  # of an earlier checkpoint: saving would write through them
         if link.is_symlink():
@@ -209,7 +238,7 @@ def main() -> None:
     text = CARD.format(
         parameters=parameters / 1e6, size=2 * parameters / 1e6, classes=len(model.config.id2label),
         samples=runs.samples, steps=runs.steps, minutes=args.minutes or runs.minutes, runs="\n".join(runs.table),
-        varied="" if args.before is None else VARIED,
+        varied="" if args.before is None else VARIED.format(share=args.share, rest=1 - args.share),
         cell=processor.image_processor.patch_size * processor.image_processor.merge_size,
         focal=focal, width=round(focal * ROOM_WIDTH / ROOM_FOCAL_LENGTH, -1),
     )  # fmt: skip
