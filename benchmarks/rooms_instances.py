@@ -43,7 +43,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
-from densemllm.evaluation.measured import Settings, true_segments
+from densemllm.evaluation.measured import PANOPTIC, Settings, true_segments
 from densemllm.evaluation.panoptic import PanopticMetrics
 from densemllm.formats.folders import load_samples
 from densemllm.formats.labels import load_id2label
@@ -122,6 +122,7 @@ def evaluate(
     names = model.get_processor().normalize_labels(id2label)
     things = [key for key, name in id2label.items() if name not in STUFF]
     settings = Settings(id2label, thing_labels=tuple(id2label[key] for key in things))
+    settings = PANOPTIC.prepare(settings, model.config, model.get_processor())
     metrics = {name: PanopticMetrics(list(id2label), things) for name in WAYS}
     for row in tqdm(rows):
         sample = read_sample({name: row[name] for name in LEARNED}, id2label=id2label, depth_scale=args.depth_scale)

@@ -34,7 +34,7 @@ MAPS = {
     "depth": {"refine": "guided"},
     "referring": {"text": "the table"},
     "normals": {"source": "depth"},
-    "panoptic": {"labels": LABELS, "thing_labels": LABELS[3:], "refine": "guided"},
+    "panoptic": {"refine": "guided"},  # with the classes of the checkpoint
 }
 
 
