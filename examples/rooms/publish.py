@@ -151,7 +151,7 @@ def mix_weights(model: DenseMLLMForConditionalGeneration, before: Path, share: f
     Robust fine-tuning of zero-shot models, arXiv 2109.01903. Rows of tokens that were added stay as they are.
     """
     start = DenseMLLMForConditionalGeneration.from_pretrained(before, dtype=torch.float32).state_dict()
-    for name, values in model.state_dict().items():
+    for name, values in model.named_parameters():  # those that are tied come once
         own = start[name]
         values[: len(own)].lerp_(own, 1 - share)
 
