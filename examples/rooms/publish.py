@@ -29,7 +29,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
@@ -158,6 +157,8 @@ def mix_weights(model: DenseMLLMForConditionalGeneration, before: Path, share: f
 
 def draw_curve(history: list[dict], path: Path) -> None:
     """The losses of the whole model; a gap where one run ended and the next began."""
+    import matplotlib.pyplot as plt  # of the extra `rooms`; means of weights need none
+
     plt.switch_backend("Agg")
 
     rows = [row for row in history if "ntp_m_loss" in row]
