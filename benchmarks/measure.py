@@ -19,6 +19,8 @@ from collections.abc import Callable
 
 import torch
 
+from densemllm.loading_densemllm import computes_bfloat16
+
 
 def seconds(call: Callable, repeats: int = 5, warmup: int = 1) -> float:
     """Median wall-clock seconds of `call`, after `warmup` calls that don't count."""
@@ -40,6 +42,16 @@ def paired_seconds(*calls: Callable, repeats: int = 5) -> list[float]:
         for call, own in zip(calls, times, strict=True):
             own.append(seconds(call, repeats=1, warmup=1 if index == 0 else 0))
     return [statistics.median(own[1:]) for own in times]
+
+
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16; float32 on a CPU that emulates it, which would be what any benchmark measured."""
+    return torch.bfloat16 if computes_bfloat16(device) else torch.float32
+
+
+def autocast(device: torch.device | str) -> torch.autocast:
+    """Products in [`fast_dtype`]."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=computes_bfloat16(device))
 
 
 def relative_error(own: torch.Tensor, expected: torch.Tensor) -> float:

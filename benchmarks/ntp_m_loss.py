@@ -29,7 +29,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from measure import extra_bytes, paired_seconds, relative_error
+from measure import extra_bytes, fast_dtype, paired_seconds, relative_error
 from torch import nn
 
 from densemllm.files import OVERWRITE_HELP, check_outputs_of_script
@@ -181,7 +181,10 @@ def main() -> None:
         check_outputs_of_script(parser, [args.curve], overwrite=args.overwrite, argument="--curve")
         return curve(args, device)
     results = measure(args, torch.float32, device)
-    measure(args, torch.bfloat16, device)
+    if fast_dtype(device) == torch.bfloat16:
+        measure(args, torch.bfloat16, device)
+    else:
+        print("\ntorch.bfloat16: emulated by this CPU, not measured")
     print("\n" + json.dumps({name: round(value, 3) for name, value in results.items()}))
 
 

@@ -31,6 +31,7 @@ import time
 from pathlib import Path
 
 import torch
+from measure import fast_dtype
 from predict_dense import make_image, make_model
 from safetensors.torch import save_file
 
@@ -83,9 +84,9 @@ def make_source(folder: Path, layers: int | None, shards: int = 3) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def load_and_predict(folder: Path) -> dict:
+def load_and_predict(folder: Path, dtype: torch.dtype) -> dict:
     start = time.perf_counter()
-    model = DenseMLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = DenseMLLMForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     loaded = time.perf_counter()
     image = make_image(480, 640)
     prediction = model.predict_dense(image, task=("segmentation", "depth"), labels=["wall", "floor", "chair"])
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the two checkpoints are written; removed afterwards")
     parser.add_argument("--quick", action="store_true", help="one layer of everything (1.9 GB on disk)")
     args = parser.parse_args()
+    dtype = fast_dtype("cpu") if args.quick else torch.bfloat16  # all of it in float32 would be 21 GB
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
         _, made, _ = in_own_process(make_source, folder / "source", 1 if args.quick else None)
@@ -137,7 +139,7 @@ def main() -> None:
         _, seconds, peak = in_own_process(convert, str(folder / "source"), str(folder / "out"))
         print(f"converted in {seconds:.0f} s, peak memory {peak:.2f} GiB", flush=True)
         shutil.rmtree(folder / "source")
-        results, _, use_peak = in_own_process(load_and_predict, folder / "out")
+        results, _, use_peak = in_own_process(load_and_predict, folder / "out", dtype)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"{results['parameters'] / 1e9:.2f} billion parameters, loaded in {results['load_seconds']:.1f} s")

@@ -39,6 +39,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import autocast
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -95,7 +96,7 @@ def train(model: DenseMLLMForConditionalGeneration, args: argparse.Namespace, id
         batch = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, (steps + 1) / 30) * (1 - done)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with autocast(model.device):
             loss = model(**batch).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

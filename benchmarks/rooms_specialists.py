@@ -37,6 +37,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import autocast
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
@@ -143,7 +144,7 @@ def train(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
         batch = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             loss = loss_of(model, batch, depth_loss)
         optimizer.zero_grad()
         loss.backward()

@@ -16,9 +16,9 @@ against `sdpa`), and the tower alone against the whole model.
 
     python benchmarks/rooms_step.py [--quick]
 
-Forward and backward in bfloat16 of the same batch of views with classes, depth and expressions, without the optimiser,
-in turn. Ends with one line of JSON: seconds of each, `tower_sdpa_over_eager`, `whole_sdpa_over_eager`, and
-`whole_over_tower`, with `eager`.
+Forward and backward of the same batch of views with classes, depth and expressions, in bfloat16 where that is fast,
+without the optimiser, in turn. Ends with one line of JSON: seconds of each, `tower_sdpa_over_eager`,
+`whole_sdpa_over_eager`, and `whole_over_tower`, with `eager`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import paired_seconds
+from measure import autocast, fast_dtype, paired_seconds
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
 from densemllm.formats.folders import load_samples
@@ -62,7 +62,7 @@ def main() -> None:
         tower = model.model.vision_tower
 
         def step(read, model=model):
-            with torch.autocast(device, torch.bfloat16):
+            with autocast(device):
                 loss = read()
             loss.backward()
             model.zero_grad()
@@ -73,7 +73,10 @@ def main() -> None:
         steps[f"tower_{attention}"] = partial(step, read_tower)
         steps[f"whole_{attention}"] = partial(step, lambda model=model: model(**batch).loss)
     results = dict(zip(steps, paired_seconds(*steps.values(), repeats=repeats), strict=True))
-    print(f"{device}, {torch.get_num_threads()} threads, {batch_size} views, {len(batch['pixel_values'])} patches")
+    print(
+        f"{device}, {torch.get_num_threads()} threads, {fast_dtype(device)}, {batch_size} views, "
+        f"{len(batch['pixel_values'])} patches"
+    )
     for name, value in results.items():
         print(f"  {name:12} {1000 * value:8.0f} ms")
     ratios = {
