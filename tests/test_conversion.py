@@ -146,6 +146,7 @@ def test_source_loads_as_it_is(converted, tmp_path):
     assert torch.equal(again.lm_head.weight, direct.lm_head.weight)
 
 
+@pytest.mark.slow
 def test_folder_is_complete(converted):
     folder, config, _, model = converted
     names = {path.name for path in (folder / "out").iterdir()}
@@ -257,6 +258,7 @@ def test_released_geometry_is_the_default():
     assert config.vision_config.to_dict() == default.vision_config.to_dict()
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_that_looks_finished(tmp_path):
     released.make_source(tmp_path / "source")
     code = (

@@ -29,6 +29,7 @@ def stored(folder) -> dict:
     return {key: weight for file in folder.glob("*.safetensors") for key, weight in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_the_second_of_two_conversions_ends_with_a_sentence(source, tmp_path, monkeypatch, capsys):
     started, go_on = threading.Event(), threading.Event()
     write = conversion.write_weights

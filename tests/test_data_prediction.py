@@ -208,6 +208,7 @@ def test_nothing_is_written_where_something_is_or_cannot_be_asked(images, model_
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_images(images, model_folder, tmp_path):
     """A process each half of them; together what one alone finds."""
     words = ["predict", images, "--model", model_folder, "--labels", LABELS, "--save_every", "1", "--device", "cpu"]

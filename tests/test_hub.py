@@ -146,6 +146,7 @@ AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(s
 )
 
 
+@pytest.mark.slow
 def test_a_model_takes_along_all_the_code_that_its_config_names(original, tmp_path):
     """Also one that was loaded by a process that had no other class of the checkpoint."""
     original[0].save_pretrained(tmp_path / "first")

@@ -50,6 +50,7 @@ def assert_same(images, atol: float = 1e-5, **kwargs) -> None:
 # ---- opted into, never by itself ----
 
 
+@pytest.mark.slow
 def test_nothing_imports_it_unasked():
     code = (
         "import sys, densemllm; from densemllm import processing_densemllm, prediction_densemllm; "

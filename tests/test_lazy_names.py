@@ -35,6 +35,7 @@ def test_other_names_are_not():
         from densemllm import DenseNothing  # noqa: F401
 
 
+@pytest.mark.slow
 def test_predictions_load_nothing_of_it():
     code = (
         "import sys, densemllm; loaded = {'datasets', 'densemllm.training', 'densemllm.formats'} & set(sys.modules); "

@@ -71,6 +71,7 @@ def test_a_card_shows_predictions(trained):
     assert (folder / SHEET).stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_the_snippet_of_a_card_runs(trained):
     folder, _ = trained
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)

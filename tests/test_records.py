@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -137,7 +138,8 @@ def test_a_pool_that_loads_remote_code(model, tmp_path):
     model.get_processor().save_pretrained(tmp_path / "checkpoint")
     IMAGE.save(tmp_path / "image.png")
     (tmp_path / "worker.py").write_text(WORKER)
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment["OMP_NUM_THREADS"] = "1"
     subprocess.run([sys.executable, "worker.py", "checkpoint"], cwd=tmp_path, check=True, timeout=120, env=environment)
     prediction, encoded = pickle.loads((tmp_path / "result.pickle").read_bytes())
     assert_same(DensePrediction.from_dict(prediction), model.predict_dense(IMAGE, "depth"))

@@ -336,6 +336,7 @@ def loaded(folder):
     return model.config.ntp_m_top_k, float(model.lm_head.weight.flatten()[0].detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", ["neither", "old", "new"])
 def test_a_kill_while_saving_over_an_older_model_leaves_no_mixture(processor, tmp_path, monkeypatch, sharded):
     old, new = (make_model(processor, seed=seed, ntp_m_top_k=top_k) for seed, top_k in ((0, 8), (1, 5)))
@@ -362,6 +363,7 @@ def test_a_kill_while_saving_over_an_older_model_leaves_no_mixture(processor, tm
     assert set(results) <= whole | {None} and None in results
 
 
+@pytest.mark.slow
 def test_a_kill_while_rotating_leaves_whole_checkpoints(processor, tmp_path, monkeypatch):
     for moment in (0, 1, 2, 4, 8, 1000):
         folder = tmp_path / str(moment)
