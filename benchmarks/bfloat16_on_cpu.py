@@ -40,14 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="checkpoints/densemllm-rooms")
     parser.add_argument("--data", default="examples/rooms/sample", help="folder that render.py wrote")
-    parser.add_argument("--quick", action="store_true", help="once each: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="once each, of one view: shows that it runs")
     args = parser.parse_args()
     repeats = 1 if args.quick else 3
     processor = DenseMLLMProcessor.from_pretrained(args.model)
     id2label = load_id2label(str(Path(args.data) / "id2label.json"))
     columns = ("image", "segmentation", "depth", "focal_length")
     data = DenseDataset(DenseSource(load_samples(args.data, "train"), None, id2label, 0.002, columns=columns))
-    samples = [data[place] for place in range(2)]
+    samples = [data[place] for place in range(1 if args.quick else 2)]
     batch = DenseCollator(processor, candidates="labels")(samples)
     models = {
         dtype: DenseMLLMForConditionalGeneration.from_pretrained(

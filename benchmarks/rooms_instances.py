@@ -62,10 +62,11 @@ COORDINATES = 32
 WAYS = ("components", "near", "votes", "guided_components", "guided")
 
 
-def make_optimizer(model: nn.Module) -> MuonWithAdamW:
-    """Muon for the inner matrices, AdamW for embeddings, norms and biases, as the checkpoint was trained."""
+def make_optimizer(model: DenseMLLMForConditionalGeneration, learner: nn.Module | None = None) -> MuonWithAdamW:
+    """Muon for inner matrices, AdamW for embeddings, norms and biases, as the checkpoint was trained: of the model, or
+    of a `learner` that has it."""
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in (learner or model).parameters() if parameter.requires_grad]
     inner = [parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in ends]
     decayed = [parameter for parameter in parameters if parameter.ndim > 1 and id(parameter) in ends]
     others = [parameter for parameter in parameters if parameter.ndim < 2]
