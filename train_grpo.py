@@ -101,6 +101,7 @@ NOT_TAKEN = {
     "random_scale": "what is true of places would not be scaled with the image",
     "crop_size": "what is true of places would not be cropped with the image",
     "flip_probability": "what is true of places would not be mirrored with the image",
+    "max_num_patches": "the processor of the checkpoint says it for questions, too",
     "test_split": "measure the model with `evaluate_densemllm.py`",
     "model_id2label": "the model keeps its class names",
 }

@@ -227,6 +227,10 @@ class DataArguments:
         default=0.0,
         metadata={"help": "augmentation: strength of exposure, noise, blur, JPEG and what else cameras do"},
     )
+    max_num_patches: int | None = field(
+        default=None,
+        metadata={"help": "of an image in a batch; larger ones are read smaller. What is saved keeps its own"},
+    )
     own_options: list[dict] = field(init=False)  # of each data set, by name
     is_measured: bool = field(init=False, default=False)  # see `DenseSource`
     images_alone: bool = field(init=False, default=False)  # see `load_samples`
@@ -649,6 +653,7 @@ def main(arguments: list[str] | None = None) -> dict:
             candidates=data_args.candidates,
             min_label_share=data_args.min_label_share,
             image_tokenizer=image_tokenizer,
+            max_num_patches=data_args.max_num_patches,
         ),
         processing_class=processor,
         id2label=names,

@@ -589,6 +589,7 @@ def test_configuration_file_and_command_line(tmp_path, start):
         ({"load_in_4bit": True}, "`load_in_4bit` needs CUDA"),
         ({"dataset_weights": [1.0, 2.0]}, "`dataset_weights`"),
         ({"random_scale": [2.0, 1.0]}, "`scale`"),
+        ({"max_num_patches": 0}, "`max_num_patches` must be"),
         (
             {"freeze_vision_tower": True, "freeze_projector": True, "freeze_language_model": True},
             "every part is frozen",
@@ -599,6 +600,15 @@ def test_arguments_that_cannot_be_used_are_named(tmp_path, start, kwargs, messag
     with pytest.raises(ValueError, match=message):
         run_script(tmp_path, start, **kwargs)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_batches_are_capped_and_those_of_the_saved_processor_are_not(processor):
+    own, samples = processor.image_processor.max_num_patches, make_samples(3)
+    free, capped = (
+        DenseCollator(processor, ID2LABEL, max_num_patches=cap)(samples)["image_grid_thw"].prod(dim=1)
+        for cap in (None, 6)
+    )
+    assert free.max() > 6 >= capped.max() and processor.image_processor.max_num_patches == own
 
 
 @pytest.mark.slow

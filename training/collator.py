@@ -14,6 +14,7 @@
 
 """Samples to batches: packed patches, padded text and targets for both losses."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ import PIL.Image
 import torch
 
 from ..chat_densemllm import read_parts
+from ..checks_densemllm import check_count
 from ..crops_densemllm import Corners, crop_box
 from ..loss_densemllm import IGNORED
 from ..processing_densemllm import DenseMLLMProcessor
@@ -55,6 +57,10 @@ class DenseCollator:
         candidates, min_label_share: see `DenseMLLMProcessor.encode_annotations`.
         image_tokenizer: makes the `codes` of samples that bring none, of their image as the model gets it, after all
             changes in training; not of crops.
+        max_num_patches: of an image, at most, where that is not what the processor says; larger ones are read smaller.
+
+    Raises:
+        ValueError: a `max_num_patches` that is less than one vision token's.
     """
 
     def __init__(
@@ -68,7 +74,13 @@ class DenseCollator:
         ignore_index: int = IGNORE_INDEX,
         thing_labels: Sequence[str | int] | None = None,
         image_tokenizer: ImageTokenizer | None = None,
+        max_num_patches: int | None = None,
     ):
+        if max_num_patches is not None:
+            processor = copy.copy(processor)
+            processor.image_processor = copy.copy(processor.image_processor)
+            processor.image_processor.max_num_patches = check_count("max_num_patches", max_num_patches)
+            processor.image_processor.get_resized_size(1, 1)  # names a cap below one token's
         self.processor = processor
         self.id2label = None if id2label is None else processor.normalize_labels(id2label)
         self.depth_range = depth_range

@@ -96,9 +96,10 @@ The validation and test rooms have furniture that no training room has. The comm
 
 # Of a checkpoint that was published, whose runs go on.
 VARIED = """
-The last run has varied rooms, too (`render.py --variety`), seen by cameras of all kinds (`--camera_effects`), and
-learns the centres of objects; the published weights are {share:.0%} of what it came to and {rest:.0%} of what it
-started from."""
+From the fourth run on, varied rooms are seen, too (`render.py --variety`), by cameras of all kinds
+(`--camera_effects`), and the centres of objects are learned.{mean}"""
+MEAN = """ The published weights are {share:.0%} of what the last run
+came to and {rest:.0%} of what it started from."""
 
 
 class Runs(NamedTuple):
@@ -239,7 +240,9 @@ def main() -> None:
     text = CARD.format(
         parameters=parameters / 1e6, size=2 * parameters / 1e6, classes=len(model.config.id2label),
         samples=runs.samples, steps=runs.steps, minutes=args.minutes or runs.minutes, runs="\n".join(runs.table),
-        varied="" if args.before is None else VARIED.format(share=args.share, rest=1 - args.share),
+        varied="" if args.before is None else VARIED.format(
+            mean="" if args.share == 1 else MEAN.format(share=args.share, rest=1 - args.share)
+        ),
         cell=processor.image_processor.patch_size * processor.image_processor.merge_size,
         focal=focal, width=round(focal * ROOM_WIDTH / ROOM_FOCAL_LENGTH, -1),
     )  # fmt: skip

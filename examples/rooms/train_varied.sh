@@ -6,7 +6,7 @@
 #   bash examples/rooms/train_varied.sh train      # trains; again, goes on at the last checkpoint, until max_steps
 #   bash examples/rooms/train_varied.sh measure    # on the test rooms
 #
-# What stands after the word goes to train_hf.py or evaluate_densemllm.py: --max_steps 9000
+# What stands after the word goes to train_hf.py or evaluate_densemllm.py: --max_steps 3000
 set -euo pipefail
 word=${1:-}
 shift || true
@@ -36,7 +36,8 @@ data)
         run "$python" examples/rooms/render.py --workers "$cores" "$@"
     }
     # The shards that are there stay. Training rooms come before what is measured on.
-    render --split train --rooms "${VARIED_ROOMS:-2100}" --variety 1 --output_dir "$out/varied"
+    render --split train --rooms "${VARIED_ROOMS:-1200}" --variety 1 --output_dir "$out/varied"
+    render --split train --rooms "${PLAIN_ROOMS:-800}" --output_dir "$out/plain"
     render --split test --rooms "${HELD_ROOMS:-200}" --output_dir "$out/data"
     echo "all rooms are there"
     ;;
