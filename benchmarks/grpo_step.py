@@ -17,7 +17,7 @@ answer, `DenseGRPOTrainer`, which encodes an image once for all of them, and the
     python benchmarks/grpo_step.py [--quick]
 
 Answers are made, rewarded and learned from, without the dense loss and the optimiser; the same questions, in turn, in
-bfloat16. Ends with one line of JSON: seconds of each, and those of TRL's trainer over the others'.
+bfloat16 where that is fast. Ends with one line of JSON: seconds of each, and those of TRL's trainer over the others'.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import paired_seconds
+from measure import fast_dtype, paired_seconds
 from trl import GRPOConfig, GRPOTrainer
 
 from densemllm import DenseMLLMForConditionalGeneration, DenseMLLMProcessor
@@ -53,7 +53,7 @@ def main() -> None:
     data = DenseDataset(DenseSource(load_samples(options.data, "train"), None, id2label, columns=columns))
     questions = make_prompts(data, processor)
     rows = [questions[place] for place in range(n_questions) for _ in range(n_answers)]
-    steps = {}
+    steps, device = {}, "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         for name, kind, more in (
             ("trl", GRPOTrainer, {}),
@@ -62,7 +62,8 @@ def main() -> None:
         ):
             args = GRPOConfig(
                 folder, per_device_train_batch_size=len(rows), num_generations=n_answers, max_completion_length=64,
-                bf16=True, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, report_to="none",
+                bf16=fast_dtype(device) == torch.bfloat16, use_cpu=device == "cpu", gradient_checkpointing=False,
+                report_to="none",
             )  # fmt: skip
             model = DenseMLLMForConditionalGeneration.from_pretrained(
                 options.model, dtype=torch.float32, attn_implementation="eager"

@@ -127,11 +127,19 @@ def by_token(height: int, width: int, edge: int) -> torch.Tensor:
     return places.transpose(1, 2).flatten()
 
 
+def read_data(
+    args: argparse.Namespace, split: str, id2label: dict[int, str], augmentation: Augmentation | None = None
+) -> DenseDataset:
+    rows = load_samples(args.data, split)
+    return DenseDataset(DenseSource(rows, None, id2label, args.depth_scale, columns=COLUMNS), augmentation)
+
+
 def train(learner: Cells, args: argparse.Namespace, id2label: dict[int, str]) -> float:
     """Train on the same samples in the same order whatever the learner; gives back the seconds."""
     model = learner.model
-    source = DenseSource(load_samples(args.train_data or args.data, "train"), None, id2label, 0.002, columns=COLUMNS)
-    data = DenseDataset(source, Augmentation(tuple(args.train_scales), flip_probability=0.5, color_jitter=0.4))
+    data = read_data(
+        args, "train", id2label, Augmentation(tuple(args.train_scales), flip_probability=0.5, color_jitter=0.4)
+    )
     make_batch, optimizer = Batches(model.get_processor()), make_optimizer(model, learner.train())
     rates = [group["lr"] for group in optimizer.param_groups]
     start, losses, order = time.monotonic(), [], []
@@ -161,7 +169,7 @@ def evaluate(learner: Cells, args: argparse.Namespace, id2label: dict[int, str])
     """Classes and depth of the held-out views, resized in both ways."""
     model = learner.eval().model
     processor = model.get_processor()
-    data = DenseDataset(DenseSource(load_samples(args.data, "validation"), None, id2label, 0.002, columns=COLUMNS))
+    data = read_data(args, "validation", id2label)
     collate, labels = DenseCollator(processor, candidates=CANDIDATES), processor.known_label_ids(id2label)
     ids = [*labels, *([token] for token in processor.depth_token_ids)]
     metrics = {way: (SegmentationMetrics(len(id2label)), DepthMetrics()) for way in ("bilinear", "guided")}
@@ -182,8 +190,8 @@ def evaluate(learner: Cells, args: argparse.Namespace, id2label: dict[int, str])
             "guided": (guided_segmentation(classes, image)[0], guided_resize(metres[None], image)[0]),
         }
         for way, (segmentation, depth) in found.items():
-            metrics[way][0].add(segmentation, np.asarray(sample["segmentation"]))
-            metrics[way][1].add(depth, np.asarray(sample["depth"]))
+            metrics[way][0].add(segmentation, sample["segmentation"])
+            metrics[way][1].add(depth, sample["depth"])
     results = {}
     for way, own in metrics.items():
         values = {**own[0].compute(), **own[1].compute()}
@@ -195,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="checkpoints/densemllm-rooms")
     parser.add_argument("--data", default="examples/rooms/sample", help="folder that render.py wrote")
-    parser.add_argument("--train_data", help="folder with other training rooms")
+    parser.add_argument("--depth_scale", type=float, default=0.002, help="metres a unit")
     parser.add_argument("--views", type=int, default=133)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch_size", type=int, default=8)

@@ -590,6 +590,7 @@ def test_configuration_file_and_command_line(tmp_path, start):
         ({"dataset_weights": [1.0, 2.0]}, "`dataset_weights`"),
         ({"random_scale": [2.0, 1.0]}, "`scale`"),
         ({"max_num_patches": 0}, "`max_num_patches` must be"),
+        ({"max_num_patches": 3}, "one vision token"),
         (
             {"freeze_vision_tower": True, "freeze_projector": True, "freeze_language_model": True},
             "every part is frozen",
